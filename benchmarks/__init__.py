@@ -1,0 +1,1 @@
+"""notewave.benchmarks"""

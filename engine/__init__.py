@@ -1,0 +1,49 @@
+"""notewave: MIDI to music by spectrogram diffusion.
+
+Submodules are imported when a name is first used, so that ``import notewave`` and ``notewave.tokenize`` stay light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from notewave.audio import Audio
+    from notewave.errors import BackendError, MidiError, NotewaveError, OutputError, SamplingError, VoiceError
+    from notewave.midi import tokenize
+    from notewave.synthesizer import Synthesizer
+    from notewave.voice import Voice, bundled_voices
+
+__all__ = [
+    "Audio",
+    "BackendError",
+    "MidiError",
+    "NotewaveError",
+    "OutputError",
+    "SamplingError",
+    "Synthesizer",
+    "Voice",
+    "VoiceError",
+    "bundled_voices",
+    "tokenize",
+]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Audio": "audio",
+    "Synthesizer": "synthesizer",
+    "Voice": "voice",
+    "bundled_voices": "voice",
+    "tokenize": "midi",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'notewave' has no attribute {name!r}")
+    return getattr(import_module(f"notewave.{_HOMES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

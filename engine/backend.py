@@ -1,0 +1,81 @@
+"""What a backend is: it loads a voice's graphs, owns the buffers and runs them. A song's story is told above it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from notewave.codec import PAD, Tokens
+from notewave.errors import BackendError
+from notewave.kernels.reference import philox_normal
+from notewave.samplers import SamplerTable
+from notewave.voice import Voice
+
+FloatArray = NDArray[np.float32]
+log = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "cpu", "cuda", "tensorrt")
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a batch of B songs is to be denoised, the same from its first segment to its last."""
+
+    table: SamplerTable
+    guidance: float
+    seeds: tuple[int, ...]  # one a song: B
+    noise: FloatArray | None  # [draws, T, M] in drawing order, instead of the seeds' noise; B is 1 then
+    on_step: Callable[[], object] | None = None  # called after every denoising step
+
+    def draw(self, segment: int, draw: int, out: FloatArray) -> None:
+        """Fill out [B, T, M] with one draw of one segment."""
+        if self.noise is not None:
+            out[0] = self.noise[segment * self.table.draws + draw]
+            return
+        for seed, row in zip(self.seeds, out, strict=True):
+            philox_normal(seed, segment, draw, row)
+
+
+class Run(Protocol):
+    """A batch of songs under way: each segment's mel becomes the context of the next."""
+
+    def denoise(self, tokens: Sequence[Tokens]) -> FloatArray:
+        """Next segment of each song, B token arrays -> mel [B, T, M] in the networks' range, valid until the next."""
+
+
+class Backend(Protocol):
+    """One voice on one device."""
+
+    name: str
+
+    def start(self, job: Job) -> AbstractContextManager[Run]:
+        """Prepare the schedule and begin a batch of songs; runs may be under way side by side."""
+
+    def vocode(self, mel: FloatArray, frame: int) -> FloatArray:
+        """Log-mel [B, V, M], whose first frame is the song's frame ``frame`` -> audio [B, HOP * V]."""
+
+
+def pad_tokens(tokens: Sequence[Tokens], length: int | None = None) -> NDArray[np.int32]:
+    """Token arrays of B songs -> int32 [B, N], padded to the longest or to ``length``."""
+    padded = np.full((len(tokens), length or max(map(len, tokens))), PAD, np.int32)
+    for row, sequence in zip(padded, tokens, strict=True):
+        row[: len(sequence)] = sequence
+    return padded
+
+
+def open_backend(name: str, voice: Voice, threads: int | None, options: dict[str, Any]) -> Backend:
+    """Backend by name; "auto" takes the best that works here and logs why. Raises BackendError when it cannot run."""
+    from notewave import ort_backend
+
+    if name not in BACKENDS:
+        raise BackendError(f"there is no backend {name!r}. Choose one of {', '.join(BACKENDS)}.")
+    if name == "auto":
+        name = "cuda" if "cuda" in ort_backend.usable_devices() else "cpu"
+        log.info("backend auto: taking %s", name)
+    return ort_backend.OrtBackend(voice, name, threads, options)

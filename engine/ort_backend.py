@@ -1,0 +1,288 @@
+"""ONNX Runtime: the voice's graphs on the CPU, or on a GPU by its CUDA provider, bound to buffers allocated once."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes.util
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from notewave.backend import FloatArray, Job, pad_tokens
+from notewave.codec import PAD, Tokens
+from notewave.contracts import Contract, contracts, keys_values
+from notewave.errors import BackendError, VoiceError
+from notewave.kernels.reference import sampler_step
+from notewave.mel import FRAMES, MELS
+from notewave.samplers import SamplerTable
+from notewave.voice import Voice
+
+try:
+    import onnxruntime
+except ImportError as error:
+    raise BackendError(
+        "ONNX Runtime is not installed, and every backend but TensorRT needs it. "
+        "Install notewave[cpu], or notewave[gpu] on a machine with an NVIDIA GPU."
+    ) from error
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+KEPT_SCHEDULES = 4  # FiLM tables kept for the schedules used last
+
+
+def usable_devices() -> list[str]:
+    """Which of PROVIDERS this machine can run."""
+    has_driver = ctypes.util.find_library("cuda") is not None
+    available = onnxruntime.get_available_providers()
+    return [device for device, name in PROVIDERS.items() if name in available and (device == "cpu" or has_driver)]
+
+
+class Graph:
+    """One ONNX graph in a session, held to its contract."""
+
+    def __init__(
+        self, path: Path, contract: Contract, device: str, threads: int | None, options: dict[str, Any]
+    ) -> None:
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads or 0
+        settings.inter_op_num_threads = 1
+        settings.log_severity_level = 3
+        providers = [(PROVIDERS[device], options), (PROVIDERS["cpu"], {})][: 1 if device == "cpu" else 2]
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
+        except Exception as error:  # ONNX Runtime raises many types of its own
+            raise VoiceError(f"{path} does not load in ONNX Runtime ({error}). Export the voice again.") from error
+        self.device = device
+        _check_contract(path, contract, self.session)
+
+    def run(self, inputs: dict[str, NDArray[Any]]) -> list[FloatArray]:
+        """Run on host arrays, into new host arrays."""
+        outputs: list[FloatArray] = self.session.run(None, inputs)
+        return outputs
+
+
+class Slab:
+    """Float32 memory on the device, taken once; the pages of a CPU slab cost nothing until they are written."""
+
+    def __init__(self, size: int, device: str) -> None:
+        if device == "cpu":
+            self.memory: Any = np.empty(size, np.float32)
+            self.pointer = int(self.memory.ctypes.data)
+        else:
+            self.memory = onnxruntime.OrtValue.ortvalue_from_shape_and_type([size], np.float32, device, 0)
+            self.pointer = int(self.memory.data_ptr())
+
+
+class OrtBackend:
+    """One voice on one ONNX Runtime provider; graphs are shared by all backends alike on the same voice."""
+
+    def __init__(self, voice: Voice, device: str, threads: int | None, options: dict[str, Any]) -> None:
+        if device not in usable_devices():
+            raise BackendError(
+                f"backend {device!r} cannot run here: ONNX Runtime offers {', '.join(usable_devices())}. "
+                "A GPU needs its driver and notewave[gpu] (onnxruntime-gpu in the place of onnxruntime)."
+            )
+        self.name = device
+        self.voice = voice
+        self.graphs = _shared_graphs(voice, device, threads, options)
+        self._idle: dict[int, list[Workspace]] = {}  # by batch
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def start(self, job: Job) -> Iterator[OrtRun]:
+        """Begin a batch of songs on buffers that no other run is using, and leave them to the next run."""
+        batch = len(job.seeds)
+        with self._lock:
+            idle = self._idle.setdefault(batch, [])
+            workspace = idle.pop() if idle else Workspace(self.voice, batch, self.name)
+        try:
+            yield OrtRun(self.graphs, workspace, job)
+        finally:
+            idle.append(workspace)
+
+    def vocode(self, mel: FloatArray, frame: int) -> FloatArray:
+        """See ``notewave.backend.Backend.vocode``."""
+        inputs: dict[str, NDArray[Any]] = {"mel": mel}
+        if self.voice.vocoder is not None and self.voice.vocoder.positional:
+            inputs["frame"] = np.array([frame], np.int64)
+        return self.graphs["vocoder"].run(inputs)[0]
+
+
+class Graphs:
+    """The sessions of a voice, each opened when first needed."""
+
+    def __init__(self, voice: Voice, device: str, threads: int | None, options: dict[str, Any]) -> None:
+        self._voice, self._device, self._threads, self._options = voice, device, threads, options
+        self._contracts = contracts(voice.dimensions, voice.vocoder is not None and voice.vocoder.positional)
+        self._open: dict[str, Graph] = {}
+        self._films: OrderedDict[bytes, FloatArray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getitem__(self, network: str) -> Graph:
+        with self._lock:
+            if network not in self._open:
+                self._open[network] = self._load(network)
+            return self._open[network]
+
+    def film(self, table: SamplerTable) -> FloatArray:
+        """FiLM scales and shifts of every step of a schedule [S, L, 2, 2, D], computed once.
+
+        Half of a decoder's weights serve only this, so their session is closed again at once.
+        """
+        key = table.time.tobytes()
+        with self._lock:
+            if key not in self._films:
+                self._films[key] = self._load("time_embedding").run({"time": table.time})[0]
+                if len(self._films) > KEPT_SCHEDULES:
+                    self._films.popitem(last=False)
+            self._films.move_to_end(key)
+            return self._films[key]
+
+    def _load(self, network: str) -> Graph:
+        path = self._voice.graph(network)
+        return Graph(path, self._contracts[network], self._device, self._threads, self._options)
+
+
+_graphs: weakref.WeakValueDictionary[tuple[Any, ...], Graphs] = weakref.WeakValueDictionary()
+
+
+def _shared_graphs(voice: Voice, device: str, threads: int | None, options: dict[str, Any]) -> Graphs:
+    checksums = tuple(sorted((name, record.sha256) for name, record in voice.files.items()))
+    key = (voice.folder.resolve(), checksums, device, threads, tuple(sorted(options.items())))
+    graphs = _graphs.get(key)
+    if graphs is None:
+        graphs = _graphs[key] = Graphs(voice, device, threads, options)
+    return graphs
+
+
+class Workspace:
+    """Every buffer that one run needs, for a batch of B songs."""
+
+    def __init__(self, voice: Voice, batch: int, device: str) -> None:
+        self.batch, self.device = batch, device
+        self.size = size = voice.dimensions
+        shape = (batch, FRAMES, MELS)
+        self.x = np.empty(shape, np.float32)
+        self.x0_previous = np.empty(shape, np.float32)
+        self.noise = np.empty(shape, np.float32)
+        self.prediction = np.empty(shape, np.float32)
+        self.unconditional = np.empty(shape, np.float32)
+        self.mask = np.empty(0, np.float32)
+        self.keys = 0  # J of the segment at hand
+        self._row = batch * size.heads * size.head_width  # floats a key or value takes in one layer
+        self._capacity = (size.max_tokens + FRAMES) * self._row
+        self.keys_values = Slab(2 * size.decoder_layers * self._capacity, device)
+
+    def bind_keys_values(self, bind: Callable[..., None]) -> None:
+        """Bind each layer's keys and values where they lie, as inputs or as outputs."""
+        shape = (self.batch, self.size.heads, self.keys, self.size.head_width)
+        for index, tensor in enumerate(keys_values(self.size)):
+            pointer = self.keys_values.pointer + 4 * index * self._capacity
+            bind(tensor.name, self.device, 0, np.float32, shape, pointer)
+
+
+class OrtRun:
+    """A batch of songs under way on ONNX Runtime."""
+
+    def __init__(self, graphs: Graphs, workspace: Workspace, job: Job) -> None:
+        self._graphs, self._space, self._job = graphs, workspace, job
+        self._film = graphs.film(job.table)
+        self._segment = 0
+
+    def denoise(self, tokens: Sequence[Tokens]) -> FloatArray:
+        """See ``notewave.backend.Run.denoise``."""
+        space, job = self._space, self._job
+        self._encode(pad_tokens(tokens))
+        guided = job.guidance != 1.0
+        passes = [self._bind("decoder", space.prediction)]
+        if guided:
+            passes.append(self._bind("unconditional_decoder", space.unconditional))
+        job.draw(self._segment, 0, space.x)
+        space.x0_previous.fill(0.0)
+        draws = 1
+        for step, (row, noisy) in enumerate(zip(job.table.rows, job.table.noisy, strict=True)):
+            for session, binding in passes:
+                _bind_host(binding.bind_input, "film", self._film[step : step + 1])
+                session.run_with_iobinding(binding)
+            if noisy:
+                job.draw(self._segment, draws, space.noise)
+                draws += 1
+            sampler_step(
+                space.x,
+                space.x0_previous,
+                space.prediction,
+                row,
+                space.noise if noisy else None,
+                space.unconditional if guided else None,
+                job.guidance,
+            )
+            if job.on_step is not None:
+                job.on_step()
+        self._segment += 1
+        return space.x
+
+    def _encode(self, tokens: NDArray[np.int32]) -> None:
+        """Tokens [B, N] and the last segment's mel -> mask, and keys and values of every decoder layer, in place."""
+        space = self._space
+        notes = self._graphs["note_encoder"].run({"tokens": tokens})[0]
+        context = np.empty((space.batch, 0, space.size.width), np.float32)
+        if self._segment:
+            context = self._graphs["context_encoder"].run({"mel": np.clip(space.x, -1.0, 1.0)})[0]
+        space.keys = notes.shape[1] + context.shape[1]
+        space.mask = np.zeros((space.batch, 1, 1, space.keys), np.float32)
+        space.mask[:, 0, 0, : tokens.shape[1]][tokens == PAD] = np.finfo(np.float32).min
+        session = self._graphs["cross_attention"].session
+        binding = session.io_binding()
+        binding.bind_cpu_input("notes", notes)
+        binding.bind_cpu_input("context", context)
+        space.bind_keys_values(binding.bind_output)
+        session.run_with_iobinding(binding)
+
+    def _bind(self, network: str, prediction: FloatArray) -> tuple[Any, Any]:
+        """A decoder's session, and a binding of everything but the step's FiLM."""
+        space = self._space
+        session = self._graphs[network].session
+        binding = session.io_binding()
+        _bind_host(binding.bind_input, "x", space.x)
+        _bind_host(binding.bind_output, "prediction", prediction)
+        if network == "decoder":
+            _bind_host(binding.bind_input, "mask", space.mask)
+            space.bind_keys_values(binding.bind_input)
+        return session, binding
+
+
+def _bind_host(bind: Any, name: str, array: FloatArray) -> None:
+    bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+
+
+def _check_contract(path: Path, contract: Contract, session: Any) -> None:
+    """Refuse a graph whose inputs or outputs are not those of its contract."""
+    for kind, expected, actual in (
+        ("inputs", contract.inputs, session.get_inputs()),
+        ("outputs", contract.outputs, session.get_outputs()),
+    ):
+        names = [tensor.name for tensor in expected]
+        if names != [node.name for node in actual]:
+            found = ", ".join(node.name for node in actual)
+            raise VoiceError(
+                f"{path} has the {kind} {found}, where {', '.join(names)} are due. Export the voice again."
+            )
+        for tensor, node in zip(expected, actual, strict=True):
+            if not _fits(tensor.shape, node.shape) or node.type != _ORT_TYPES[tensor.dtype]:
+                raise VoiceError(
+                    f"{path}: {tensor.name} is {node.type} {node.shape}, where {tensor.dtype} {list(tensor.shape)} is "
+                    "due. The voice's dimensions and its graphs disagree: export the voice again."
+                )
+
+
+_ORT_TYPES = {"float32": "tensor(float)", "int32": "tensor(int32)", "int64": "tensor(int64)"}
+
+
+def _fits(expected: tuple[int | str, ...], actual: list[int | str | None]) -> bool:
+    pairs = zip(expected, actual, strict=False)
+    return len(expected) == len(actual) and all(not isinstance(want, int) or want == have for want, have in pairs)

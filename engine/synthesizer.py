@@ -1,0 +1,172 @@
+"""The story of a song: tokens, segment by segment through the diffusion, and out through the vocoder."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from notewave.audio import Audio
+from notewave.backend import Job, open_backend
+from notewave.codec import EOS, EVENT_END, MAX_TOKENS, Tokens
+from notewave.errors import MidiError, SamplingError, VoiceError
+from notewave.mel import FRAMES, MELS, from_network
+from notewave.midi import MidiSource, tokenize
+from notewave.samplers import sampler_table
+from notewave.vocoder import GriffinLim, Vocode, VocoderStream
+from notewave.voice import VocoderTraits, Voice
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+FloatArray = NDArray[np.float32]
+Song: TypeAlias = (
+    MidiSource | Sequence[NDArray[np.integer]]
+)  # MIDI in any form that ``tokenize`` takes, or what it returned
+
+DEFAULT_VOICE = "piano"
+GRIFFIN_LIM = "griffin-lim"
+
+
+class SamplingOptions(TypedDict, total=False):
+    """What ``render``, ``stream`` and ``spectrogram`` take beside the song; what is left out comes from the voice."""
+
+    sampler: str | None  # a name in notewave.samplers.SAMPLERS
+    steps: int | None  # denoising steps of a segment
+    guidance: float | None  # classifier-free guidance weight; 1 is none, and costs nothing
+    seed: int  # 0 (the default) to 2**64 - 1; the same seed gives the same song on every backend
+    noise: FloatArray | None  # [draws, FRAMES, MELS] in drawing order, instead of the seed's noise
+    on_step: Callable[[], object] | None  # called after every denoising step
+
+
+class Synthesizer:
+    """A voice, ready to sing.
+
+    voice: a bundled voice's name, or a voice folder. backend: "cpu", "cuda", "tensorrt", or "auto" for the best that
+    works here. threads: CPU threads, all cores by default. vocoder: "griffin-lim" in the place of the voice's own.
+    provider_options: handed to ONNX Runtime's execution provider. Synthesizers over one voice share its networks; calls
+    on one synthesizer may run side by side. Raises VoiceError or BackendError when voice or backend cannot be used.
+    """
+
+    def __init__(
+        self,
+        voice: str | os.PathLike[str] = DEFAULT_VOICE,
+        *,
+        backend: str = "auto",
+        threads: int | None = None,
+        vocoder: str | None = None,
+        provider_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if vocoder not in (None, GRIFFIN_LIM):
+            raise VoiceError(
+                f"there is no vocoder {vocoder!r}. Leave it out for the voice's own, or say {GRIFFIN_LIM!r}."
+            )
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise SamplingError(f"threads is {threads!r}; it must be a whole number from 1, or None for all cores.")
+        self.voice = Voice.load(voice)
+        self._backend = open_backend(backend, self.voice, threads, dict(provider_options or {}))
+        self._griffin_lim = GriffinLim() if vocoder == GRIFFIN_LIM else None
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs."""
+        return self._backend.name
+
+    def render(self, song: Song, **options: Unpack[SamplingOptions]) -> Audio:
+        """The whole song as one Audio. Arguments and errors as in ``stream``."""
+        return Audio(np.concatenate([chunk.samples for chunk in self.stream(song, **options)]))
+
+    def stream(self, song: Song, **options: Unpack[SamplingOptions]) -> Iterator[Audio]:
+        """The song as Audio chunks, each as soon as it is final; joined they are what ``render`` gives.
+
+        Raises MidiError for a song that cannot be read, SamplingError for options out of range, VoiceError when the
+        voice has no vocoder: all before the first chunk is asked for.
+        """
+        tokens, job = self._prepare(song, options)
+        return self._stream(tokens, job, *self._vocoder())
+
+    def spectrogram(self, song: Song, **options: Unpack[SamplingOptions]) -> FloatArray:
+        """Log-mel float32 [256 frames a segment, 128 bins]; arguments and errors as in ``stream``, vocoder apart."""
+        tokens, job = self._prepare(song, options)
+        return np.concatenate(list(self._mels(tokens, job)))
+
+    def _stream(self, tokens: list[Tokens], job: Job, vocode: Vocode, traits: VocoderTraits) -> Iterator[Audio]:
+        vocoder = VocoderStream(vocode, traits)
+        for index, mel in enumerate(self._mels(tokens, job)):
+            samples = vocoder.push(mel, last=index == len(tokens) - 1)
+            if len(samples):
+                yield Audio(samples)
+
+    def _mels(self, tokens: list[Tokens], job: Job) -> Iterator[FloatArray]:
+        """Log-mel [T, M] of each segment."""
+        with self._backend.start(job) as run:
+            for segment in tokens:
+                yield from_network(run.denoise([segment])[0])
+
+    def _vocoder(self) -> tuple[Vocode, VocoderTraits]:
+        if self._griffin_lim is not None:
+            return self._griffin_lim, self._griffin_lim.traits
+        if self.voice.vocoder is None:
+            raise VoiceError(
+                f"voice {self.voice.name!r} has no vocoder, so it makes spectrograms only. "
+                f'Ask for vocoder="{GRIFFIN_LIM}", or export the voice again with --vocoder MODEL.onnx.'
+            )
+        return self._backend.vocode, self.voice.vocoder
+
+    def _prepare(self, song: Song, options: SamplingOptions) -> tuple[list[Tokens], Job]:
+        unknown = set(options) - set(SamplingOptions.__annotations__)
+        if unknown:
+            raise SamplingError(
+                f"unknown option {', '.join(sorted(unknown))}. Known: {', '.join(SamplingOptions.__annotations__)}."
+            )
+        tokens = _check_tokens(song) if isinstance(song, list | tuple) else tokenize(song)
+        recommended = self.voice.sampling
+        table = sampler_table(
+            options.get("sampler") or recommended.sampler,
+            recommended.steps if (steps := options.get("steps")) is None else steps,
+            self.voice.schedule,
+            self.voice.prediction,
+        )
+        guidance = recommended.guidance if (weight := options.get("guidance")) is None else weight
+        if not isinstance(guidance, int | float) or not math.isfinite(guidance):
+            raise SamplingError(f"guidance is {guidance!r}; it must be a finite number, 1 for none.")
+        seed = options.get("seed", 0)
+        if not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 64:
+            raise SamplingError(f"seed is {seed!r}; it must be an integer from 0 to 2**64 - 1.")
+        noise = options.get("noise")
+        if noise is not None:
+            noise = _check_noise(noise, len(tokens) * table.draws)
+        return tokens, Job(table, float(guidance), (int(seed),), noise, options.get("on_step"))
+
+
+def _check_tokens(song: Sequence[NDArray[np.integer]]) -> list[Tokens]:
+    if not song:
+        raise MidiError("the song has no segments. Give what notewave.tokenize returned.")
+    checked = []
+    for index, given in enumerate(song):
+        tokens = np.asarray(given)
+        if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not 1 <= len(tokens) <= MAX_TOKENS:
+            raise MidiError(
+                f"segment {index} is {tokens.dtype} {list(tokens.shape)}; it must be integers [1 to {MAX_TOKENS}], "
+                "as notewave.tokenize returns them."
+            )
+        if tokens[-1] != EOS or tokens.min() < EOS or tokens.max() >= EVENT_END or (tokens[:-1] == EOS).any():
+            raise MidiError(
+                f"segment {index} is no token sequence: ids are {EOS} to {EVENT_END - 1}, with one {EOS} at the end."
+            )
+        checked.append(tokens.astype(np.int32))
+    return checked
+
+
+def _check_noise(noise: FloatArray, draws: int) -> FloatArray:
+    noise = np.asarray(noise)
+    if noise.shape != (draws, FRAMES, MELS) or noise.dtype != np.float32 or not np.isfinite(noise).all():
+        raise SamplingError(
+            f"noise is {noise.dtype} {list(noise.shape)}; this song, sampler and step count draw "
+            f"finite float32 [{draws}, {FRAMES}, {MELS}]."
+        )
+    return noise

@@ -1,0 +1,91 @@
+"""NumPy twins of the CUDA kernels: what the CPU backend runs, and what the kernels are held to.
+
+Noise is counter-based (Philox 4x32-10, Salmon et al., SC 2011), so that a seed gives the same song on every backend,
+batch size and chunking: the key is the seed, the counter is (block of four elements, draw, segment, 0).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+Words = NDArray[np.uint32]
+
+PHILOX_ROUNDS = 10
+PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key after each round
+_LOW = np.uint64(0xFFFFFFFF)
+_32 = np.uint64(32)
+
+
+def philox(counter: tuple[NDArray[np.uint64], int, int, int], seed: int) -> list[NDArray[np.uint64]]:
+    """Four 32-bit words for each counter: first word an array [n] below 2**32, the others the same for all.
+
+    seed: 64 bits, the low half first in the key. Returns four arrays [n], held in uint64.
+    """
+    c0 = counter[0]
+    c1, c2, c3 = (np.full_like(c0, word) for word in counter[1:])
+    key = [seed & 0xFFFFFFFF, seed >> 32]
+    for _ in range(PHILOX_ROUNDS):
+        first, second = c0 * np.uint64(PHILOX_MULTIPLIERS[0]), c2 * np.uint64(PHILOX_MULTIPLIERS[1])
+        c0, c2 = (second >> _32) ^ c1 ^ np.uint64(key[0]), (first >> _32) ^ c3 ^ np.uint64(key[1])
+        c1, c3 = second & _LOW, first & _LOW
+        key = [(word + step) & 0xFFFFFFFF for word, step in zip(key, PHILOX_WEYL, strict=True)]
+    return [c0, c1, c2, c3]
+
+
+def philox_normal(seed: int, segment: int, draw: int, out: FloatArray) -> None:
+    """Fill ``out``, float32 of any shape, C-contiguous, with the standard normals of one draw of one segment.
+
+    Box-Muller on pairs of words: radius from 24 bits in (0, 1], angle from 24 bits in [0, 1), both exact in float32.
+    """
+    blocks = np.arange(-(-out.size // 4), dtype=np.uint64)
+    words = philox((blocks, draw, segment, 0), seed)
+    normals = np.empty((len(blocks), 4), np.float32)
+    for pair in (0, 2):
+        uniform = ((words[pair] >> np.uint64(8)) + np.uint64(1)).astype(np.float32) * np.float32(2**-24)
+        turn = (words[pair + 1] >> np.uint64(8)).astype(np.float32) * np.float32(2**-24)
+        radius = np.sqrt(np.float32(-2.0) * np.log(uniform))
+        angle = turn.astype(np.float64) * (2.0 * np.pi)  # float32 angles would cost seven bits near a full turn
+        normals[:, pair] = radius * np.cos(angle).astype(np.float32)
+        normals[:, pair + 1] = radius * np.sin(angle).astype(np.float32)
+    out.reshape(-1)[:] = normals.reshape(-1)[: out.size]
+
+
+def sampler_step(
+    x: FloatArray,
+    x0_previous: FloatArray,
+    prediction: FloatArray,
+    row: FloatArray,
+    noise: FloatArray | None = None,
+    unconditional: FloatArray | None = None,
+    guidance: float = 1.0,
+) -> None:
+    """One denoising step, in place: x [B, T, M] becomes the next x, x0_previous [B, T, M] this step's x0.
+
+    row: (p, q, a, b, c, d, e) of a sampler's table. With the model's guided output m,
+    x0 = clip(p x - q m, -1, 1) and x' = a x + b x0 + c x0_previous + d noise + e m.
+    """
+    p, q, a, b, c, d, e = row
+    model = prediction
+    if unconditional is not None:
+        weight = np.float32(guidance)
+        model = weight * prediction + (np.float32(1.0) - weight) * unconditional
+    x0 = p * x
+    x0 -= q * model
+    np.clip(x0, -1.0, 1.0, out=x0)
+    x *= a
+    x += b * x0
+    if c:
+        x += c * x0_previous
+    if d and noise is not None:
+        x += d * noise
+    if e:
+        x += e * model
+    x0_previous[...] = x0
+
+
+def pcm16(samples: FloatArray) -> NDArray[np.int16]:
+    """Audio in [-1, 1] to 16-bit PCM, rounded to nearest even, clipped."""
+    return np.rint(np.clip(samples, -1.0, 1.0) * np.float32(32767.0)).astype(np.int16)
