@@ -21,7 +21,7 @@ from notewave.errors import BackendError, VoiceError
 from notewave.kernels.reference import sampler_step
 from notewave.mel import FRAMES, MELS
 from notewave.samplers import SamplerTable
-from notewave.voice import Voice
+from notewave.voice import Voice, graph_name
 
 try:
     import onnxruntime
@@ -113,8 +113,11 @@ class OrtBackend:
         return self.graphs["vocoder"].run(inputs)[0]
 
 
+ALWAYS_NEEDED = ("note_encoder", "context_encoder", "cross_attention", "decoder", "vocoder")
+
+
 class Graphs:
-    """The sessions of a voice, each opened when first needed."""
+    """The sessions of a voice: those that every song needs opened at once, the others when first needed."""
 
     def __init__(self, voice: Voice, device: str, threads: int | None, options: dict[str, Any]) -> None:
         self._voice, self._device, self._threads, self._options = voice, device, threads, options
@@ -122,6 +125,9 @@ class Graphs:
         self._open: dict[str, Graph] = {}
         self._films: OrderedDict[bytes, FloatArray] = OrderedDict()
         self._lock = threading.Lock()
+        for network in ALWAYS_NEEDED:
+            if graph_name(network) in voice.files:
+                self._open[network] = self._load(network)
 
     def __getitem__(self, network: str) -> Graph:
         with self._lock:

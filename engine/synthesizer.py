@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 FloatArray = NDArray[np.float32]
-Song: TypeAlias = (
-    MidiSource | Sequence[NDArray[np.integer]]
-)  # MIDI in any form that ``tokenize`` takes, or what it returned
+# MIDI in any form that ``tokenize`` takes, or what it returned
+Song: TypeAlias = "MidiSource | Sequence[NDArray[np.integer]]"
 
 DEFAULT_VOICE = "piano"
 GRIFFIN_LIM = "griffin-lim"

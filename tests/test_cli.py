@@ -1,0 +1,76 @@
+"""The command as its user types it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from notewave.cli import main
+
+
+def test_render_writes_sound_and_picture(
+    vocoded_voice: Path, midi_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, plot = tmp_path / "song.wav", tmp_path / "song.png"
+    arguments = ["render", str(midi_folder / "piano_scale.mid"), "-o", str(out), "--voice", str(vocoded_voice)]
+    assert main([*arguments, "--steps", "2", "--sampler", "dpmpp-2m", "--backend", "cpu", "--plot", str(plot)]) == 0
+    report = capsys.readouterr().out
+    assert "real-time factor" in report
+    assert str(out) in report
+    samples, rate = soundfile.read(out)
+    assert rate == 16000
+    assert len(samples) % 81920 == 0
+    assert np.abs(samples).max() > 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_same_seed_same_file(vocoded_voice: Path, midi_folder: Path, tmp_path: Path) -> None:
+    files = []
+    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        out = tmp_path / f"{name}.wav"
+        song = str(midi_folder / "piano_scale.mid")
+        assert (
+            main(["render", song, "-o", str(out), "--voice", str(vocoded_voice), "--steps", "1", "--seed", seed]) == 0
+        )
+        files.append(out.read_bytes())
+    assert files[0] == files[1] != files[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["render", "missing.mid"], "missing.mid"),
+        (["render", "{song}", "--voice", "missing voice"], "no voice"),
+        (["render", "{song}", "--voice", "{voice}", "-o", "{folder}/no/out.wav"], "was not written"),
+        (["render", "{song}", "--voice", "{voice}", "-o", "{folder}/out.xyz"], "no known sound format"),
+        (["render", "{song}", "--voice", "{voice}", "-o", "{folder}/out.wav", "--steps", "0"], "steps"),
+        (["info", "missing voice"], "no voice"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_errors_are_one_line_and_leave_nothing(
+    vocoded_voice: Path,
+    midi_folder: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"song": midi_folder / "piano_scale.mid", "voice": vocoded_voice, "folder": tmp_path}
+    assert main([argument.format(**places) for argument in arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("notewave: ")
+    assert captured.err.count("\n") == 1
+    assert words in captured.err
+    assert captured.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_info_tells_the_voice(reference_voice: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(reference_voice)]) == 0
+    report = capsys.readouterr().out
+    assert "epsilon" in report
+    assert "checksums agree" in report

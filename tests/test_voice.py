@@ -1,0 +1,142 @@
+"""Voices are untrusted: what is broken or crooked is refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from notewave import Synthesizer, Voice, VoiceError
+from notewave.voice import DESCRIPTION, FileRecord
+
+
+@pytest.fixture
+def copy(reference_voice: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(reference_voice, tmp_path / "voice"))
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads((folder / DESCRIPTION).read_text())
+    change(content)
+    (folder / DESCRIPTION).write_text(json.dumps(content))
+
+
+def test_description_survives_a_round_trip(copy: Path) -> None:
+    voice = Voice.load(copy)
+    voice.save_description()
+    assert Voice.load(copy) == voice
+
+
+def test_missing_voice_names_the_bundled_ones(tmp_path: Path) -> None:
+    with pytest.raises(VoiceError, match="Bundled voices"):
+        Voice.load(tmp_path / "nowhere")
+
+
+def test_missing_file(copy: Path) -> None:
+    (copy / "decoder.onnx").unlink()
+    with pytest.raises(VoiceError, match=r"decoder\.onnx is missing"):
+        Voice.load(copy)
+
+
+def test_short_file(copy: Path) -> None:
+    content = (copy / "decoder.onnx").read_bytes()
+    (copy / "decoder.onnx").write_bytes(content[:-1])
+    with pytest.raises(VoiceError, match="cut short"):
+        Voice.load(copy)
+
+
+def test_changed_file(copy: Path) -> None:
+    content = bytearray((copy / "decoder.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / "decoder.onnx").write_bytes(content)
+    with pytest.raises(VoiceError, match="SHA-256"):
+        Voice.load(copy)
+
+
+@pytest.mark.parametrize("name", ["../outside.onnx", "/etc/hostname", "a/b.onnx", "", "..", "x\n"])
+def test_names_outside_the_folder(copy: Path, name: str) -> None:
+    (copy.parent / "outside.onnx").write_bytes(b"x")
+    edit(copy, lambda content: content["files"].update({name: {"bytes": 1, "sha256": "0" * 64}}))
+    with pytest.raises(VoiceError, match="not a plain file"):
+        Voice.load(copy)
+
+
+def test_links_outside_the_folder(copy: Path) -> None:
+    shutil.move(copy / "decoder.onnx", copy.parent / "decoder.onnx")
+    (copy / "decoder.onnx").symlink_to(copy.parent / "decoder.onnx")
+    with pytest.raises(VoiceError, match="not a plain file"):
+        Voice.load(copy)
+
+
+def set_path(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
+        *parents, last = path.split(".")
+        for parent in parents:
+            content = content[parent]
+        content[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("format", 99),
+        ("name", 5),
+        ("prediction", "noise"),
+        ("precision", "fp8"),
+        ("dimensions", None),
+        ("dimensions.width", 0),
+        ("dimensions.width", "64"),
+        ("dimensions.width", 1 << 40),
+        ("dimensions.frames", 128),
+        ("dimensions.extra", 1),
+        ("schedule.name", "linear"),
+        ("schedule.train_steps", -1),
+        ("sampling.steps", 0),
+        ("sampling.guidance", None),
+        ("vocoder", {"left_frames": -1, "right_frames": 0, "positional": False}),
+        ("vocoder", {"left_frames": 1, "right_frames": 0, "positional": False}),
+        ("files", []),
+        ("files", {}),
+        ("unknown", 1),
+    ],
+)
+def test_crooked_descriptions(copy: Path, path: str, value: Any) -> None:
+    edit(copy, set_path(path, value))
+    with pytest.raises(VoiceError, match=r"voice\.json"):
+        Voice.load(copy)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "[" * 100_000, '{"format": 1}', "\udc80".encode("utf-8", "surrogateescape")]
+)
+def test_no_description(copy: Path, text: str | bytes) -> None:
+    (copy / DESCRIPTION).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(VoiceError, match=r"voice\.json"):
+        Voice.load(copy)
+
+
+def test_huge_description(copy: Path) -> None:
+    (copy / DESCRIPTION).write_bytes(b" " * (2 << 20))
+    with pytest.raises(VoiceError, match="at most"):
+        Voice.load(copy)
+
+
+def test_wrong_dimensions(copy: Path) -> None:
+    edit(copy, set_path("dimensions.width", 128))
+    with pytest.raises(VoiceError, match="dimensions"):
+        Synthesizer(copy, backend="cpu")
+
+
+def test_truncated_graph_with_a_matching_checksum(copy: Path) -> None:
+    graph = copy / "note_encoder.onnx"
+    graph.write_bytes(graph.read_bytes()[:500])
+    record = FileRecord.of(graph)
+    edit(copy, set_path("files", {**json.loads((copy / DESCRIPTION).read_text())["files"], graph.name: vars(record)}))
+    with pytest.raises(VoiceError, match="does not load"):
+        Synthesizer(copy, backend="cpu")
