@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from notewave.codec import Notes, Tokens, encode_notes, limit_tokens
 from notewave.errors import MidiError
 
-MAX_BYTES = 8 << 20  # of a file: a hundred long songs; bounds time and memory
+MAX_BYTES = 4 << 20  # of a file: dozens of long songs; bounds time and memory
 SUSTAIN, SUSTAIN_ON = 64, 64  # the pedal's controller and the lowest value that presses it
 
 MidiSource: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | pretty_midi.PrettyMIDI"
@@ -225,8 +225,10 @@ def _notes(song: pretty_midi.PrettyMIDI, clock: _Clock) -> Notes:
         ends += [pedal[:, 0].max(initial=0.0), 0.0 if instrument.is_drum else table[:, 1].max(initial=0.0)]
         tables.append(table)
         pedals.append(pedal[:0] if instrument.is_drum else pedal)
-    held = [_hold(table, pedal, max(ends)) for table, pedal in zip(tables, pedals, strict=True)]
-    return Notes(*np.concatenate(held).T)
+    held = np.concatenate([_hold(*one, max(ends)) for one in zip(tables, pedals, strict=True)])
+    if not np.isfinite(held).all():
+        raise ValueError("a note's time, pitch, velocity or program is no number")
+    return Notes(*held.T)
 
 
 def _hold(table: _Floats, pedal: _Floats, end_s: float) -> _Floats:
