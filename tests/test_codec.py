@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from notewave import codec
@@ -122,6 +122,8 @@ def test_events_without_an_id_are_refused(event: tuple[str, int]) -> None:
 
 
 @unhurried
+@example(table([(0, 1, 60, 1, 0, False), (0.5, 6, 38, 1, 0, True)]))  # a drum rings on after the last event
+@example(table([(0, 5.1199, 60, 1, 0, False)]))  # a last step rounded up, past the last frame
 @given(songs())
 def test_encoding_agrees_with_a_slow_reading_of_its_rules(notes: Notes) -> None:
     assert [tokens.tolist() for tokens in codec.encode_notes(notes)] == slow_encoding(notes)

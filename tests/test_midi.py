@@ -107,6 +107,22 @@ def test_the_pedal_moves_before_the_notes_of_its_time() -> None:
     assert played(pedal(0, 127), on(0, 60), off(1, 60), pedal(1, 0), pedal(2, 0)) == [(0, 1, 60)]
 
 
+def test_down_and_up_at_one_time_leave_the_pedal_up() -> None:
+    assert played(pedal(0, 0), pedal(0, 127), on(0.5, 60), off(1, 60), pedal(2, 0)) == [(0.5, 1, 60)]
+
+
+def test_of_one_pitch_struck_twice_at_one_time_one_note_is_kept() -> None:
+    assert played(pedal(0, 127), on(0, 60), on(0, 60), off(1, 60), pedal(2, 0)) == [(0, 2, 60)]
+
+
+def test_controls_before_the_first_note_share_the_pedal_among_a_channels_programs() -> None:
+    """pretty_midi's rule: a bend before any note makes the pedal of one program also that of the next."""
+    song = NOTE + b"\x00\xb0\x40\x7f\x00\xc0\x05" + NOTE + b"\x83\x60\xb0\x40\x00" + END
+    bend = b"\x00\xe0\x00\x40"
+    assert sorted(read_midi(smf(song)).offset_s.tolist()) == [1.0, 1.5]
+    assert sorted(read_midi(smf(bend + song)).offset_s.tolist()) == [1.5, 1.5]
+
+
 def test_drums_do_not_heed_the_pedal() -> None:
     assert played(pedal(0, 127), on(0.5, 38), off(1, 38), pedal(2, 0), channel=9) == [(0.5, 1, 38)]
 
