@@ -1,3 +1,7 @@
+"""Voices and files that several test modules share."""
+
+import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -6,17 +10,30 @@ DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture(scope="session")
-def reference_voice(tmp_path_factory):
-    """Folder of the reference checkpoint exported as a float32 voice, without a vocoder."""
-    from notewave.export.checkpoints import load_diffusers
-    from notewave.export.convert import export_voice
-
-    folder = tmp_path_factory.mktemp("voices") / "reference"
-    checkpoint = load_diffusers(DATA / "reference" / "checkpoint")
-    export_voice(checkpoint, folder, name="reference", licence="Apache-2.0", provenance="Random weights, for tests.")
-    return folder
-
-@pytest.fixture(scope="session")
-def midi_folder():
+def midi_folder() -> Path:
     """The MIDI files whose tokens are known."""
     return DATA / "midi"
+
+
+@pytest.fixture(scope="session")
+def reference_voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference checkpoint exported as a float32 voice, without a vocoder."""
+    from notewave.export.convert import export_checkpoint
+
+    folder = tmp_path_factory.mktemp("voices") / "reference"
+    return export_checkpoint(DATA / "reference" / "checkpoint", folder).folder
+
+
+@pytest.fixture(scope="session")
+def vocoded_voice(reference_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference voice with a small random vocoder."""
+    from notewave.export.vocoders import Tonewheel, export_vocoder_onnx
+    from notewave.voice import FileRecord, Voice
+
+    folder = Path(shutil.copytree(reference_voice, tmp_path_factory.mktemp("voices") / "vocoded"))
+    vocoder = Tonewheel(width=32, blocks=1)
+    export_vocoder_onnx(vocoder, folder / "vocoder.onnx")
+    voice = Voice.load(reference_voice)
+    files = voice.files | {"vocoder.onnx": FileRecord.of(folder / "vocoder.onnx")}
+    dataclasses.replace(voice, folder=folder, vocoder=vocoder.traits, files=files).save_description()
+    return folder

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -157,3 +159,21 @@ def test_errors_come_before_the_first_chunk(synthesizer: Synthesizer, singer: Sy
         singer.stream("no such file.mid")
     with pytest.raises(VoiceError):
         synthesizer.stream(TOKENS)
+
+
+def test_memory_does_not_grow_with_the_song(vocoded_voice: Path) -> None:
+    """Peak resident memory of streaming 1 minute and 30 minutes, each in a process of its own."""
+    program = (
+        "import resource, sys, numpy as np, notewave\n"
+        "voice, segments = sys.argv[1], int(sys.argv[2])\n"
+        "song = [np.array([1134, 300, 1], np.int32)] * segments\n"
+        "synth = notewave.Synthesizer(voice, backend='cpu', threads=1)\n"
+        "for audio in synth.stream(song, sampler='dpmpp-2m', steps=1): pass\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+
+    def peak_mib(segments: int) -> float:
+        command = [sys.executable, "-c", program, str(vocoded_voice), str(segments)]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024
+
+    assert peak_mib(352) - peak_mib(12) < 10
