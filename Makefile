@@ -25,7 +25,8 @@ test: .venv/develop
 	touch $@
 
 .venv/develop: .venv/bin/python pyproject.toml constraints.txt $(FOLDERS)
-	$(PIP) install -c constraints.txt -e '.[cpu,plot,rtx,export,train,dev]'
+	$(PIP) install -c constraints.txt -e '.[cpu,plot,rtx,export,train,evaluate,dev]'
+	$(PIP) install --no-deps basic-pitch==0.4.0
 	touch $@ .venv/render
 
 clean:

@@ -25,8 +25,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
         os.close(handle)
         temporary = Path(name)
-        temporary.chmod(0o666 & ~_umask())
         yield temporary
+        temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
     except OSError as error:
         raise OutputError(_cannot_write(target, error)) from error
@@ -47,8 +47,8 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        temporary.chmod(0o777 & ~_umask())
         yield temporary
+        temporary.chmod(0o777 & ~_umask())
         if target.exists():
             retired = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
             target.replace(retired / "old")

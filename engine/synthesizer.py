@@ -93,6 +93,13 @@ class Synthesizer:
         tokens, job = self._prepare(song, options)
         return np.concatenate(list(self._mels(tokens, job)))
 
+    def vocode(self, mel: FloatArray) -> Audio:
+        """Log-mel [T, M], as ``spectrogram`` gives it, to sound. Raises VoiceError when the voice has no vocoder."""
+        vocoder = VocoderStream(*self._vocoder())
+        parts = [mel[start : start + FRAMES] for start in range(0, len(mel), FRAMES)]
+        chunks = [vocoder.push(part, last=index == len(parts) - 1) for index, part in enumerate(parts)]
+        return Audio(np.concatenate(chunks))
+
     def _stream(self, tokens: list[Tokens], job: Job, vocode: Vocode, traits: VocoderTraits) -> Iterator[Audio]:
         vocoder = VocoderStream(vocode, traits)
         for index, mel in enumerate(self._mels(tokens, job)):

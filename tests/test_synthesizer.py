@@ -52,6 +52,7 @@ def test_stream_joins_to_render(singer: Synthesizer, guidance: float) -> None:
     mel = singer.spectrogram(TOKENS, **options)
     at_once = singer._backend.vocode(mel[None], 0)[0]
     np.testing.assert_allclose(whole.samples, np.clip(at_once, -1, 1), atol=1e-5)
+    np.testing.assert_array_equal(singer.vocode(mel).samples, whole.samples)
 
 
 def test_seeds_hold_whatever_else_is_under_way(synthesizer: Synthesizer) -> None:
