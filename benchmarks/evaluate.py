@@ -39,7 +39,7 @@ from notewave.codec import Notes, Tokens, decode_tokens
 from notewave.errors import BackendError, MidiError, OutputError
 from notewave.export.training.data import SEGMENT_SAMPLES, SOUNDFONT, fluidsynth
 from notewave.files import atomic_file
-from notewave.mel import FRAMES, SEGMENT_SECONDS, log_mel
+from notewave.mel import SEGMENT_SECONDS, log_mel
 from notewave.midi import tokenize
 from notewave.plot import save_mel_picture
 from notewave.synthesizer import SamplingOptions, Synthesizer
