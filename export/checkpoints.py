@@ -6,12 +6,12 @@ extra and misshapen tensors are named, all in one error.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-import pickle
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ PARTS = ("notes_encoder", "continuous_encoder", "decoder")
 WEIGHTS = "diffusion_pytorch_model"  # .safetensors or .bin
 SCHEDULER = "scheduler/scheduler_config.json"
 VOCODER = "melgan/model.onnx"
+CONFIGS = (*(f"{part}/config.json" for part in PARTS), SCHEDULER)
+
+PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}  # diffusers' name: ours
+SCHEDULER_DEMANDS = {"beta_schedule": "squaredcos_cap_v2", "trained_betas": None, "clip_sample": True}
 
 # Parameter here: diffusers' tensor. "*" is the layer; of "{a,b}" the rows of a, then of b are stacked. Where only the
 # checkpoint's name has a layer, the rows of all layers are stacked.
@@ -91,8 +95,8 @@ class Checkpoint:
 
     model: SpectrogramDiffusion
     prediction: str = "epsilon"  # one of notewave.voice.PREDICTIONS
-    schedule: NoiseSchedule = NoiseSchedule()
-    sampling: Sampling = Sampling()
+    schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
+    sampling: Sampling = field(default_factory=Sampling)
     vocoder: Path | None = None  # the ONNX mel decoder that lies beside it
 
 
@@ -121,8 +125,11 @@ def random_checkpoint(name: str, seed: int = 0) -> Checkpoint:
     scale_down = RANDOM_SIZES[name].head_width ** -0.5  # of queries: T5 has no scaling of the dot products
     for module in model.modules():
         for weight in module.parameters(recurse=False):
-            deviation = weight.shape[1] ** -0.5 if isinstance(module, nn.Linear) else 1.0
-            weight.fill_(1.0) if isinstance(module, RMSNorm) else weight.normal_(0.0, deviation, generator=generator)
+            if isinstance(module, RMSNorm):
+                weight.fill_(1.0)
+            else:
+                deviation = weight.shape[1] ** -0.5 if isinstance(module, nn.Linear) else 1.0
+                weight.normal_(0.0, deviation, generator=generator)
     for module in model.modules():
         if isinstance(module, SelfAttention):
             module.qkv.weight[: module.qkv.out_features // 3] *= scale_down
@@ -139,12 +146,12 @@ def assemble(size: Dimensions, names: Mapping[str, str], stored: Mapping[str, St
     with torch.device("meta"):
         model = SpectrogramDiffusion(size)
     if sum(parameter.numel() for parameter in model.parameters()) > MAX_PARAMETERS:
-        raise VoiceError(f"the checkpoint's sizes ask for more than {MAX_PARAMETERS} weights. Check its config.json files.")
+        raise VoiceError(f"the checkpoint's sizes ask for more than {MAX_PARAMETERS} weights. Check its configuration.")
     parts = {name: _spell(name, names, size.decoder_layers) for name in model.state_dict()}
-    expected = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for name, parameter in model.state_dict().items():
         rows = len(parameter) // len(parts[name])
-        expected |= {part: (rows, *parameter.shape[1:]) for part in parts[name]}
+        expected |= dict.fromkeys(parts[name], (rows, *parameter.shape[1:]))
     _compare(expected, {name: tensor.shape for name, tensor in stored.items()})
     model.load_state_dict({name: _stack([stored[part] for part in parts[name]]) for name in parts}, assign=True)
     return model.requires_grad_(False)
@@ -154,7 +161,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of bounded size; raises VoiceError."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise VoiceError(f"{path} has more than {MAX_JSON_BYTES} bytes; it is not a configuration. Check the checkpoint.")
+            raise VoiceError(f"{path} has more than {MAX_JSON_BYTES} bytes; it is no configuration. Download it again.")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise VoiceError(f"{path} is not readable JSON ({error}). Is this a complete checkpoint?") from error
@@ -179,10 +186,14 @@ def _compare(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
-    problems = {"missing": expected.keys() - found.keys(), "extra": found.keys() - expected.keys(), "misshapen": misshapen}
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    problems = {"missing": missing, "extra": extra, "misshapen": misshapen}
     if any(problems.values()):
-        listed = "; ".join(f"{kind}: {_enumerate(sorted(items))}" for kind, items in problems.items() if items)
-        raise VoiceError(f"the checkpoint's tensors are not those of its configuration ({listed}). Check that it is complete.")
+        listed = "; ".join(f"{kind}: {_enumerate(names)}" for kind, names in problems.items() if names)
+        raise VoiceError(
+            f"the checkpoint's tensors are not those that its configuration asks for ({listed}). "
+            "Check that it is whole, and a Spectrogram Diffusion checkpoint with context."
+        )
 
 
 def _enumerate(items: list[str]) -> str:
@@ -205,68 +216,90 @@ def _read_part(folder: Path) -> dict[str, Stored]:
 
 def _open_safetensors(path: Path) -> dict[str, Stored]:
     try:
-        file = safe_open(path, "pt")
-        names = list(file.keys())
-        return {
-            name: Stored(tuple(file.get_slice(name).get_shape()), lambda name=name: file.get_tensor(name))
-            for name in names
-        }
+        file: Any = safe_open(path, "pt")  # a native class without types
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise VoiceError(f"{path} is not a readable safetensors file ({error}). Download it again.") from error
+    return {name: Stored(shape, functools.partial(file.get_tensor, name)) for name, shape in shapes.items()}
 
 
 def _open_pickle(path: Path) -> dict[str, Stored]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise VoiceError(f"{path} is not a readable file of plain tensors ({error}). Download it again.") from error
+    except Exception as error:  # torch raises whatever a broken archive or a forbidden pickle runs into
+        reason = str(error).partition("\n")[0]
+        raise VoiceError(f"{path} is not a readable file of plain tensors ({reason}). Download it again.") from error
     if not isinstance(content, dict) or not all(_is_plain(name, value) for name, value in content.items()):
         raise VoiceError(f"{path} holds other things than named tensors of numbers. Do not trust this checkpoint.")
-    return {name: Stored(tuple(value.shape), lambda value=value: value) for name, value in content.items()}
+    return {name: Stored(tuple(value.shape), value.detach) for name, value in content.items()}
 
 
 def _is_plain(name: object, value: object) -> bool:
-    plain = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
-    return isinstance(name, str) and plain
+    """A tensor whose numbers all lie in the file: views that repeat a few could ask for any amount of memory."""
+    if not (isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided):
+        return False
+    return value.is_floating_point() and value.nbytes <= value.untyped_storage().nbytes()
 
 
 def _dimensions(configs: Mapping[str, Mapping[str, Any]]) -> Dimensions:
-    notes, context, decoder = (configs[part] for part in PARTS)
-    must_be: dict[str, dict[str, Any]] = {
-        "notes_encoder": {"feed_forward_proj": "gated-gelu"},
-        "continuous_encoder": {"feed_forward_proj": "gated-gelu", "targets_context_length": decoder.get("targets_length")},
-        "decoder": {"max_decoder_noise_time": MAX_NOISE_TIME},
-    }
-    must_be["continuous_encoder"]["input_dims"] = decoder.get("input_dims")
-    for key in ("d_model", "num_heads", "d_kv", "d_ff"):
-        must_be["notes_encoder"][key] = must_be["continuous_encoder"][key] = decoder.get(key)
-    for part, settings in must_be.items():
-        for key, value in settings.items():
-            if configs[part].get(key) != value:
-                raise VoiceError(
-                    f"{part}/config.json says {key} = {configs[part].get(key)!r}, where {value!r} is needed to agree with the "
-                    "other networks and this engine. Use a Spectrogram Diffusion checkpoint with context."
-                )
+    notes, _, decoder = (configs[part] for part in PARTS)
+    shared = ("d_model", "num_heads", "d_kv", "d_ff")
+    demands = [
+        *((part, key, decoder.get(key)) for part in PARTS[:2] for key in shared),
+        *((part, "feed_forward_proj", "gated-gelu") for part in PARTS[:2]),
+        ("continuous_encoder", "input_dims", decoder.get("input_dims")),
+        ("continuous_encoder", "targets_context_length", decoder.get("targets_length")),
+        ("decoder", "max_decoder_noise_time", MAX_NOISE_TIME),
+    ]
+    for part, key, value in demands:
+        _demand(f"{part}/config.json", configs[part], key, value)
     layers = [configs[part].get("num_layers") for part in PARTS]
     if not all(isinstance(count, int) and count <= MAX_LAYERS for count in layers):
-        raise VoiceError(f"the config.json files say num_layers = {layers}; each must be an integer up to {MAX_LAYERS}.")
-    return Dimensions(
-        *(decoder.get(key) for key in ("d_model", "num_heads", "d_kv", "d_ff")),
-        *layers,
-        vocabulary=notes.get("vocab_size"),
-        max_tokens=notes.get("max_length"),
-        frames=decoder.get("targets_length"),
-        mels=decoder.get("input_dims"),
-    )
+        raise VoiceError(f"the checkpoint says num_layers = {layers}; each must be an integer up to {MAX_LAYERS}.")
+    tables: list[Any] = [notes.get("vocab_size"), notes.get("max_length")]
+    segment: list[Any] = [decoder.get("targets_length"), decoder.get("input_dims")]
+    widths: list[Any] = [decoder.get(key) for key in shared]
+    return Dimensions(*widths, *layers, *tables, *segment)
 
 
 def _noise(config: Mapping[str, Any]) -> tuple[str, NoiseSchedule]:
-    predictions = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in predictions:
-        raise VoiceError(f"{SCHEDULER} says prediction_type = {prediction!r}; this engine knows {', '.join(predictions)}.")
-    must_be = {"trained_betas": None, "rescale_betas_zero_snr": False, "thresholding": False, "clip_sample": True}
-    for key, value in must_be.items():
-        if config.get(key, value) != value:
-            raise VoiceError(f"{SCHEDULER} says {key} = {config[key]!r}; this engine runs only {value!r}.")
-    return predictions[prediction], NoiseSchedule(config.get("beta_schedule"), config.get("num_train_timesteps"))
+    """Prediction and schedule; what diffusers' schedulers can do beyond these is refused."""
+    for key, value in SCHEDULER_DEMANDS.items():
+        _demand(SCHEDULER, config, key, value)
+    prediction = PREDICTIONS.get(str(config.get("prediction_type")))
+    if prediction is None:
+        raise VoiceError(
+            f"{SCHEDULER} says prediction_type = {config.get('prediction_type')!r}; "
+            f"this engine knows {', '.join(PREDICTIONS)}."
+        )
+    steps: Any = config.get("num_train_timesteps")
+    return prediction, NoiseSchedule(config["beta_schedule"], steps)
+
+
+def _demand(file: str, config: Mapping[str, Any], key: str, value: Any) -> None:
+    if config.get(key) != value:
+        raise VoiceError(
+            f"{file} says {key} = {config.get(key)!r}, where the other networks or this engine need {value!r}. "
+            "Use a Spectrogram Diffusion checkpoint with context."
+        )
+
+
+def _download(repository: str) -> Path:
+    """Fetch what is needed of a repository of the Hugging Face hub, or find it in the local cache."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise VoiceError(f"there is no checkpoint at {repository!r}: it is no folder, and no hub id like owner/name.")
+    try:
+        folder = _fetch(repository, [*CONFIGS, VOCODER, *(f"{part}/{WEIGHTS}.safetensors" for part in PARTS)])
+        pickled = [part for part in PARTS if not (folder / part / f"{WEIGHTS}.safetensors").is_file()]
+        return _fetch(repository, [f"{part}/{WEIGHTS}.bin" for part in pickled]) if pickled else folder
+    except Exception as error:  # the hub's client raises many types of its own
+        raise VoiceError(
+            f"{repository!r} is no folder here, and could not be fetched from the Hugging Face hub "
+            f"({type(error).__name__}: {error}). Check the name and the network, or give a local folder."
+        ) from error
+
+
+def _fetch(repository: str, files: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(repository, allow_patterns=files))

@@ -5,45 +5,176 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from torch import nn
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
 
-from notewave.contracts import Dimensions
+from notewave.contracts import contracts
 from notewave.errors import OutputError, VoiceError
-from notewave.export.checkpoints import Checkpoint, load_diffusers
-from notewave.export.graphs import write_graphs
-from notewave.export.modules import SpectrogramDiffusion
+from notewave.export.checkpoints import load_diffusers, random_checkpoint
+from notewave.export.graphs import WeightFile, export_graph, relative_error
+from notewave.export.modules import SpectrogramDiffusion, masked_bias
+from notewave.export.precision import store_half, store_int8
+from notewave.export.t5x import find_t5x, load_t5x
+from notewave.export.vocoders import MelGAN, Tonewheel, adopt_onnx_vocoder, export_vocoder_onnx
 from notewave.files import atomic_folder
-from notewave.voice import DESCRIPTION, PRECISIONS, FileRecord, NoiseSchedule, Sampling, Voice, VocoderTraits
+from notewave.voice import (
+    DESCRIPTION,
+    PRECISIONS,
+    FileRecord,
+    NoiseSchedule,
+    Sampling,
+    VocoderTraits,
+    Voice,
+    graph_name,
+)
+
+WEIGHTS = "weights.bin"  # of all networks but the vocoder: the two decoders share theirs
+PARITY_LIMITS = {"fp32": 1e-3, "fp16": 0.05, "int8": 0.5}  # relative errors beyond which a graph is broken
+
+
+def export_checkpoint(
+    source: str | os.PathLike[str] | None,
+    out: str | os.PathLike[str],
+    *,
+    random: str | None = None,
+    precision: str = "fp32",
+    vocoder: Path | None = None,
+) -> Voice:
+    """Make a voice of a checkpoint, or of ``random`` weights of a size in ``RANDOM_SIZES`` where ``source`` is None.
+
+    The source is a folder in the diffusers layout, a repository id of the Hugging Face hub or a T5X folder. ``vocoder``
+    is a published ONNX mel decoder; without one, that of the checkpoint is taken if it has any.
+    Raises VoiceError when the source cannot be used, OutputError when ``out`` cannot be written or is not a voice.
+    """
+    if source is None:
+        checkpoint = random_checkpoint(str(random))
+        provenance = f"Seeded random weights of the size {random!r}, for benchmarks: this voice makes noise, not music."
+        licence = "Apache-2.0"
+    else:
+        arrays = find_t5x(Path(source))
+        checkpoint = load_t5x(arrays) if arrays else load_diffusers(source)
+        provenance = f"Exported from the checkpoint {Path(source).resolve().name}."
+        licence = "That of the checkpoint."
+    return export_voice(
+        checkpoint.model,
+        out,
+        name=Path(out).resolve().name,
+        licence=licence,
+        provenance=provenance,
+        prediction=checkpoint.prediction,
+        schedule=checkpoint.schedule,
+        sampling=checkpoint.sampling,
+        precision=precision,
+        vocoder=vocoder or checkpoint.vocoder,
+    )
 
 
 def export_voice(
-    checkpoint: Checkpoint,
+    model: SpectrogramDiffusion,
     out: str | os.PathLike[str],
     *,
     name: str,
     licence: str,
     provenance: str,
+    prediction: str,
+    schedule: NoiseSchedule,
+    sampling: Sampling,
     precision: str = "fp32",
+    vocoder: Tonewheel | MelGAN | Path | None = None,
 ) -> Voice:
-    """Write a voice folder; an older voice at ``out`` is replaced."""
+    """Write a voice folder, in the place of an older voice at ``out`` if there is one.
+
+    The vocoder is a module, or the path of a foreign ONNX mel decoder.
+    Raises VoiceError when a graph does not agree with PyTorch, OutputError when ``out`` cannot be written.
+    """
     target = Path(out)
+    if precision not in PRECISIONS:
+        raise VoiceError(f"there is no precision {precision!r}. Choose one of {', '.join(PRECISIONS)}.")
     if target.exists() and not (target / DESCRIPTION).is_file():
-        raise OutputError(f"{target} exists and is not a voice, so it is not replaced. Remove it or choose another folder.")
+        raise OutputError(f"{target} exists and is no voice: it is not replaced. Remove it or choose another folder.")
     with atomic_folder(target) as folder:
-        parity = write_graphs(checkpoint.model, folder, precision)
-        voice = Voice(
+        traits, parity = _write_vocoder(vocoder, folder / graph_name("vocoder"))
+        parity |= write_networks(model, folder, precision)
+        Voice(
             folder=folder,
             name=name,
             licence=licence,
             provenance=provenance,
-            dimensions=checkpoint.model.size,
-            prediction=checkpoint.prediction,
-            schedule=checkpoint.schedule,
-            sampling=checkpoint.sampling,
-            vocoder=None,
+            dimensions=model.size,
+            prediction=prediction,
+            schedule=schedule,
+            sampling=sampling,
+            vocoder=traits,
             precision=precision,
             parity=parity,
             files={path.name: FileRecord.of(path) for path in sorted(folder.iterdir())},
-        )
-        voice.save_description()
+        ).save_description()
     return Voice.load(target)
+
+
+def write_networks(model: SpectrogramDiffusion, folder: Path, precision: str) -> dict[str, float]:
+    """Write the graph of every network but the vocoder, and their weights, into a folder.
+
+    Returns each graph's largest relative error against PyTorch; raises VoiceError beyond PARITY_LIMITS.
+    """
+    weights = WeightFile(folder / WEIGHTS)
+    inputs = realistic_inputs(model)
+    parity = {}
+    for network, module in modules(model).items():
+        exported = export_graph(module, contracts(model.size)[network])
+        if precision == "int8" and network.endswith(("encoder", "decoder")):
+            store_int8(exported.graph)
+        elif precision != "fp32":
+            store_half(exported.graph)
+        weights.take(exported)
+        path = folder / graph_name(network)
+        ir.save(exported, path)
+        onnx.checker.check_model(str(path), full_check=True)
+        parity[network] = relative_error(path, module, inputs[network])
+        if not parity[network] <= PARITY_LIMITS[precision]:
+            raise VoiceError(
+                f"{network} in ONNX differs from PyTorch by {parity[network]:.2g} (relative; {precision} may by "
+                f"{PARITY_LIMITS[precision]:g}). Its weights are not finite, or torch miscompiles it: try another."
+            )
+    return parity
+
+
+def modules(model: SpectrogramDiffusion) -> dict[str, nn.Module]:
+    """The module behind each network but the vocoder; the unconditional decoder is the decoder without keys."""
+    names = ("note_encoder", "context_encoder", "cross_attention", "time_embedding", "decoder")
+    return {name: model.get_submodule(name) for name in names} | {"unconditional_decoder": model.decoder}
+
+
+def realistic_inputs(model: SpectrogramDiffusion, tokens: int = 200) -> dict[str, tuple[Tensor, ...]]:
+    """Inputs of every network as a render would give them: seeded random tokens [1, N], mel, noise and noise times."""
+    generator = torch.Generator().manual_seed(0)
+    size = model.size
+    ids = torch.randint(1, size.vocabulary, (1, tokens), generator=generator, dtype=torch.int32)
+    mel = torch.rand(1, size.frames, size.mels, generator=generator) * 2 - 1
+    x = torch.randn(1, size.frames, size.mels, generator=generator)
+    times = torch.tensor([0.05, 0.5, 0.95])
+    keep = torch.ones(1, tokens + size.frames, dtype=torch.bool)
+    keep[:, tokens - 8 : tokens] = False
+    with torch.inference_mode():
+        memory = (model.note_encoder(ids), model.context_encoder(mel))
+        film = model.time_embedding(times)[1:2]
+        return {
+            "note_encoder": (ids,),
+            "context_encoder": (mel,),
+            "cross_attention": memory,
+            "time_embedding": (times,),
+            "decoder": (x, film, masked_bias(keep), *model.cross_attention(*memory)),
+            "unconditional_decoder": (x, film),
+        }
+
+
+def _write_vocoder(
+    vocoder: Tonewheel | MelGAN | Path | None, path: Path
+) -> tuple[VocoderTraits | None, dict[str, float]]:
+    if vocoder is None:
+        return None, {}
+    if isinstance(vocoder, Path):
+        return adopt_onnx_vocoder(vocoder, path), {}
+    return vocoder.traits, {"vocoder": export_vocoder_onnx(vocoder, path)}

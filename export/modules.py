@@ -29,8 +29,9 @@ def masked_bias(keep: Tensor) -> Tensor:
 def sinusoids(positions: Tensor, width: int, longest: float) -> Tensor:
     """Sine half, then cosine half [..., width] of positions [...], at frequencies from 1 down to 1 / longest."""
     half = width // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=positions.device) / (half - 1)
-    angles = positions[..., None] * torch.exp(-math.log(longest) * exponents)
+    exponents = -math.log(longest) * torch.arange(half, dtype=torch.float32, device=positions.device) / (half - 1)
+    frequencies = exponents.double().exp().float()  # the same to the last bit everywhere: positions reach 20000
+    angles = positions[..., None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 

@@ -96,7 +96,7 @@ def test_tonewheel_holds_a_tone_steady(tonewheel: Tonewheel) -> None:
     hertz = module.turns[wheel] * 50 / module.PERIOD
     assert abs(float(hertz) - 27.5 * 2 ** (wheel / 12)) < 0.1
     time = (far % module.PERIOD * HOP + HOP + torch.arange(len(audio))) / 16000
-    expected = torch.cos(2 * torch.pi * (hertz.double() * time + module.phases[wheel]))
+    expected = torch.cos(2 * torch.pi * (hertz.double() * time.double() + module.phases[wheel]))
     torch.testing.assert_close(audio, expected, atol=1e-4, rtol=0)
 
 
@@ -139,12 +139,16 @@ def test_training_improves_and_resumes_exactly(tmp_path: Path) -> None:
 
     killed = Trainer(CONFIG, tmp_path / "killed")
     killed.folder.mkdir()
+    shutil.copy(tmp_path / "whole" / "log.jsonl", killed.folder)  # it had come further than its last checkpoint
     crops = Crops(CONFIG, [([Recording(samples) for samples in _samples(tmp_path / "data")], 1.0)])
     for step in range(4):
         killed.advance(*crops.draw(step))
         if step == 2:
             killed.save()
     resumed = train_vocoder(CONFIG, {tmp_path / "data": 1.0}, tmp_path / "killed")
+    again = [json.loads(line) for line in (killed.folder / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in again] == [1, 2, 3, 4, 5, 6]
+    assert again[5]["loss"] == records[5]["loss"]
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
     assert isinstance(load_vocoder(tmp_path / "whole" / "final"), Tonewheel)

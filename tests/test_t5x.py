@@ -1,0 +1,198 @@
+"""T5X trees, written here in the original's layout, hold the same weights as the port's checkpoint made of them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from notewave.errors import VoiceError
+from notewave.export.checkpoints import load_diffusers
+from notewave.export.t5x import find_t5x, load_t5x
+from notewave.voice import NoiseSchedule
+
+REFERENCE = Path(__file__).parent / "data" / "reference" / "checkpoint"
+PARTS = {"notes_encoder": "token_encoder", "continuous_encoder": "continuous_encoder", "decoder": "decoder"}
+ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "out", "out.0": "out"}
+RENAMED = [  # diffusers' name: the original's
+    (r"token_embedder.weight", "token_embedder.embedding"),
+    (r"position_encoding.weight", "Embed_0.embedding"),
+    (r"input_proj.weight", "input_proj.kernel"),
+    (r"encoders.(\d+).layer.0.layer_norm.weight", r"layers_\1.pre_attention_layer_norm.scale"),
+    (r"encoders.(\d+).layer.0.SelfAttention.(\w).weight", r"layers_\1.attention.<\2>.kernel"),
+    (r"encoders.(\d+).layer.1.layer_norm.weight", r"layers_\1.pre_mlp_layer_norm.scale"),
+    (r"encoders.(\d+).layer.1.DenseReluDense.(\w+).weight", r"layers_\1.mlp.\2.kernel"),
+    (r"layer_norm.weight", "encoder_norm.scale"),
+    (r"conditioning_emb.0.weight", "time_emb_dense0.kernel"),
+    (r"conditioning_emb.2.weight", "time_emb_dense1.kernel"),
+    (r"continuous_inputs_projection.weight", "continuous_inputs_projection.kernel"),
+    (r"decoders.(\d+).layer.0.layer_norm.weight", r"layers_\1.pre_self_attention_layer_norm.scale"),
+    (r"decoders.(\d+).layer.0.FiLMLayer.scale_bias.weight", r"layers_\1.FiLMLayer_0.DenseGeneral_0.kernel"),
+    (r"decoders.(\d+).layer.0.attention.to_(.+).weight", r"layers_\1.self_attention.<\2>.kernel"),
+    (r"decoders.(\d+).layer.1.layer_norm.weight", r"layers_\1.pre_cross_attention_layer_norm.scale"),
+    (r"decoders.(\d+).layer.1.attention.to_(.+).weight", r"layers_\1.MultiHeadDotProductAttention_0.<\2>.kernel"),
+    (r"decoders.(\d+).layer.2.layer_norm.weight", r"layers_\1.pre_mlp_layer_norm.scale"),
+    (r"decoders.(\d+).layer.2.film.scale_bias.weight", r"layers_\1.FiLMLayer_1.DenseGeneral_0.kernel"),
+    (r"decoders.(\d+).layer.2.DenseReluDense.(\w+).weight", r"layers_\1.mlp.\2.kernel"),
+    (r"decoder_norm.weight", "decoder_norm.scale"),
+    (r"spec_out.weight", "spec_out_dense.kernel"),
+]
+QUERY = "target.decoder.layers_1.self_attention.query.kernel"
+
+
+def original_name(name: str) -> str:
+    pattern, replacement = next(rule for rule in RENAMED if re.fullmatch(rule[0], name))
+    renamed = re.sub(pattern, replacement, name)
+    return re.sub(r"<(.+)>", lambda found: ATTENTION[found[1]], renamed)
+
+
+def write_array(folder: Path, array: np.ndarray, chunks: list[int], compressor: str | None, **changes: Any) -> None:
+    """Write zarr version 2, chunks at the ends padded to their full size."""
+    folder.mkdir()
+    description = {
+        "chunks": chunks,
+        "compressor": compressor and {"id": compressor, "level": 1},
+        "dtype": array.dtype.str if array.dtype != np.uint16 else "bfloat16",
+        "fill_value": None,
+        "filters": None,
+        "order": "C",
+        "shape": list(array.shape),
+        "zarr_format": 2,
+    }
+    (folder / ".zarray").write_text(json.dumps({**description, **changes}))
+    compress = {None: bytes, "gzip": gzip.compress, "zlib": zlib.compress}[compressor]
+    for index in np.ndindex(*(-(-size // chunk) for size, chunk in zip(array.shape, chunks, strict=True))):
+        block = array[tuple(slice(i * chunk, (i + 1) * chunk) for i, chunk in zip(index, chunks, strict=True))]
+        padded = np.pad(block, [(0, chunk - size) for chunk, size in zip(chunks, block.shape, strict=True)])
+        name = changes.get("dimension_separator", ".").join(map(str, index))
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(compress(padded.tobytes()))
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference checkpoint as T5X would have left it: the run's configuration above the arrays of one step."""
+    folder = tmp_path_factory.mktemp("t5x") / "checkpoint_500000"
+    folder.mkdir()
+    (folder / "checkpoint").write_bytes(b"msgpack that nothing needs")
+    (folder.parent / "config.gin").write_text("network.T5Config:\n  emb_dim = 64\n  head_dim = 16\n")
+    kinds = [("gzip", 64), ("zlib", 48), (None, 100)]
+    for part, original in PARTS.items():
+        for i, (name, tensor) in enumerate(load_file(REFERENCE / part / "diffusion_pytorch_model.safetensors").items()):
+            array = original_name(name)
+            content = np.ascontiguousarray(tensor.T if array.endswith(".kernel") else tensor)
+            compressor, chunk = kinds[i % 3]
+            chunks = [min(chunk, size) for size in content.shape]
+            write_array(folder / f"target.{original}.{array}", content, chunks, compressor)
+    write_array(folder / "state.step", np.zeros(1, np.float32), [1], "gzip")
+    return folder
+
+
+@pytest.fixture
+def copy(tree: Path, tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(tree, tmp_path / "run" / tree.name))
+    shutil.copy(tree.parent / "config.gin", folder.parent)
+    return folder
+
+
+def test_the_tree_holds_the_ports_weights(tree: Path) -> None:
+    checkpoint = load_t5x(tree)
+    expected = load_diffusers(REFERENCE).model
+    assert checkpoint.model.size == expected.size
+    weights = checkpoint.model.state_dict()
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=0)
+    assert (checkpoint.prediction, checkpoint.schedule) == ("epsilon", NoiseSchedule("cosine", 1000))
+
+
+def test_the_last_step_of_a_run_is_found(tree: Path, tmp_path: Path) -> None:
+    assert find_t5x(tree) == tree
+    (tree.parent / "checkpoint_99").mkdir(exist_ok=True)
+    assert find_t5x(tree.parent) == tree
+    assert find_t5x(tmp_path) is None
+    assert find_t5x(tmp_path / "absent") is None
+
+
+def test_heads_are_64_wide_unless_the_run_says_otherwise(copy: Path) -> None:
+    (copy.parent / "config.gin").unlink()
+    assert (load_t5x(copy).model.size.heads, load_t5x(copy).model.size.head_width) == (1, 64)
+    (copy / "config.gin").write_text("network.T5Config.head_dim = 24")
+    with pytest.raises(VoiceError, match="does not split into heads of 24"):
+        load_t5x(copy)
+
+
+def test_half_precisions_and_nested_chunks(copy: Path) -> None:
+    values = (np.arange(64 * 64, dtype=np.float32) % 2048).reshape(64, 64) / 32  # exact in float16, not in bfloat16
+    shutil.rmtree(copy / QUERY)
+    write_array(copy / QUERY, values.astype("<f2"), [32, 64], "gzip", dimension_separator="/")
+    query = load_t5x(copy).model.decoder.layers[1].attention.qkv.weight[:64]
+    torch.testing.assert_close(query, torch.from_numpy(values.T), rtol=0, atol=0)
+    shutil.rmtree(copy / QUERY)
+    write_array(copy / QUERY, (values.view(np.uint32) >> 16).astype(np.uint16), [64, 64], "gzip")
+    query = load_t5x(copy).model.decoder.layers[1].attention.qkv.weight[:64]
+    torch.testing.assert_close(query, torch.from_numpy(values.T), rtol=2**-7, atol=0)
+
+
+def test_wrong_arrays_are_named(copy: Path) -> None:
+    shutil.rmtree(copy / QUERY)
+    write_array(copy / "target.decoder.surplus.kernel", np.zeros((2, 3), np.float32), [2, 3], None)
+    shutil.rmtree(copy / "target.decoder.spec_out_dense.kernel")
+    write_array(copy / "target.decoder.spec_out_dense.kernel", np.zeros((9, 128), np.float32), [9, 128], None)
+    with pytest.raises(VoiceError) as error:
+        load_t5x(copy)
+    assert "missing: decoder.layers_1.self_attention.query.kernel;" in str(error.value)
+    assert "extra: decoder.surplus.kernel;" in str(error.value)
+    assert "misshapen: decoder.spec_out_dense.kernel [128, 9] instead of [128, 64]" in str(error.value)
+
+
+def test_a_checkpoint_without_context_is_refused(copy: Path) -> None:
+    for path in copy.glob("target.token_encoder*"):
+        path.rename(path.with_name(path.name.replace("token_encoder", "encoder")))
+    with pytest.raises(VoiceError, match=r"no matrix target\.token_encoder\.token_embedder"):
+        load_t5x(copy)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"zarr_format": 3},
+        {"order": "F"},
+        {"filters": [{"id": "delta"}]},
+        {"dtype": "<i4"},
+        {"dtype": [["a", "<f4"]]},
+        {"compressor": {"id": "blosc"}},
+        {"compressor": "gzip"},
+        {"shape": [-64, 64]},
+        {"shape": "64"},
+        {"shape": [1 << 40, 64]},
+        {"chunks": [64]},
+        {"chunks": [65, 64]},
+        {"chunks": [0, 64]},
+        {"shape": [], "chunks": []},
+        {"dimension_separator": "../"},
+    ],
+)
+def test_crooked_descriptions(copy: Path, changes: dict[str, Any]) -> None:
+    path = copy / QUERY / ".zarray"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(VoiceError, match=re.escape(str(path))):
+        load_t5x(copy)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"junk", gzip.compress(b"short"), gzip.compress(bytes(1 << 24))])
+def test_damaged_chunks(copy: Path, content: bytes | None) -> None:
+    shutil.rmtree(copy / QUERY)
+    write_array(copy / QUERY, np.zeros((64, 64), np.float32), [64, 64], "gzip")
+    path = copy / QUERY / "0.0"
+    path.write_bytes(content) if content is not None else path.unlink()
+    with pytest.raises(VoiceError, match=re.escape(str(path))):
+        load_t5x(copy)
