@@ -1,0 +1,1 @@
+"""Training a voice: data, the two stages of the diffusion networks, the vocoder."""

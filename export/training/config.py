@@ -1,0 +1,88 @@
+"""What a training run is made of, read from JSON: the bundled configurations lie in ``configs/``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from notewave.contracts import Dimensions
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rendered songs."""
+
+    songs: int = 400  # for training
+    held_out_songs: int = 8
+    seconds: float = 160.0  # of a song
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Settings of one phase of a stage; phases follow one another."""
+
+    steps: int  # optimiser steps
+    segments: int  # in a batch, at most
+    tokens: int = 4800  # in a batch, padding included, at most (symbolic stage)
+    crops: int = 1  # taken from each segment
+    frames: int = 256  # of a crop
+    learning_rate: float = 1e-3  # of new layers, at the start of the phase
+    learning_rate_end: float = 1e-3  # at its end, reached by a half cosine
+    pretrained_rate: float = 0.5  # factor on the learning rate of layers that the symbolic stage trained
+    high_noise: float = 0.5  # share of crops whose noise time lies above high_noise_from; the others are uniform
+    high_noise_from: float = 0.85
+    context: float = 0.0  # share of batches with the previous segment's mel
+    unconditioned: float = 0.1  # share of segments trained without any condition, for guidance
+    pinned: int = 0  # first steps in which the encoder's copying heads stay as they were set
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    name: str
+    dimensions: Dimensions
+    symbolic: tuple[Stage, ...]
+    mel: tuple[Stage, ...]
+    data: Data = field(default_factory=Data)
+    seed: int = 0
+    ema: float = 0.998  # decay of the averaged weights
+    structured: bool = True  # start from notewave.export.training.structure; False: small random weights
+    threads: int = 2  # each computes its share of every batch
+    device: str = "cpu"
+    checkpoint_seconds: float = 120.0
+    validate_seconds: float = 300.0
+
+
+def load_config(source: str | Path) -> Config:
+    """Read a configuration, a JSON file or the name of a bundled one. Raises ValueError saying what is wrong."""
+    path = Path(source)
+    path = path if path.suffix == ".json" else CONFIGS / f"{source}.json"
+    if not path.exists():
+        bundled = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.json")))
+        raise ValueError(f"there is no configuration {source}: {path} does not exist. Bundled ones: {bundled}.")
+    return parse_config(json.loads(path.read_text()))
+
+
+def parse_config(values: dict[str, Any]) -> Config:
+    """A configuration from JSON's values; ``notes`` at the top is documentation."""
+    values = {key: value for key, value in values.items() if key != "notes"}
+    for name in ("symbolic", "mel"):
+        values[name] = tuple(_build(Stage, stage) for stage in values.get(name, ()))
+    values["dimensions"] = _build(Dimensions, values["dimensions"])
+    values["data"] = _build(Data, values.get("data", {}))
+    return _build(Config, values)
+
+
+def _build(kind: type[Any], values: dict[str, Any]) -> Any:
+    unknown = set(values) - {f.name for f in fields(kind)}
+    if unknown:
+        raise ValueError(
+            f"a {kind.__name__} has no {', '.join(sorted(unknown))}; it has {', '.join(f.name for f in fields(kind))}."
+        )
+    return kind(**values)

@@ -1,0 +1,153 @@
+"""The mel stage: noise schedule, loss and validation of a voice that predicts the clean mel (x0)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from notewave.codec import PAD
+from notewave.export.modules import SpectrogramDiffusion, masked_bias
+from notewave.export.training.config import Stage
+from notewave.export.training.data import Segments
+from notewave.export.training.symbolic import pad_tokens
+from notewave.kernels.reference import sampler_step
+from notewave.mel import FRAMES, MELS, from_network, to_network
+from notewave.samplers import alpha_bars, sampler_table
+from notewave.voice import NoiseSchedule
+
+PREDICTION, SCHEDULE = "x0", NoiseSchedule("squaredcos_cap_v2", 1000)
+SORTED = 8  # batches that are drawn together
+CONTEXT_NOISE = 0.1  # largest standard deviation of noise on a true context, in network range
+CONTEXT_DROP = 0.15  # share of segments that are trained as the first of a song even where context is given
+
+
+@dataclass
+class MelBatch:
+    """B segments of the training set."""
+
+    tokens: Tensor  # int64 [B, N]
+    mel: Tensor  # float32 [B, T, M] in network range
+    context: Tensor | None  # float32 [B, T, M]; None: no segment of the batch has any
+    context_keep: Tensor  # bool [B]
+
+
+def mel_batch(data: Segments, seed: int, step: int, phase: Stage, share: slice = slice(None)) -> MelBatch:
+    """A share of a step's batch: SORTED batches are drawn at once and divided by length, so that little is padding."""
+    group, position = divmod(step, SORTED)
+    rng = np.random.default_rng((seed, 2, group))
+    count = SORTED * phase.segments
+    drawn = rng.choice(len(data), count, replace=len(data) < count)
+    drawn = drawn[np.argsort([len(data.tokens[index]) for index in drawn], kind="stable")].reshape(SORTED, -1)
+    chosen = drawn[rng.permutation(SORTED)[position]][share]
+    rng = np.random.default_rng((seed, 3, step, share.start or 0))
+    mel = torch.from_numpy(np.stack([to_network(data.mels[index].astype(np.float32)) for index in chosen]))
+    keep = np.array([not data.first[index] for index in chosen]) & (rng.random(len(chosen)) >= CONTEXT_DROP)
+    context = None
+    if rng.random() < phase.context:
+        before = [
+            np.zeros((FRAMES, MELS), np.float32) if data.first[i] else data.mels[i - 1].astype(np.float32)
+            for i in chosen
+        ]
+        level = rng.uniform(0, CONTEXT_NOISE, (len(chosen), 1, 1))
+        noisy = np.stack([to_network(past) for past in before]) + level * rng.normal(size=mel.shape)
+        context = torch.from_numpy(np.clip(noisy, -1, 1).astype(np.float32)) * torch.from_numpy(keep)[:, None, None]
+    return MelBatch(pad_tokens([data.tokens[index] for index in chosen]), mel, context, torch.from_numpy(keep))
+
+
+def predict(
+    model: SpectrogramDiffusion, batch: MelBatch, x: Tensor, time: Tensor, offsets: Tensor, conditioned: Tensor
+) -> Tensor:
+    """The networks' prediction [B, C, F, M] for C crops of each segment.
+
+    x [B, C, F, M]; noise times and first frames of the crops [B, C]; conditioned bool [B].
+    """
+    size, (segments, crops, frames, _) = model.size, x.shape
+    memory, keep = model.note_encoder(batch.tokens), batch.tokens != PAD
+    context = torch.zeros(segments, 0, size.width, dtype=memory.dtype, device=x.device)
+    if batch.context is not None:
+        context = model.context_encoder(batch.context)
+        keep = torch.cat([keep, batch.context_keep[:, None].expand(-1, FRAMES)], dim=1)
+    keys_values = list(model.cross_attention(memory, context))
+    keys_values[1::2] = [values * conditioned[:, None, None, None] for values in keys_values[1::2]]
+    keys_values = [part.repeat_interleave(crops, dim=0) for part in keys_values]
+    mask = masked_bias(keep).repeat_interleave(crops, dim=0)
+    film = model.time_embedding(time.flatten())
+    window = offsets.flatten()[:, None] + torch.arange(frames, device=x.device)
+    hidden = model.decoder.input(x.flatten(0, 1)) + model.decoder.positions[window]
+    for index, layer in enumerate(model.decoder.layers):
+        hidden = layer(hidden, film[:, index], (keys_values[2 * index], keys_values[2 * index + 1]), mask)
+    return model.decoder.output(model.decoder.norm(hidden)).unflatten(0, (segments, crops))
+
+
+def mel_loss(model: SpectrogramDiffusion, batch: MelBatch, phase: Stage, generator: torch.Generator) -> Tensor:
+    """L1 + L2 of the predicted clean mel at random crops and noise times."""
+    shape, device = (len(batch.mel), phase.crops), batch.mel.device
+    uniform = torch.rand(shape, generator=generator)
+    high = torch.rand(shape, generator=generator) < phase.high_noise
+    time = torch.where(high, phase.high_noise_from + (1 - phase.high_noise_from) * uniform, uniform)
+    times, bars = alpha_bars(SCHEDULE)
+    level = (time * SCHEDULE.train_steps).long().clamp(max=SCHEDULE.train_steps - 1)
+    offsets = torch.randint(0, FRAMES - phase.frames + 1, shape, generator=generator)
+    conditioned = torch.rand(shape[0], generator=generator) >= phase.unconditioned
+    noise = torch.randn(*shape, phase.frames, MELS, generator=generator).to(device)
+    window = offsets[..., None] + torch.arange(phase.frames)
+    clean = batch.mel[torch.arange(shape[0])[:, None, None], window.to(device)]
+    bar = torch.from_numpy(bars)[level].float().to(device)[..., None, None]
+    x = bar.sqrt() * clean + (1 - bar).sqrt() * noise
+    fed = torch.from_numpy(times)[level].float().to(device)
+    error = predict(model, batch, x, fed, offsets.to(device), conditioned.to(device)).float() - clean
+    return error.abs().mean() + (error**2).mean()
+
+
+@torch.no_grad()
+def generate(
+    model: SpectrogramDiffusion, songs: list[list[NDArray[np.int32]]], steps: int = 20, seed: int = 0
+) -> list[NDArray[np.float32]]:
+    """Log-mels [S, T, M] of songs given as tokens of their segments; all songs at once, segment after segment."""
+    device, table = model.decoder.positions.device, sampler_table("dpmpp-2m", steps, SCHEDULE, PREDICTION)
+    generator = torch.Generator().manual_seed(seed)
+    done: list[list[NDArray[np.float32]]] = [[] for _ in songs]
+    for index in range(max(map(len, songs))):
+        going = [song for song, segments in enumerate(songs) if index < len(segments)]
+        before = torch.from_numpy(np.stack([done[song][-1] for song in going])).to(device) if index else None
+        tokens = pad_tokens([songs[song][index] for song in going]).to(device)
+        every = torch.ones(len(going), dtype=torch.bool, device=device)
+        batch = MelBatch(tokens, torch.zeros(0), before, every)
+        x = torch.randn(len(going), FRAMES, MELS, generator=generator).numpy()
+        previous = np.zeros_like(x)
+        for time, row in zip(table.time, table.rows, strict=True):
+            fed = torch.full((len(going), 1), float(time), device=device)
+            mel = torch.from_numpy(x)[:, None].to(device)
+            predicted = predict(model, batch, mel, fed, torch.zeros_like(fed, dtype=torch.long), every)
+            sampler_step(x, previous, predicted[:, 0].float().cpu().numpy(), row)
+        for song, segment in zip(going, x, strict=True):
+            done[song].append(np.clip(segment, -1, 1))
+    return [from_network(np.stack(mels)) for mels in done]
+
+
+def mel_scores(
+    model: SpectrogramDiffusion,
+    data: list[tuple[list[NDArray[np.int32]], NDArray[np.float32]]],
+    mean: NDArray[np.float32],
+) -> dict[str, float]:
+    """Log-mel error in nats on held-out songs, its ratio to the error of the mean mel [M], and the seam score.
+
+    The seam score is the mean change from frame to frame at segment joins over that elsewhere.
+    """
+    made = generate(model, [tokens for tokens, _ in data])
+    error = float(np.mean([np.abs(mel - truth).mean() for mel, (_, truth) in zip(made, data, strict=True)]))
+    control = float(np.mean([np.abs(mean - truth).mean() for _, truth in data]))
+    seams, true_seams = (_seam(mels) for mels in (made, [truth for _, truth in data]))
+    return {"mel_error": error, "mel_ratio": error / control, "seam": seams, "seam_of_truth": true_seams}
+
+
+def _seam(mels: list[NDArray[np.float32]]) -> float:
+    """Mean absolute change from frame to frame at segment joins over that elsewhere."""
+    jumps = [np.abs(np.diff(mel.reshape(-1, MELS), axis=0)).mean(axis=1) for mel in mels]
+    at_join = [(np.arange(1, len(jump) + 1) % FRAMES) == 0 for jump in jumps]
+    joins, others = np.concatenate(jumps)[np.concatenate(at_join)], np.concatenate(jumps)[~np.concatenate(at_join)]
+    return float(joins.mean() / others.mean())

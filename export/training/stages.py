@@ -1,0 +1,169 @@
+"""The stages of training a voice's networks: symbolic, then mel."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from notewave.contracts import Dimensions
+from notewave.export.modules import SpectrogramDiffusion
+from notewave.export.training.config import Config, Stage
+from notewave.export.training.data import Segments, load_song
+from notewave.export.training.diffusion import PREDICTION, SCHEDULE, MelBatch, mel_batch, mel_loss, mel_scores
+from notewave.export.training.loop import Run, plain_state, scale_queries
+from notewave.export.training.pieces import held_out
+from notewave.export.training.structure import hold_film, pass_on_heads, structure
+from notewave.export.training.symbolic import (
+    SYMBOLIC_LAYERS,
+    SymbolicBatch,
+    SymbolicHeads,
+    symbolic_batch,
+    symbolic_loss,
+    symbolic_scores,
+)
+from notewave.files import atomic_file
+
+Batch = TypeVar("Batch", SymbolicBatch, MelBatch)
+
+HELD_OUT_SECONDS = 41.0
+VALIDATION_SEGMENTS = 3  # of each held-out song
+
+
+def fresh_model(config: Config) -> SpectrogramDiffusion:
+    """The networks before any training, with scaled queries."""
+    torch.manual_seed(config.seed)
+    model = SpectrogramDiffusion(config.dimensions)
+    if config.structured:
+        structure(model, SYMBOLIC_LAYERS)
+    scale_queries(model)
+    return model
+
+
+def kind_of(name: str) -> str:
+    """Which learning rate a parameter has: that of new or of pretrained layers, or of the time embedding."""
+    early = tuple(f"decoder.layers.{index}." for index in range(SYMBOLIC_LAYERS))
+    if name.startswith("time_embedding."):
+        return "time"
+    return (
+        "pretrained" if name.startswith(("note_encoder.", "cross_attention.", "decoder.positions", *early)) else "new"
+    )
+
+
+def train_symbolic(config: Config, folder: Path) -> SpectrogramDiffusion | None:
+    """Run or resume the symbolic stage; returns the networks with averaged weights, or None if it was stopped."""
+    model, heads = fresh_model(config), SymbolicHeads(config.dimensions.width)
+    both = nn.ModuleDict({"model": model, "heads": heads}).to(config.device)
+    run = Run(folder, "symbolic", config, both, [{"params": list(both.parameters()), "kind": "new"}])
+    layers: Any = model.note_encoder.layers
+    copying: Tensor = layers[0].attention.qkv.parametrizations.weight.original
+    copying.register_hook(lambda gradient: _pin(gradient, config.dimensions) if run.pinned else gradient)
+    songs = [held_out(index, HELD_OUT_SECONDS) for index in range(config.data.held_out_songs)]
+
+    def loss(phase: Stage, share: int) -> Tensor:
+        rng, shares = np.random.default_rng((config.seed, 1, run.step, share)), config.threads
+        batch = to_device(symbolic_batch(rng, phase.segments // shares, phase.tokens // shares), config.device)
+        with torch.autocast(config.device, torch.bfloat16, cache_enabled=False):
+            return symbolic_loss(model, heads, batch, phase.frames, run.generator(share))
+
+    def validate() -> dict[str, float]:
+        with torch.autocast(config.device, torch.bfloat16):
+            return symbolic_scores(model, heads, songs) if songs else {}
+
+    if run.phase() is not None and not run.train(loss, validate):
+        return None
+    for name, value in both.named_parameters():
+        value.data = run.ema[name]
+    return model
+
+
+def train_mel(config: Config, folder: Path, data: Path, model: SpectrogramDiffusion) -> Path | None:
+    """Run or resume the mel stage on symbolically trained networks; returns the weights' file, or None if stopped."""
+    torch.manual_seed(config.seed)
+    hold_film(model)
+    if config.structured:
+        pass_on_heads(model, SYMBOLIC_LAYERS)
+    kinds: dict[str, list[Tensor]] = {"new": [], "pretrained": [], "time": []}
+    for name, parameter in model.named_parameters():
+        kinds[kind_of(name)].append(parameter)
+    groups = [{"params": parameters, "kind": kind} for kind, parameters in kinds.items()]
+    run = Run(folder, "mel", config, model, groups)
+    segments = Segments(data, "train", config.data.songs)
+    held = [
+        load_song(data / f"heldout-{index:05d}.npz", with_samples=False) for index in range(config.data.held_out_songs)
+    ]
+    check = [(song.tokens[:VALIDATION_SEGMENTS], song.mel[:VALIDATION_SEGMENTS].astype(np.float32)) for song in held]
+    mean: NDArray[np.float32] = np.mean([mel.mean(axis=0, dtype=np.float64) for mel in segments.mels], axis=0).astype(
+        np.float32
+    )
+
+    def loss(phase: Stage, share: int) -> Tensor:
+        batch = mel_batch(segments, config.seed, run.step, phase, slice(share, None, config.threads))
+        with torch.autocast(config.device, torch.bfloat16, cache_enabled=False):
+            return mel_loss(model, to_device(batch, config.device), phase, run.generator(share))
+
+    def validate() -> dict[str, float]:
+        write_weights(run, model, dict(model.named_parameters()))
+        with torch.autocast(config.device, torch.bfloat16):
+            return mel_scores(model, check, mean) if check else {}
+
+    finished = run.train(loss, validate)
+    weights = write_weights(run, model, run.ema)
+    return weights if finished else None
+
+
+def _pin(gradient: Tensor, size: Dimensions) -> Tensor:
+    """The gradient of the first note-encoder layer, without that of queries and keys of its two copying heads."""
+    keep = torch.ones(3, size.heads, size.head_width, 1, device=gradient.device)
+    keep[:2, :2] = 0
+    return gradient * keep.flatten(0, 2)
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    """The batch with its tensors on a device."""
+    tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return replace(batch, **{name: value.to(device) for name, value in tensors.items() if value is not None})
+
+
+def write_weights(run: Run, model: SpectrogramDiffusion, averaged: dict[str, Tensor]) -> Path:
+    """Write the averaged weights as ``ema.safetensors``, a plain model's state, and what they are as ``ema.json``."""
+    target = run.folder / "ema.safetensors"
+    with atomic_file(target) as temporary:
+        save_file({name: value.cpu().contiguous() for name, value in plain_state(model, averaged).items()}, temporary)
+    about = {
+        "dimensions": asdict(run.config.dimensions),
+        "prediction": PREDICTION,
+        "schedule": asdict(SCHEDULE),
+        "steps_trained": run.step,
+        "config": run.config.name,
+        "provenance": f"Trained by notewave train, configuration {run.config.name}, {run.step} mel steps.",
+    }
+    with atomic_file(run.folder / "ema.json") as temporary:
+        temporary.write_text(json.dumps(about, indent=1))
+    return target
+
+
+def plot_log(folder: Path) -> None:
+    """Draw a run's log as ``curve.png``: losses and validation figures over steps, one panel a stage."""
+    import matplotlib.figure
+
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    stages = list(dict.fromkeys(entry["stage"] for entry in entries))
+    figure = matplotlib.figure.Figure(figsize=(5 * len(stages), 4), layout="tight")
+    for axes, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
+        own = [entry for entry in entries if entry["stage"] == stage]
+        for name in ("loss", "frame_f1", "onset_f1", "mel_error", "mel_ratio", "seam"):
+            points = [(entry["step"], entry[name]) for entry in own if name in entry]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name, linewidth=0.8, marker="" if name == "loss" else ".")
+        axes.set(title=stage, xlabel="step", yscale="log")
+        axes.legend()
+    with atomic_file(folder / "curve.png") as temporary:
+        figure.savefig(temporary)

@@ -1,0 +1,188 @@
+"""Symbolic pre-training: the note encoder and the first decoder layers learn which notes sound and start at each frame.
+
+No audio is needed: note sets are made on the fly. The decoder is fed pure noise, so all it knows comes from the tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from notewave.codec import EOS, PAD, PITCH, VELOCITY, Notes, encode_notes
+from notewave.export.modules import RMSNorm, SpectrogramDiffusion, masked_bias, split_heads
+from notewave.export.training.pieces import PIANO, as_notes, compose
+from notewave.mel import FRAMES, SEGMENT_SECONDS
+
+SYMBOLIC_LAYERS = 2  # decoder layers that are pre-trained
+POSITIVE_WEIGHTS = (3.0, 6.0)  # of sounding and starting pitches, which are rare
+MAX_SYMBOLIC_TOKENS = 600  # of a segment
+FRAME_SECONDS = SEGMENT_SECONDS / FRAMES
+PITCHES = 128
+TOKEN_TARGETS = 3  # onset, offset, and whether a pitch token is a note's start
+TOKEN_WEIGHT = 0.3  # of the token head's loss
+
+
+@dataclass
+class SymbolicBatch:
+    """B segments: what sounds in them."""
+
+    tokens: Tensor  # int64 [B, N]
+    rolls: Tensor  # float32 [B, T, 2, 128]: sounding, starting
+    targets: Tensor  # float32 [B, N, 3]: onset and offset in segments, start or not; where the mask is true
+    targets_mask: Tensor  # bool [B, N, 2]: pitch token; pitch token that starts a note
+
+
+class SymbolicHeads(nn.Module):
+    """Linear read-outs of pitches from frames, and of times from tokens; thrown away after the stage."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.frame_norm = RMSNorm(width)
+        self.frames = nn.Linear(width, 2 * PITCHES)
+        self.tokens = nn.Linear(width, TOKEN_TARGETS)
+        nn.init.constant_(self.frames.bias, -3.0)
+
+
+def random_voices(rng: np.random.Generator, seconds: float) -> Notes:
+    """One to twelve voices of random notes, of lengths from 40 ms to several segments."""
+    rows = []
+    for _ in range(int(rng.integers(1, 13))):
+        pace, low = np.exp(rng.uniform(np.log(0.12), np.log(2.5))), int(rng.integers(21, 97))
+        high, time = min(108, low + int(rng.integers(1, 60))), rng.uniform(0, 2)
+        while time < seconds:
+            length = pace * np.exp(rng.normal() * 0.6)
+            rows.append(
+                (time, time + max(0.04, length * rng.uniform(0.3, 1.4)), int(rng.integers(low, high + 1)), 0, False)
+            )
+            time += length + (pace * 4 * rng.random() if rng.random() < 0.1 else 0.0)
+    return as_notes(rows)
+
+
+def piano_rolls(notes: Notes, segments: int) -> NDArray[np.float32]:
+    """Sounding and starting pitches [S, T, 2, 128] of each frame."""
+    roll = np.zeros((segments * FRAMES + 1, 2, PITCHES), np.float32)
+    first = np.floor(notes.onset_s / FRAME_SECONDS + 1e-6).astype(int)
+    last = np.ceil(notes.offset_s / FRAME_SECONDS - 1e-6).astype(int)
+    for start, stop, pitch in zip(first, last, notes.pitch, strict=True):
+        roll[start:stop, 0, pitch] = 1
+        roll[min(start, len(roll) - 1), 1, pitch] = 1
+    return roll[:-1].reshape(segments, FRAMES, 2, PITCHES)
+
+
+def token_targets(tokens: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Targets [N, 3] and masks [N, 2] of ``SymbolicBatch`` for one segment, read from the tokens alone."""
+    targets, mask = np.zeros((len(tokens), TOKEN_TARGETS), np.float32), np.zeros((len(tokens), 2), bool)
+    time, velocity, started = -0.05, 1, {}
+    for index, token in enumerate(tokens.tolist()):
+        if token < PITCH and token > EOS + 1:
+            time = (token - EOS - 2) / 100 / SEGMENT_SECONDS
+        elif token in (VELOCITY, VELOCITY + 1):
+            velocity = token - VELOCITY
+        elif PITCH <= token < VELOCITY:
+            mask[index] = True, velocity == 1
+            targets[index] = time, 1.05, velocity
+            if velocity:
+                started[token] = index
+            elif token in started:
+                targets[started.pop(token), 1] = time
+        elif token == VELOCITY + 2:  # tie: from here on, events
+            time = 0.0
+    return targets, mask
+
+
+def symbolic_batch(rng: np.random.Generator, segments: int, token_budget: int) -> SymbolicBatch:
+    """Random segments of similar token counts, some composed, some random voices, within a budget of padded tokens."""
+    pool: list[tuple[NDArray[np.int32], NDArray[np.float32]]] = []
+    for notes in (compose(rng, PIANO, SEGMENT_SECONDS * segments), random_voices(rng, SEGMENT_SECONDS * segments)):
+        tokens = encode_notes(notes)
+        pool += zip(tokens, piano_rolls(notes, len(tokens)), strict=True)
+    pool = sorted((pair for pair in pool if len(pair[0]) <= MAX_SYMBOLIC_TOKENS), key=lambda pair: len(pair[0]))
+    start = int(rng.integers(0, len(pool)))
+    stop = start + 1
+    while stop < len(pool) and stop - start < segments and len(pool[stop][0]) * (stop + 1 - start) <= token_budget:
+        stop += 1
+    return collate([tokens for tokens, _ in pool[start:stop]], np.stack([roll for _, roll in pool[start:stop]]))
+
+
+def pad_tokens(tokens: list[NDArray[np.int32]]) -> Tensor:
+    """Tokens int64 [B, N], padded to the longest."""
+    padded = torch.full((len(tokens), max(map(len, tokens))), PAD)
+    for row, segment in zip(padded, tokens, strict=True):
+        row[: len(segment)] = torch.from_numpy(segment)
+    return padded
+
+
+def collate(tokens: list[NDArray[np.int32]], rolls: NDArray[np.float32]) -> SymbolicBatch:
+    """A batch of segments and their rolls [B, T, 2, 128]."""
+    padded = pad_tokens(tokens)
+    targets = torch.zeros(*padded.shape, TOKEN_TARGETS)
+    mask = torch.zeros(*padded.shape, 2, dtype=torch.bool)
+    for index, segment in enumerate(tokens):
+        values, where = token_targets(segment)
+        targets[index, : len(segment)], mask[index, : len(segment)] = torch.from_numpy(values), torch.from_numpy(where)
+    return SymbolicBatch(padded, torch.from_numpy(rolls), targets, mask)
+
+
+def symbolic_forward(
+    model: SpectrogramDiffusion, heads: SymbolicHeads, tokens: Tensor, noise: Tensor, offsets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits of pitches [B, F, 2, 128] at F frames from each offset [B], and token read-outs [B, N, 3]."""
+    notes = model.note_encoder(tokens)
+    size = model.size
+    rows = model.cross_attention.projection.weight.chunk(2 * size.decoder_layers)[: 2 * SYMBOLIC_LAYERS]
+    keys_values = [split_heads(F.linear(notes, weight), size.heads) for weight in rows]
+    film = model.time_embedding(torch.ones(1, device=noise.device))
+    frames = offsets[:, None] + torch.arange(noise.shape[1], device=noise.device)
+    x = model.decoder.input(noise) + model.decoder.positions[frames]
+    mask = masked_bias(tokens != PAD)
+    for index, layer in enumerate(model.decoder.layers[:SYMBOLIC_LAYERS]):
+        x = layer(x, film[:, index], (keys_values[2 * index], keys_values[2 * index + 1]), mask)
+    return heads.frames(heads.frame_norm(x)).unflatten(-1, (2, PITCHES)), heads.tokens(notes)
+
+
+def symbolic_loss(
+    model: SpectrogramDiffusion, heads: SymbolicHeads, batch: SymbolicBatch, frames: int, generator: torch.Generator
+) -> Tensor:
+    """Weighted cross-entropy of pitches at a random crop of each segment, plus the token head's error."""
+    count, device = len(batch.tokens), batch.tokens.device
+    offsets = torch.randint(0, FRAMES - frames + 1, (count,), generator=generator).to(device)
+    noise = torch.randn(count, frames, model.size.mels, generator=generator).to(device)
+    logits, times = symbolic_forward(model, heads, batch.tokens, noise, offsets)
+    window = offsets[:, None] + torch.arange(frames, device=device)
+    rolls = batch.rolls[torch.arange(count, device=device)[:, None], window]
+    positive = torch.tensor(POSITIVE_WEIGHTS, device=device)[:, None]
+    frame_loss = F.binary_cross_entropy_with_logits(logits.float(), rolls, pos_weight=positive)
+    error = (times.float() - batch.targets).abs()
+    pitch, start = batch.targets_mask.unbind(-1)
+    token_loss = error[..., (0, 2)][pitch].mean() + error[..., 1][start].mean()
+    return 20 * frame_loss + TOKEN_WEIGHT * token_loss
+
+
+@torch.no_grad()
+def symbolic_scores(model: SpectrogramDiffusion, heads: SymbolicHeads, songs: list[Notes]) -> dict[str, float]:
+    """F1 of sounding and of starting pitches over all frames of the songs, at whichever threshold suits best."""
+    hits: list[tuple[Tensor, Tensor]] = []
+    generator = torch.Generator().manual_seed(0)
+    for notes in songs:
+        tokens = encode_notes(notes)
+        batch = collate(tokens, piano_rolls(notes, len(tokens)))
+        noise = torch.randn(len(tokens), FRAMES, model.size.mels, generator=generator)
+        device = model.decoder.positions.device
+        offsets = torch.zeros(len(tokens), dtype=torch.long, device=device)
+        logits, _ = symbolic_forward(model, heads, batch.tokens.to(device), noise.to(device), offsets)
+        hits.append((logits.float().cpu(), batch.rolls > 0))
+    scores = {}
+    for index, name in enumerate(("frame_f1", "onset_f1")):
+        logits = torch.cat([logit[:, :, index] for logit, _ in hits])
+        truth = torch.cat([roll[:, :, index] for _, roll in hits])
+        scores[name] = max(_f1(logits > threshold, truth) for threshold in (-2.0, -1.0, 0.0, 1.0, 2.0))
+    return scores
+
+
+def _f1(found: Tensor, truth: Tensor) -> float:
+    return 2.0 * float((found & truth).sum()) / max(1.0, float(found.sum() + truth.sum()))

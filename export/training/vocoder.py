@@ -1,0 +1,305 @@
+"""Training of the shipped vocoder on audio: spectral losses at several resolutions, resumable, deterministic.
+
+Letters: B batch, V frames of a crop, M mel bins, n samples. A checkpoint holds everything but the data: killed and
+started again, training goes on from it as if nothing had happened, as each batch is drawn from (seed, step) alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from notewave.errors import VoiceError
+from notewave.export.vocoders import Tonewheel, save_vocoder
+from notewave.files import atomic_file
+from notewave.mel import FFT, HOP, MAGNITUDE_MAX, MAGNITUDE_MIN, MELS, SAMPLE_RATE, WINDOW, hann, mel_weights
+
+logger = logging.getLogger(__name__)
+
+RESOLUTIONS = (256, 1024, 2048, 4096)  # samples of each window of the training loss; hops of a quarter
+PITCH_HZ = 200.0  # log magnitudes above it count less, as 1 / frequency: octaves alike, where pitches are told apart
+EDGE = 4  # frames at both ends of a crop that the losses leave out
+MAGNITUDE_FLOOR = 1e-3  # added to STFT magnitudes before the logarithm: about -110 dB of full scale
+
+
+@dataclass(frozen=True)
+class VocoderTraining:
+    """What to train and how long."""
+
+    steps: int = 6000
+    batch: int = 16  # B
+    frames: int = 64  # V
+    learning_rate: float = 1e-3  # of the plateau
+    warm_up: int = 100  # steps to the plateau
+    decay: float = 0.3  # share of the steps that lead down from it
+    mel_weight: float = 1.0  # of the mel L1 beside the spectral losses
+    gain_db: tuple[float, float] = (-12.0, 3.0)  # of the random gain of each crop
+    average: float = 0.998  # of the exponential moving average of the weights, which is what is kept
+    pair_fraction: float = 0.5  # of each batch that comes from the pairs, where there are any
+    validate_every: int = 200  # steps
+    checkpoint_seconds: float = 60.0
+    seed: int = 0
+    model: dict[str, Any] = field(default_factory=dict)  # constructor arguments of Tonewheel
+
+
+def log_mel(audio: Tensor) -> Tensor:
+    """``notewave.mel.log_mel`` with gradients: audio [B, HOP (V - 1) + WINDOW] -> log-mel [B, V, M]."""
+    window, weights = _analysis()
+    magnitude = torch.fft.rfft(audio.unfold(-1, WINDOW, HOP) * window, FFT).abs()
+    return (magnitude @ weights).clamp(MAGNITUDE_MIN, MAGNITUDE_MAX).log()
+
+
+@functools.cache
+def _analysis() -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(hann()).float(), torch.from_numpy(mel_weights()).float()
+
+
+def spectral_loss(predicted: Tensor, true: Tensor, size: int) -> Tensor:
+    """Spectral convergence plus weighted L1 of log magnitudes (Arik et al. 2018) at one window size; audio [B, n]."""
+    ours, theirs = (_magnitude(audio, size) for audio in (predicted, true))
+    convergence = (ours - theirs).square().sum((1, 2)).sqrt() / (theirs.square().sum((1, 2)).sqrt() + 1.0)
+    weights = 1 / (1 + torch.linspace(0, SAMPLE_RATE / 2 / PITCH_HZ, size // 2 + 1))[:, None]
+    log_error = ((ours + MAGNITUDE_FLOOR).log() - (theirs + MAGNITUDE_FLOOR).log()).abs() * (weights / weights.mean())
+    return convergence.mean() + log_error.mean()
+
+
+def _magnitude(audio: Tensor, size: int) -> Tensor:
+    window = torch.hann_window(size, device=audio.device)
+    return torch.stft(audio, size, size // 4, window=window, center=False, return_complex=True).abs()
+
+
+def evaluation_loss(predicted: Tensor, true: Tensor) -> float:
+    """Multi-resolution STFT loss with the settings of Parallel WaveGAN (Yamamoto et al. 2020); audio [B, n]."""
+    total = 0.0
+    for size, hop, width in ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240)):
+        window = torch.hann_window(width, device=true.device)
+        ours, theirs = (
+            torch.stft(audio, size, hop, width, window, return_complex=True).abs().square().clamp(min=1e-7).sqrt()
+            for audio in (predicted, true)
+        )
+        total += float((ours - theirs).norm() / theirs.norm() + F.l1_loss(ours.log(), theirs.log()))
+    return total / 3
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Audio and, where a voice's own mel is to be vocoded, that mel; otherwise it is computed from the audio."""
+
+    samples: NDArray[np.int16]  # [n]
+    mel: NDArray[np.float16] | None = None  # [n / HOP, M]
+
+
+def load_recordings(
+    folder: Path, kind: str = "train", songs: int | None = None, with_mel: bool = False
+) -> list[Recording]:
+    """The first ``songs`` songs of a folder in the format of ``notewave.export.training.data``."""
+    recordings = []
+    for path in sorted(folder.glob(f"{kind}-*.npz"))[:songs]:
+        with np.load(path) as arrays:
+            mel = arrays["mel"].reshape(-1, MELS) if with_mel else None
+            recordings.append(Recording(arrays["samples"], mel))
+    if not recordings:
+        raise VoiceError(f"{folder} holds no {kind}-*.npz; render the training data first.")
+    return recordings
+
+
+class Crops:
+    """Batches of random crops, each drawn from (seed, step) alone."""
+
+    def __init__(self, config: VocoderTraining, sources: Sequence[tuple[Sequence[Recording], float]]) -> None:
+        """Sources are recordings with the share of each batch that comes from them."""
+        self.config = config
+        self.sources = [recordings for recordings, _ in sources]
+        shares = np.array([share for _, share in sources])
+        self.shares = shares / shares.sum()
+
+    def draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """Log-mel [B, V, M] and the audio [B, HOP (V + 1)] behind it."""
+        rng = np.random.default_rng((self.config.seed, step))
+        crops = [self._crop(rng) for _ in range(self.config.batch)]
+        audio = torch.from_numpy(np.stack([samples for samples, _ in crops]))
+        mel = log_mel(audio)
+        for row, (_, given) in enumerate(crops):
+            if given is not None:
+                mel[row] = torch.from_numpy(given)
+        return mel, audio
+
+    def _crop(self, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        frames = self.config.frames
+        source = self.sources[int(rng.choice(len(self.sources), p=self.shares))]
+        recording = source[int(rng.integers(len(source)))]
+        gain = rng.uniform(*self.config.gain_db) * math.log(10) / 20
+        start = int(rng.integers(len(recording.samples) // HOP - frames - 1))
+        offset = start * HOP + (0 if recording.mel is not None else int(rng.integers(HOP)))
+        samples = recording.samples[offset : offset + HOP * (frames + 1)] * np.float32(math.exp(gain) / 32767)
+        if recording.mel is None:
+            return samples, None
+        return samples, recording.mel[start : start + frames].astype(np.float32) + np.float32(gain)
+
+
+class Trainer:
+    """State of one training: weights, their average, the optimiser's moments, and the step they stand at."""
+
+    def __init__(self, config: VocoderTraining, folder: Path) -> None:
+        self.config = config
+        self.folder = folder
+        torch.manual_seed(config.seed)
+        self.model = Tonewheel(**config.model)
+        self.average = Tonewheel(**config.model)
+        self.average.load_state_dict(self.model.state_dict())
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.8, 0.99), weight_decay=1e-3)
+        self.step = 0
+        if self._checkpoint.exists():
+            state = torch.load(self._checkpoint, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step = state["step"]
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def save(self) -> None:
+        """Write the checkpoint, and the averaged weights as they would ship."""
+        with atomic_file(self._checkpoint) as temporary:
+            parts = (("model", self.model), ("average", self.average), ("optimizer", self.optimizer))
+            torch.save({"step": self.step} | {name: part.state_dict() for name, part in parts}, temporary)
+        save_vocoder(self.average, self.folder / "final")
+
+    def advance(self, mel: Tensor, audio: Tensor) -> dict[str, float]:
+        """One optimiser step on log-mel [B, V, M] and audio [B, HOP (V + 1)]; returns the losses."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        frame = torch.tensor([self.step * 7919 % Tonewheel.PERIOD])
+        with torch.autocast("cpu", torch.bfloat16):  # the amplitudes and the audio stay in float32
+            features = self.model.trunk(mel)
+        predicted = self.model.synthesise(features.float(), mel, frame)
+        inner = slice(EDGE * HOP, -EDGE * HOP)  # the crop's edges lack what comes before and after
+        predicted, true = predicted[:, inner], audio[:, :-HOP][:, inner]
+        losses = {f"stft_{size}": spectral_loss(predicted, true, size) for size in RESOLUTIONS}
+        mel_loss = F.l1_loss(log_mel(predicted), log_mel(true))
+        loss = torch.stack(list(losses.values())).mean() + self.config.mel_weight * mel_loss
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            weight = 1 - min(self.config.average, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
+        self.step += 1
+        return {name: value.item() for name, value in (losses | {"mel": mel_loss, "loss": loss, "norm": norm}).items()}
+
+    def _learning_rate(self) -> float:
+        """Warm-up, a plateau, a linear decay: ``steps`` may be moved while the plateau lasts."""
+        config = self.config
+        warm_up = (self.step + 1) / config.warm_up
+        decay = (config.steps - self.step) / (config.decay * config.steps)
+        return config.learning_rate * min(1.0, warm_up, decay)
+
+    @torch.no_grad()
+    def validate(self, recordings: Sequence[Recording], seconds: float = 10.0) -> dict[str, float]:
+        """Evaluation loss and mel L1 (of bins above -8 nats) of the averaged weights on the starts of recordings."""
+        stft, mel = [], []
+        for recording in recordings:
+            samples = recording.samples[: int(seconds * SAMPLE_RATE) // HOP * HOP] / np.float32(32767)
+            audio = torch.from_numpy(samples)[None]
+            true = log_mel(F.pad(audio, (0, HOP)))
+            predicted = self.average(true, torch.zeros(1, dtype=torch.int64))
+            stft.append(evaluation_loss(predicted, audio))
+            mel.append(float((log_mel(F.pad(predicted, (0, HOP))) - true).abs()[true > -8].mean()))
+        return {"valid_stft": float(np.mean(stft)), "valid_mel": float(np.mean(mel))}
+
+
+def train_vocoder(
+    config: VocoderTraining,
+    data: Mapping[Path, float],
+    out: Path,
+    pairs: Path | None = None,
+    songs: int | None = None,
+) -> Tonewheel:
+    """Train to ``config.steps``, going on from ``out``'s checkpoint where there is one; returns the averaged weights.
+
+    ``data`` maps folders of songs to their share of each batch. ``pairs`` is a folder in the same format whose mels a
+    voice generated, for the same samples: for fine-tuning on them.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    sources = [(load_recordings(folder, songs=songs), share) for folder, share in data.items()]
+    if pairs is not None:
+        sources = [(recordings, share * (1 - config.pair_fraction)) for recordings, share in sources]
+        sources.append((load_recordings(pairs, with_mel=True), config.pair_fraction * sum(data.values())))
+    held_out = load_recordings(next(iter(data)), kind="heldout")
+    crops, trainer = Crops(config, sources), Trainer(config, out)
+    forget_after(trainer.step, out / "log.jsonl")
+    saved = time.monotonic()
+    while trainer.step < config.steps:
+        started = time.monotonic()
+        record = trainer.advance(*crops.draw(trainer.step))
+        record |= {"step": trainer.step, "seconds": time.monotonic() - started}
+        if trainer.step % config.validate_every == 0 or trainer.step == config.steps:
+            record |= trainer.validate(held_out)
+            logger.info("step %d: %s", trainer.step, {name: round(value, 3) for name, value in record.items()})
+        with (out / "log.jsonl").open("a") as log:
+            log.write(json.dumps(record) + "\n")
+        if time.monotonic() - saved > config.checkpoint_seconds or trainer.step == config.steps:
+            trainer.save()
+            plot_losses(out)
+            saved = time.monotonic()
+    return trainer.average
+
+
+def forget_after(step: int, log: Path) -> None:
+    """Drop the records of steps that were made after the last checkpoint and are about to be made again."""
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    with atomic_file(log) as temporary:
+        temporary.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+
+
+def plot_losses(folder: Path) -> None:
+    """Draw ``log.jsonl`` of a training folder as ``losses.png``."""
+    import matplotlib.figure
+
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    figure = matplotlib.figure.Figure(figsize=(8, 4), layout="tight")
+    axes = figure.subplots()
+    for name in ("loss", "mel", "valid_stft", "valid_mel"):
+        points = [(record["step"], record[name]) for record in records if name in record]
+        axes.plot(*zip(*points, strict=True), label=name, linewidth=0.7 if name in ("loss", "mel") else 1.5)
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.legend()
+    with atomic_file(folder / "losses.png") as temporary:
+        figure.savefig(temporary)
+
+
+def main() -> None:
+    """Train the vocoder: ``python -m notewave.export.training.vocoder OUT --data FOLDER[=SHARE] ...``."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "--data", nargs="+", required=True, metavar="FOLDER[=SHARE]", help="songs, and their share of a batch"
+    )
+    parser.add_argument("--pairs", type=Path, help="songs with generated mels, for fine-tuning")
+    parser.add_argument("--songs", type=int, help="use only this many of each folder")
+    parser.add_argument("--config", type=json.loads, default={}, metavar="JSON", help="fields of VocoderTraining")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    data = {Path(folder): float(share or 1) for folder, _, share in (item.partition("=") for item in options.data)}
+    train_vocoder(VocoderTraining(**options.config), data, options.out, options.pairs, options.songs)
+
+
+if __name__ == "__main__":
+    main()

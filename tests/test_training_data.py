@@ -1,0 +1,172 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from notewave.codec import EOS, Notes, decode_tokens, encode_notes
+from notewave.export.training.config import CONFIGS, load_config, parse_config
+from notewave.export.training.data import (
+    SEGMENT_SAMPLES,
+    SOUNDFONT,
+    Segments,
+    Song,
+    load_song,
+    make_data,
+    render_song,
+    save_song,
+)
+from notewave.export.training.pieces import (
+    HELD_OUT_SCORES,
+    PIANO,
+    Instrument,
+    as_notes,
+    compose,
+    corpus_paths,
+    held_out,
+    medley,
+)
+from notewave.export.training.symbolic import piano_rolls, random_voices
+from notewave.mel import FRAMES, HOP, MELS, log_mel
+
+BAND = (
+    Instrument(33, role="bass", low=28, high=55),
+    Instrument(24, role="harmony", low=40, high=76),
+    Instrument(73, role="melody", low=60, high=96),
+    Instrument(0, is_drum=True, role="drums"),
+)
+needs_fluidsynth = pytest.mark.skipif(
+    shutil.which("fluidsynth") is None or not SOUNDFONT.exists(),
+    reason="FluidSynth and its soundfont are not installed",
+)
+
+
+def columns(notes: Notes) -> np.ndarray:
+    return np.stack([np.asarray(column, np.float64) for column in vars(notes).values()])
+
+
+@pytest.mark.parametrize("ensemble", [PIANO, BAND])
+@pytest.mark.parametrize("seed", range(4))
+def test_pieces_are_the_same_each_time_and_tokenise_without_loss(ensemble: tuple[Instrument, ...], seed: int) -> None:
+    notes = compose(np.random.default_rng(seed), ensemble, 25.0)
+    again = compose(np.random.default_rng(seed), ensemble, 25.0)
+    np.testing.assert_array_equal(columns(notes), columns(again))
+    assert len(notes) > 20 and 20 < notes.seconds < 40
+    back = decode_tokens(encode_notes(notes))
+    pitched, found = ~notes.is_drum, ~back.is_drum
+    onsets = sorted(zip(notes.onset_s[pitched].round(2), notes.pitch[pitched], strict=True))
+    assert onsets == sorted(zip(back.onset_s[found].round(2), back.pitch[found], strict=True))
+    offsets = sorted(zip(notes.offset_s[pitched].round(2), notes.pitch[pitched], strict=True))
+    assert offsets == sorted(zip(back.offset_s[found].round(2), back.pitch[found], strict=True))
+
+
+def test_every_instrument_of_a_band_plays_its_own() -> None:
+    notes = compose(np.random.default_rng(0), BAND, 40.0)
+    for instrument in BAND:
+        own = (notes.program == instrument.program) & (notes.is_drum == instrument.is_drum)
+        assert own.any() and notes.pitch[own].min() >= instrument.low and notes.pitch[own].max() <= instrument.high
+
+
+def test_a_key_struck_again_ends_its_note() -> None:
+    notes = as_notes(
+        [(0.0, 2.0, 60, 0, False), (1.0, 3.0, 60, 0, False), (1.02, 1.5, 60, 0, False), (0.5, 0.8, 62, 0, False)]
+    )
+    table = sorted(zip(notes.onset_s.tolist(), notes.offset_s.tolist(), notes.pitch.tolist(), strict=True))
+    assert table == [(0.0, 1.0, 60), (0.5, 0.8, 62), (1.0, 3.0, 60)]
+
+
+def test_rolls_say_when_notes_sound() -> None:
+    notes = as_notes([(0.1, 0.2, 60, 0, False), (5.0, 5.3, 64, 0, False)])
+    roll = piano_rolls(notes, 2)
+    assert roll.shape == (2, FRAMES, 2, 128)
+    assert np.flatnonzero(roll[0, :, 0, 60]).tolist() == [5, 6, 7, 8, 9]
+    assert np.flatnonzero(roll[0, :, 1, 60]).tolist() == [5]
+    assert roll[0, 250:, 0, 64].all() and roll[1, :9, 0, 64].all() and not roll[1, 9:, 0, 64].any()
+
+
+def test_random_voices_sound_together() -> None:
+    notes = random_voices(np.random.default_rng(1), 20.0)
+    assert piano_rolls(notes, 4)[:, :, 0].sum(axis=-1).max() > 1
+
+
+def test_scores_held_out_are_not_trained_on() -> None:
+    pytest.importorskip("music21")
+    trained = [path for paths in corpus_paths().values() for path in paths]
+    assert len(trained) > 1000
+    for name in HELD_OUT_SCORES:
+        assert not any(f"/{name}." in path for path in trained)
+    assert len(held_out(0, 20.0)) > 30
+
+
+def test_a_medley_fills_its_time() -> None:
+    pytest.importorskip("music21")
+    notes = medley(np.random.default_rng(3), 20.0)
+    assert 15 < notes.seconds < 40
+
+
+def test_songs_are_stored_whole(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tokens = [np.array([5, 6, EOS], np.int32), np.array([EOS], np.int32)]
+    mel = rng.normal(size=(2, FRAMES, MELS)).astype(np.float16)
+    song = Song(rng.integers(-5, 5, 2 * SEGMENT_SAMPLES).astype(np.int16), mel, tokens)
+    save_song(song, tmp_path / "train-00003.npz")
+    back = load_song(tmp_path / "train-00003.npz")
+    np.testing.assert_array_equal(back.samples, song.samples)
+    np.testing.assert_array_equal(back.mel, mel)
+    assert [own.tolist() for own in back.tokens] == [[5, 6, EOS], [EOS]]
+    assert Segments(tmp_path).first == [True, False]
+    assert len(Segments(tmp_path, songs=3)) == 0
+
+
+@needs_fluidsynth
+def test_audio_mel_and_tokens_agree_about_time() -> None:
+    song = render_song(as_notes([(1.0, 1.5, 72, 0, False), (6.0, 6.4, 60, 0, False)]))
+    assert len(song.tokens) == 2 and song.samples.shape == (2 * SEGMENT_SAMPLES,)
+    loud = np.flatnonzero(np.abs(song.samples) > 100)
+    assert 0 <= loud[0] - 16000 < 2 * HOP
+    frames = song.mel.reshape(-1, MELS).astype(np.float64).mean(axis=1)
+    assert np.flatnonzero(np.diff(frames) > 1)[0] in range(47, 51)
+    np.testing.assert_allclose(log_mel(song.samples / 32767).reshape(song.mel.shape), song.mel, atol=0.01)
+
+
+@needs_fluidsynth
+def test_a_set_is_rendered_once(tmp_path: Path) -> None:
+    pytest.importorskip("music21")
+    make_data(tmp_path, songs=1, held_out_songs=0, seed=0, seconds=6.0)
+    before = (tmp_path / "train-00000.npz").stat().st_mtime_ns
+    make_data(tmp_path, songs=1, held_out_songs=0, seed=0, seconds=6.0)
+    assert (tmp_path / "train-00000.npz").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.json")))
+def test_bundled_configurations_are_sound(name: str) -> None:
+    config = load_config(name)
+    assert config.symbolic and config.mel and config.name == name
+
+
+def test_a_misspelt_setting_is_named() -> None:
+    with pytest.raises(ValueError, match="stepz"):
+        parse_config({"name": "x", "dimensions": {}, "mel": [{"stepz": 1}]})
+    with pytest.raises(ValueError, match="piano"):
+        load_config("no-such-thing")
+
+
+def test_log_mel_is_the_stated_formula() -> None:
+    """STFT by SciPy, mel triangles written out by hand: frames of 640 at hop 320, FFT of 1024, HTK mel, magnitudes."""
+    from scipy.signal import get_window
+
+    samples = np.random.default_rng(5).normal(size=3 * HOP) * 0.1
+    padded = np.concatenate([samples, np.zeros(640)])
+    spectrum = np.array(
+        [np.abs(np.fft.fft(padded[i * 320 : i * 320 + 640] * get_window("hann", 640), 1024))[:513] for i in range(3)]
+    )
+    edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + 8000 / 700), 130) / 2595) - 1)
+    mel_of = lambda hertz: 2595 * np.log10(1 + hertz / 700)  # noqa: E731
+    expected = np.zeros((3, MELS))
+    for index in range(MELS):
+        low, middle, high = mel_of(edges[index]), mel_of(edges[index + 1]), mel_of(edges[index + 2])
+        for bin_ in range(1, 513):
+            at = mel_of(bin_ * 16000 / 1024)
+            weight = max(0.0, min((at - low) / (middle - low), (high - at) / (high - middle)))
+            expected[:, index] += weight * spectrum[:, bin_]
+    np.testing.assert_allclose(log_mel(samples), np.log(np.maximum(expected, 1e-5)), atol=2e-5)

@@ -1,0 +1,135 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from notewave.codec import encode_notes
+from notewave.contracts import Dimensions
+from notewave.export.modules import SpectrogramDiffusion
+from notewave.export.training.config import Config, Data, Stage
+from notewave.export.training.data import Song, save_song
+from notewave.export.training.diffusion import MelBatch, predict
+from notewave.export.training.loop import plain_state, scale_queries
+from notewave.export.training.pieces import PIANO, compose
+from notewave.export.training.stages import fresh_model, plot_log, train_mel, train_symbolic
+from notewave.mel import FRAMES, LOG_MIN, MELS
+
+TINY = Dimensions(
+    width=32, heads=2, head_width=16, feed_forward=48, note_encoder_layers=2, context_encoder_layers=1, decoder_layers=3
+)
+
+
+def config(symbolic: int, mel: int, held_out: int = 0) -> Config:
+    return Config(
+        name="tiny",
+        dimensions=TINY,
+        symbolic=(Stage(symbolic, segments=4, tokens=1800, frames=32, learning_rate=1e-3, pinned=2),),
+        mel=(Stage(mel, segments=2, crops=2, frames=48, context=0.5),),
+        data=Data(songs=2, held_out_songs=held_out),
+        structured=False,
+        threads=2,
+        validate_seconds=1e9,
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Songs with true tokens and mels that are only a pattern of them: FluidSynth is not needed here."""
+    folder = tmp_path_factory.mktemp("songs")
+    for index, name in enumerate(["train-00000", "train-00001", "heldout-00000"]):
+        tokens = encode_notes(compose(np.random.default_rng(index), PIANO, 14.0))
+        mel = np.full((len(tokens), FRAMES, MELS), LOG_MIN / 2, np.float16)
+        for segment, own in zip(mel, tokens, strict=True):
+            segment[own % FRAMES, own % MELS] = 0.0
+        save_song(Song(np.zeros(0, np.int16), mel, tokens), folder / f"{name}.npz")
+    return folder
+
+
+def run(folder: Path, data: Path, symbolic: int, mel: int) -> dict[str, torch.Tensor] | None:
+    settings = config(symbolic, mel)
+    model = train_symbolic(settings, folder)
+    assert model is not None
+    if mel == 0:
+        return None
+    weights = train_mel(settings, folder, data, model)
+    assert weights is not None
+    return load_file(weights)
+
+
+def test_a_run_in_pieces_ends_where_an_unbroken_one_does(tmp_path: Path, data: Path) -> None:
+    whole = run(tmp_path / "whole", data, symbolic=6, mel=6)
+    run(tmp_path / "pieces", data, symbolic=3, mel=0)
+    run(tmp_path / "pieces", data, symbolic=6, mel=2)
+    pieces = run(tmp_path / "pieces", data, symbolic=6, mel=6)
+    assert whole is not None and pieces is not None and whole.keys() == pieces.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, pieces[name]), name
+
+
+def test_training_lowers_the_loss_on_what_it_sees(tmp_path: Path, data: Path) -> None:
+    run(tmp_path, data, symbolic=1, mel=40)
+    losses = [
+        entry["loss"]
+        for line in (tmp_path / "log.jsonl").read_text().splitlines()
+        if "loss" in (entry := json.loads(line))
+    ]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_validation_is_logged_and_drawn(tmp_path: Path, data: Path) -> None:
+    settings = config(symbolic=1, mel=1, held_out=1)
+    model = train_symbolic(dataclasses.replace(settings, data=Data(songs=2, held_out_songs=0)), tmp_path)
+    assert model is not None and train_mel(settings, tmp_path, data, model) is not None
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert last["stage"] == "mel" and last["mel_ratio"] > 0 and last["seam"] > 0
+    pytest.importorskip("matplotlib")
+    plot_log(tmp_path)
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_weights_of_a_run_load_into_plain_networks(tmp_path: Path, data: Path) -> None:
+    weights = run(tmp_path, data, symbolic=1, mel=1)
+    assert weights is not None
+    SpectrogramDiffusion(TINY).load_state_dict(weights)
+
+
+def test_a_checkpoint_of_other_dimensions_is_refused(tmp_path: Path, data: Path) -> None:
+    run(tmp_path, data, symbolic=1, mel=0)
+    other = dataclasses.replace(config(1, 1), dimensions=dataclasses.replace(TINY, feed_forward=64))
+    with pytest.raises(ValueError, match="other dimensions"):
+        train_symbolic(other, tmp_path)
+
+
+def test_scaled_queries_do_not_change_what_the_networks_compute() -> None:
+    torch.manual_seed(0)
+    plain = SpectrogramDiffusion(TINY)
+    scaled = SpectrogramDiffusion(TINY)
+    scaled.load_state_dict(plain.state_dict())
+    scale_queries(scaled)
+    back = plain_state(scaled, dict(scaled.named_parameters()))
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(back[name], value, rtol=0, atol=0 if TINY.head_width in (4, 16, 64) else 1e-7)
+
+
+def test_crops_at_the_start_of_a_whole_segment_are_the_networks_own_forward() -> None:
+    model = fresh_model(config(1, 1))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, FRAMES, MELS, generator=generator)
+    context = torch.randn(2, FRAMES, MELS, generator=generator)
+    tokens = torch.randint(1, 1000, (2, 9), generator=generator)
+    time, keep = torch.tensor([0.3, 0.9]), torch.tensor([True, False])
+    with torch.no_grad():
+        whole = model(x, time, tokens, context, keep, ~keep)
+        crop = predict(
+            model,
+            MelBatch(tokens, x, context, keep),
+            x[:, None],
+            time[:, None],
+            torch.zeros(2, 1, dtype=torch.long),
+            ~keep,
+        )
+    torch.testing.assert_close(crop[:, 0], whole)

@@ -1,0 +1,106 @@
+"""The structured start: with no training at all, attention already finds the notes."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from notewave.codec import encode_notes
+from notewave.contracts import Dimensions
+from notewave.export.modules import SpectrogramDiffusion, masked_bias
+from notewave.export.training.pieces import PIANO, compose
+from notewave.export.training.structure import (
+    TIME_FREQUENCIES,
+    Slots,
+    code,
+    spread_codes,
+    structure,
+)
+from notewave.export.training.symbolic import SymbolicBatch, SymbolicHeads, collate, piano_rolls, symbolic_forward
+
+SIZE = Dimensions(256, 4, 64, 64, note_encoder_layers=2, context_encoder_layers=1, decoder_layers=3)
+
+
+@pytest.fixture(scope="module")
+def model() -> SpectrogramDiffusion:
+    torch.manual_seed(0)
+    model = SpectrogramDiffusion(SIZE)
+    structure(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def batch() -> SymbolicBatch:
+    notes = compose(np.random.default_rng(3), PIANO, 30.0)
+    tokens = encode_notes(notes)
+    return collate(tokens, piano_rolls(notes, len(tokens)))
+
+
+@pytest.fixture(scope="module")
+def layers(model: SpectrogramDiffusion, batch: SymbolicBatch) -> list[Tensor]:
+    """The note encoder's stream after each layer."""
+    encoder = model.note_encoder
+    x = encoder.embedding(batch.tokens) + encoder.positions[: batch.tokens.shape[1]]
+    streams = []
+    with torch.no_grad():
+        for layer in encoder.layers:
+            x = layer(x, masked_bias(batch.tokens != 0))
+            streams.append(x)
+    return streams
+
+
+def nearest_frame(stream: Tensor) -> Tensor:
+    """The frame whose time code is most like each row."""
+    table = torch.from_numpy(code(np.arange(-10, 300), TIME_FREQUENCIES)).float()
+    return (stream @ table.T).argmax(dim=-1) - 10
+
+
+def test_every_token_starts_with_the_same_norm(model: SpectrogramDiffusion, batch: SymbolicBatch) -> None:
+    x = model.note_encoder.embedding(batch.tokens) + model.note_encoder.positions[: batch.tokens.shape[1]]
+    power = (x**2).sum(dim=-1)[batch.tokens > 1]
+    torch.testing.assert_close(power, torch.full_like(power, 80.0), rtol=1e-3, atol=0)
+
+
+def test_the_first_layer_gives_events_their_time_and_velocity(layers: list[Tensor], batch: SymbolicBatch) -> None:
+    event = batch.targets_mask[..., 0] & (batch.targets[..., 0] >= 0)  # not a note held from before
+    frame = nearest_frame(layers[0][..., Slots.TIME])
+    true = batch.targets[..., 0] * 256
+    assert ((frame - true).abs() <= 1)[event].float().mean() > 0.9
+    started = layers[0][..., Slots.SIGN] > 0
+    assert (started == (batch.targets[..., 2] > 0.5))[event].float().mean() > 0.95
+
+
+def test_the_second_layer_gives_notes_their_end(layers: list[Tensor], batch: SymbolicBatch) -> None:
+    start = batch.targets_mask[..., 1]
+    ends_here = start & (batch.targets[..., 1] <= 1)
+    frame = nearest_frame(layers[1][..., Slots.OFF_TIME])
+    assert ((frame - batch.targets[..., 1] * 256).abs() <= 1)[ends_here].float().mean() > 0.6
+
+
+def test_decoder_frames_receive_the_pitches_that_sound(model: SpectrogramDiffusion, batch: SymbolicBatch) -> None:
+    heads = SymbolicHeads(SIZE.width)
+    with torch.no_grad():  # read the slots out as they are
+        heads.frames.weight.zero_()
+        heads.frames.bias.zero_()
+        for index, slot in enumerate((Slots.COVER, Slots.START)):
+            rows = index * 128 + 21 + torch.arange(88)
+            heads.frames.weight[rows, slot.start + torch.arange(88)] = 1.0
+        noise = torch.randn(len(batch.tokens), 256, SIZE.mels, generator=torch.Generator().manual_seed(0))
+        logits, _ = symbolic_forward(
+            model, heads, batch.tokens, noise, torch.zeros(len(batch.tokens), dtype=torch.long)
+        )
+    for index, least in ((0, 0.75), (1, 0.75)):
+        truth, score = batch.rolls[:, :, index] > 0, logits[:, :, index]
+        pairs = score[truth][:, None] > score[~truth][None, :: max(1, int((~truth).sum()) // 2000)]
+        assert pairs.float().mean() > least  # area under the ROC curve; 0.5 would be chance
+
+
+def test_spread_codes_hardly_overlap() -> None:
+    codes = spread_codes(88, 38)
+    overlap = codes @ codes.T - np.eye(88)
+    assert np.abs(np.linalg.norm(codes, axis=1) - 1).max() < 1e-9 and overlap.max() < 0.2
+
+
+def test_networks_too_small_for_it_are_refused() -> None:
+    with pytest.raises(ValueError, match="width 256"):
+        structure(SpectrogramDiffusion(Dimensions(64, 4, 64, 64, 2, 1, 2)))
