@@ -10,22 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
-Words = NDArray[np.uint32]
+Words = NDArray[np.uint64]  # 32-bit words, with room for their products
 
 PHILOX_ROUNDS = 10
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key after each round
+PCM16_MAX = 32767.0
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
 
-def philox(counter: tuple[NDArray[np.uint64], int, int, int], seed: int) -> list[NDArray[np.uint64]]:
-    """Four 32-bit words for each counter: first word an array [n] below 2**32, the others the same for all.
+def philox(counter: tuple[Words, Words | int, int, int], seed: int) -> list[Words]:
+    """Four 32-bit words for each counter: first word an array [n], the others arrays too or the same for all.
 
     seed: 64 bits, the low half first in the key. Returns four arrays [n], held in uint64.
     """
     c0 = counter[0]
-    c1, c2, c3 = (np.full_like(c0, word) for word in counter[1:])
+    c1, c2, c3 = (np.broadcast_to(np.asarray(word, np.uint64), c0.shape) for word in counter[1:])
     key = [seed & 0xFFFFFFFF, seed >> 32]
     for _ in range(PHILOX_ROUNDS):
         first, second = c0 * np.uint64(PHILOX_MULTIPLIERS[0]), c2 * np.uint64(PHILOX_MULTIPLIERS[1])
@@ -86,6 +87,23 @@ def sampler_step(
     x0_previous[...] = x0
 
 
-def pcm16(samples: FloatArray) -> NDArray[np.int16]:
-    """Audio in [-1, 1] to 16-bit PCM, rounded to nearest even, clipped."""
-    return np.rint(np.clip(samples, -1.0, 1.0) * np.float32(32767.0)).astype(np.int16)
+def mel_to_context(mel: FloatArray, scale: float = 1.0, offset: float = 0.0) -> FloatArray:
+    """A finished mel [B, T, M] to the context encoder's input [B, T, M]: clip(scale mel + offset, -1, 1)."""
+    context: FloatArray = np.clip(np.float32(scale) * mel + np.float32(offset), -1.0, 1.0)
+    return context
+
+
+def pcm16(samples: FloatArray, dither_seed: int | None = None, start: int = 0) -> NDArray[np.int16]:
+    """Audio in [-1, 1] [n] to 16-bit PCM [n], rounded to nearest even, clipped.
+
+    With a dither seed, triangular noise of one step either way is added first; it belongs to a sample's place in the
+    song, so that chunks join: ``start``, a multiple of four, is the first sample's.
+    """
+    level = np.clip(samples, -1.0, 1.0) * np.float32(PCM16_MAX)
+    if dither_seed is not None:
+        blocks = np.arange(start // 4, (start + len(samples) + 3) // 4, dtype=np.uint64)
+        words = philox((blocks & _LOW, blocks >> _32, 0, 1), dither_seed)
+        word = np.stack(words, axis=1).reshape(-1)[: len(samples)].astype(np.int64)
+        triangle = ((word >> 16) - (word & 0xFFFF)).astype(np.float32) * np.float32(2**-16)
+        level = np.clip(level + triangle, -PCM16_MAX, PCM16_MAX)
+    return np.rint(level).astype(np.int16)

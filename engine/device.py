@@ -1,0 +1,167 @@
+"""The CUDA driver as the TensorRT backend sees it: memory, streams, kernels and graphs of one GPU.
+
+PyCUDA holds the context, memory and streams; cuda-bindings adds graphs, on the same stream handles. This is the only
+module that calls either; tests put a simulated device in its place.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from notewave.errors import BackendError
+from notewave.kernels.loader import SIGNATURES, THREADS
+
+Kernel = Callable[..., None]  # (grid, stream, *arguments), as in loader.SIGNATURES
+MIB = 1 << 20
+
+
+class CudaDevice:
+    """One GPU. Use it as a context manager around every call, so that its context is the thread's current one."""
+
+    def __init__(self, ordinal: int = 0) -> None:
+        """Raises BackendError when PyCUDA, the driver or the GPU is missing."""
+        try:
+            self._cuda = importlib.import_module("pycuda.driver")
+        except ImportError as error:
+            raise BackendError(
+                f"PyCUDA does not import ({error}). It needs NVIDIA's driver, and the CUDA toolkit to be installed: "
+                "pip install pycuda, or notewave[gpu]."
+            ) from error
+        try:
+            self._cuda.init()
+            device = self._cuda.Device(ordinal)
+            self._context = device.retain_primary_context()
+        except self._cuda.Error as error:
+            raise BackendError(
+                f"GPU {ordinal} cannot be used ({error}). Check nvidia-smi: the driver must be running and see it."
+            ) from error
+        self.name: str = device.name()
+        self.capability: tuple[int, int] = tuple(device.compute_capability())
+        version = self._cuda.get_driver_version()
+        self.driver = f"{version // 1000}.{version % 1000 // 10}"  # CUDA version that the driver supports
+
+    def __enter__(self) -> CudaDevice:
+        """Make the GPU's context current."""
+        self._context.push()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Restore the context that was current before; a failed call becomes a BackendError."""
+        self._cuda.Context.pop()
+        if isinstance(error, self._cuda.Error):
+            raise BackendError(
+                f"the GPU ({self.name}) failed: {error}. Run it again; if it fails again, update the driver."
+            ) from error
+
+    def allocate(self, size: int, purpose: str) -> Any:
+        """Device memory: an object whose int() is its address, 256-byte aligned, and which has free().
+
+        Raises BackendError with sizes when there is not enough.
+        """
+        try:
+            return self._cuda.mem_alloc(size)
+        except self._cuda.MemoryError as error:
+            free, total = self._cuda.mem_get_info()
+            raise BackendError(
+                f"out of GPU memory: {purpose} needs {size / MIB:.0f} MiB in one piece, and {free / MIB:.0f} of "
+                f"{total / MIB:.0f} MiB are free on {self.name}. "
+                "Close other programs on the GPU, or take fewer songs or steps."
+            ) from error
+
+    def pinned(self, size: int) -> NDArray[np.uint8]:
+        """Page-locked host memory, which copies run from and to while the host goes on."""
+        memory: NDArray[np.uint8] = self._cuda.pagelocked_empty(size, np.uint8)
+        return memory
+
+    def stream(self) -> Any:
+        """A new stream: an object with handle and synchronize()."""
+        return self._cuda.Stream()
+
+    def upload(self, target: int, source: NDArray[Any], stream: Any) -> None:
+        """Copy host memory to a device address."""
+        self._cuda.memcpy_htod_async(target, source, stream)
+
+    def download(self, target: NDArray[Any], source: int, stream: Any) -> None:
+        """Copy from a device address to host memory."""
+        self._cuda.memcpy_dtoh_async(target, source, stream)
+
+    def copy(self, target: int, source: int, size: int, stream: Any) -> None:
+        """Copy bytes between device addresses."""
+        self._cuda.memcpy_dtod_async(target, source, size, stream)
+
+    def clear(self, target: int, size: int, stream: Any) -> None:
+        """Fill bytes at a device address with zeros."""
+        self._cuda.memset_d8_async(target, 0, size, stream)
+
+    def kernels(self, image: bytes) -> dict[str, Kernel]:
+        """Load the project's kernels from a cubin, by name."""
+        module = self._cuda.module_from_buffer(image)
+        return {name: self._kernel(module, name, signature) for name, signature in SIGNATURES.items()}
+
+    def _kernel(self, module: Any, name: str, signature: str) -> Kernel:
+        function = module.get_function(name).prepare(signature)
+        block = (THREADS, 1, 1)
+
+        def launch(grid: tuple[int, int, int], stream: Any, *arguments: float) -> None:
+            function.prepared_async_call(grid, block, stream, *arguments)
+
+        return launch
+
+    def capture(self, stream: Any, issue: Callable[[], None]) -> Graph:
+        """Record what ``issue`` launches on a stream into a graph, without running it."""
+        try:
+            driver = importlib.import_module("cuda.bindings.driver")
+        except ImportError as error:
+            raise BackendError(f"cuda-bindings does not import ({error}): pip install cuda-bindings.") from error
+        handle = driver.CUstream(stream.handle)
+        _checked(
+            driver, driver.cuStreamBeginCapture(handle, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        )
+        try:
+            issue()
+        except BaseException as error:
+            driver.cuStreamEndCapture(handle)
+            if isinstance(error, self._cuda.Error):
+                raise BackendError(f"a launch cannot be recorded in a graph ({error}). Update the driver.") from error
+            raise
+        recorded = _checked(driver, driver.cuStreamEndCapture(handle))
+        try:
+            return Graph(driver, _checked(driver, driver.cuGraphInstantiate(recorded, 0)))
+        finally:
+            driver.cuGraphDestroy(recorded)
+
+
+class Graph:
+    """A recorded sequence of launches, at the addresses it was recorded with."""
+
+    def __init__(self, driver: Any, executable: Any) -> None:
+        self._driver, self._executable = driver, executable
+
+    def launch(self, stream: Any) -> None:
+        """Run it on a stream."""
+        _checked(self._driver, self._driver.cuGraphLaunch(self._executable, self._driver.CUstream(stream.handle)))
+
+    def free(self) -> None:
+        """Give its memory back; it must have finished."""
+        if self._executable is not None:
+            self._driver.cuGraphExecDestroy(self._executable)
+            self._executable = None
+
+    def __del__(self) -> None:
+        self.free()
+
+
+def _checked(driver: Any, result: tuple[Any, ...]) -> Any:
+    """Value of a driver call; raises BackendError when it failed."""
+    error, *values = result
+    if error != driver.CUresult.CUDA_SUCCESS:
+        raise BackendError(f"the CUDA driver refused a graph ({error.name}). Update the driver, or pass graphs=False.")
+    return values[0] if values else None

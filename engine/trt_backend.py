@@ -1,0 +1,442 @@
+"""TensorRT and TensorRT-RTX: a voice's plans on one slab of GPU memory, a whole segment's work in one CUDA graph.
+
+Letters as in ``notewave.contracts``. Tokens are padded to a bucket's length and the context is always there, under a
+mask, so that shapes and addresses never change: what a segment launches is the same for every segment of its bucket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from notewave.backend import FloatArray, Job, pad_tokens
+from notewave.buffers import Layout, Slab, Staging
+from notewave.codec import PAD, Tokens
+from notewave.contracts import Tensor
+from notewave.device import CudaDevice, Graph, Kernel
+from notewave.errors import BackendError
+from notewave.kernels.loader import compile_kernels, grid
+from notewave.mel import FRAMES, HOP, MELS
+from notewave.plans import (
+    KERNELS,
+    MAX_BATCH,
+    SCHEDULE_ROWS,
+    find_plans,
+    load_tensorrt,
+    token_buckets,
+    vocoder_frames,
+    voice_contracts,
+)
+from notewave.samplers import SamplerTable
+from notewave.trt_module import Axes, Engines, Executor, shape_of
+from notewave.voice import Voice
+
+log = logging.getLogger(__name__)
+
+OPTIONS = ("precision", "device", "graphs")  # a plan precision; which GPU; false to launch without CUDA graphs
+KEPT_WORKSPACES = 2  # idle ones, with their captured graphs
+STEP_KERNELS = {"FLOAT": "sampler_step_fp32", "HALF": "sampler_step_fp16", "BF16": "sampler_step_bf16"}
+ROW_BYTES = 32  # of a sampler's table: seven coefficients and the number of the step's draw
+REGIONS = {  # where tensors of one name but different meaning lie
+    ("context_encoder", "mel"): "context_mel",
+    ("time_embedding", "film"): "films",
+    ("unconditional_decoder", "prediction"): "unconditional",
+}
+
+
+class TensorRTBackend:
+    """One voice on one NVIDIA GPU.
+
+    options: OPTIONS by name. device, trt: stand in for the GPU and the TensorRT module. Raises BackendError when
+    packages, driver, GPU or fitting plans are missing.
+    """
+
+    name = "tensorrt"
+
+    def __init__(
+        self, voice: Voice, options: Mapping[str, Any], *, device: CudaDevice | None = None, trt: Any = None
+    ) -> None:
+        unknown = set(options) - set(OPTIONS)
+        if unknown:
+            raise BackendError(
+                f"backend 'tensorrt' has no option {', '.join(sorted(unknown))}. Known: {', '.join(OPTIONS)}."
+            )
+        trt = trt or load_tensorrt()
+        self.voice = voice
+        self.device = device or CudaDevice(options.get("device", 0))
+        with self.device:
+            folder = find_plans(voice, trt, self.device.capability, options.get("precision"))
+            self.engines = Engines(folder, trt, self.device, graphs=options.get("graphs", True))
+            image = folder / KERNELS
+            code = image.read_bytes() if image.is_file() else compile_kernels(self.device.capability)
+            self.kernels = self.device.kernels(code)
+        self._idle: deque[Workspace] = deque()
+        self._vocoder: VocoderLane | None = None
+        self._lock, self._vocoder_lock = threading.Lock(), threading.Lock()
+        log.info("plans of %s on %s, CUDA %s", folder, self.device.name, self.device.driver)
+
+    @contextlib.contextmanager
+    def start(self, job: Job) -> Iterator[TensorRTRun]:
+        """Begin a batch of songs on buffers that no other run is using, and leave them to the next run."""
+        shape = RunShape.of(job)
+        with self.device:
+            workspace = self._take(shape)
+            try:
+                workspace.begin(job)
+            except BaseException:
+                workspace.free()
+                raise
+        try:
+            yield TensorRTRun(workspace, job)
+        finally:
+            with self.device, self._lock:
+                workspace.stream.synchronize()  # a run may be left with a segment under way
+                self._idle.append(workspace)
+                while len(self._idle) > KEPT_WORKSPACES:
+                    self._idle.popleft().free()
+
+    def vocode(self, mel: FloatArray, frame: int) -> FloatArray:
+        """See ``notewave.backend.Backend.vocode``; runs beside a segment that is being denoised."""
+        with self.device, self._vocoder_lock:
+            if self._vocoder is None:
+                self._vocoder = VocoderLane(self.voice, self.engines)
+            return self._vocoder(mel, frame)
+
+    def _take(self, shape: RunShape) -> Workspace:
+        """An idle workspace of this shape, or a new one; idle ones make room when memory is short."""
+        with self._lock:
+            for workspace in self._idle:
+                if workspace.shape == shape:
+                    self._idle.remove(workspace)
+                    return workspace
+            while True:
+                try:
+                    return Workspace(self.voice, self.engines, self.kernels, shape)
+                except BackendError:
+                    if not self._idle:
+                        raise
+                    self._idle.popleft().free()
+
+
+class TensorRTRun:
+    """A batch of songs under way on the GPU."""
+
+    def __init__(self, workspace: Workspace, job: Job) -> None:
+        self._space, self._job = workspace, job
+        self._segment = 0
+
+    def denoise(self, tokens: Sequence[Tokens]) -> FloatArray:
+        """See ``notewave.backend.Run.denoise``."""
+        self.submit(tokens)
+        return self.result()
+
+    def submit(self, tokens: Sequence[Tokens]) -> None:
+        """Start the next segment of each song, and return while the GPU works."""
+        with self._space.device:
+            self._space.submit(self._job, self._segment, tokens)
+
+    def result(self) -> FloatArray:
+        """Wait for the segment submitted last: mel [B, T, M] in the networks' range."""
+        with self._space.device:
+            mel = self._space.result()
+        self._segment += 1
+        if self._job.on_step is not None:
+            for _ in range(self._job.table.steps):
+                self._job.on_step()
+        return mel
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """All that decides the buffers and the launches of a run."""
+
+    batch: int  # B
+    steps: int  # S
+    guided: bool
+    draws: int  # noise tensors given for each segment; 0 when the kernels draw them
+
+    @classmethod
+    def of(cls, job: Job) -> RunShape:
+        """Shape of a job; raises BackendError when the plans do not take it."""
+        batch = len(job.seeds)
+        if batch > MAX_BATCH:
+            raise BackendError(
+                f"{batch} songs were given at once; the plans take {MAX_BATCH}. Render them in smaller groups."
+            )
+        return cls(batch, job.table.steps, job.guidance != 1.0, 0 if job.noise is None else job.table.draws)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Networks that run for each segment, in their order."""
+        names = ("note_encoder", "context_encoder", "cross_attention", "decoder", "unconditional_decoder")
+        return names if self.guided else names[:-1]
+
+
+class Workspace:
+    """Every buffer of one run, on one slab, and the programs that run on them."""
+
+    def __init__(self, voice: Voice, engines: Engines, kernels: Mapping[str, Kernel], shape: RunShape) -> None:
+        self.shape, self.engines, self.kernels, self.device = shape, engines, kernels, engines.device
+        self.buckets = token_buckets(voice)
+        self.contracts = voice_contracts(voice)
+        networks = (*shape.networks, "time_embedding")
+        staged = Layout(self._staged_sizes())
+        layout = Layout(
+            {
+                "staged": staged.total,
+                **self._tensor_sizes(networks),
+                "x0_previous": 4 * shape.batch * FRAMES * MELS,
+                "rows": ROW_BYTES * shape.steps,
+                "scratch": (scratch := engines.scratch_bytes(networks)),
+            }
+        )
+        self.stream = self.device.stream()
+        self.staging = Staging(self.device, staged)
+        self.mel = (
+            self.device.pinned(4 * shape.batch * FRAMES * MELS).view(np.float32).reshape(shape.batch, FRAMES, MELS)
+        )
+        self._slab = Slab(self.device, layout, f"a run of {shape.batch} songs at {shape.steps} steps")
+        base = self._slab.address["staged"]
+        self.address = self._slab.address | {name: base + offset for name, offset in staged.offsets.items()}
+        self.scratch = (self.address["scratch"], scratch)
+        self._schedule = b""  # the table whose FiLM is on the device
+        self._programs: dict[int, Program] = {}  # by bucket
+
+    def begin(self, job: Job) -> None:
+        """Put the schedule on the device, unless it is there, and forget the last song."""
+        schedule = job.table.time.tobytes() + job.table.rows.tobytes()
+        if schedule != self._schedule:
+            self._put_schedule(job.table)
+            self._schedule = schedule
+        self.device.clear(self.address["context_mel"], self.mel.nbytes, self.stream)
+
+    def submit(self, job: Job, segment: int, tokens: Sequence[Tokens]) -> None:
+        """Stage a segment's inputs and launch its program."""
+        length = max(map(len, tokens))
+        bucket = next((size for size in self.buckets if size >= length), 0)
+        if not bucket:
+            raise BackendError(
+                f"segment {segment} has {length} tokens; the plans take {self.buckets[-1]}. "
+                "Split its notes over two songs."
+            )
+        if bucket not in self._programs:
+            self._programs[bucket] = Program(self, bucket)
+        self.stream.synchronize()  # the last segment may still be reading what is staged
+        self._stage(job, segment, pad_tokens(tokens, bucket))
+        self._programs[bucket].launch()
+
+    def result(self) -> FloatArray:
+        """Wait for the segment: mel [B, T, M]."""
+        self.stream.synchronize()
+        return self.mel.copy()
+
+    def bindings(self, network: str) -> dict[str, int]:
+        """Addresses of a network's inputs and outputs."""
+        contract = self.contracts[network]
+        return {tensor.name: self.address[_region(network, tensor)] for tensor in (*contract.inputs, *contract.outputs)}
+
+    def free(self) -> None:
+        """Give the device's memory back."""
+        for program in self._programs.values():
+            program.free()
+        self._programs.clear()
+        self._slab.free()
+
+    def _staged_sizes(self) -> dict[str, int]:
+        """What goes to the device for each segment, in one copy."""
+        batch, longest = self.shape.batch, self.buckets[-1]
+        return {
+            "control": 8 + 8 * batch,
+            "tokens": 4 * batch * longest,
+            "mask": 4 * batch * (longest + FRAMES),
+            "noise": 4 * self.shape.draws * batch * FRAMES * MELS,
+        }
+
+    def _tensor_sizes(self, networks: Sequence[str]) -> dict[str, int]:
+        """Every input and output of the networks at its largest, in bytes."""
+        longest = self.buckets[-1]
+        axes = {"B": self.shape.batch, "N": longest, "C": FRAMES, "J": longest + FRAMES, "S": self.shape.steps}
+        staged = self._staged_sizes()
+        return {
+            region: math.prod(shape_of(tensor, axes)) * self.engines.item_bytes(network, tensor.name)
+            for network in networks
+            for tensor in (*self.contracts[network].inputs, *self.contracts[network].outputs)
+            if (region := _region(network, tensor)) not in staged
+        }
+
+    def _put_schedule(self, table: SamplerTable) -> None:
+        """Compute FiLM of every step on the device, and copy the sampler's rows there.
+
+        Half of a decoder's weights serve only this, so their memory is given back at once.
+        """
+        rows = np.zeros((table.steps, ROW_BYTES // 4), np.float32)
+        rows[:, :-1] = table.rows
+        rows[:, -1].view(np.uint32)[...] = np.cumsum(table.noisy)  # draw 0 is the initial noise
+        time = np.ascontiguousarray(table.time)
+        self.device.upload(self.address["rows"], rows, self.stream)
+        self.device.upload(self.address["time"], time, self.stream)
+        contract = self.contracts["time_embedding"]
+        row_bytes = 4 * math.prod(shape_of(contract.outputs[0], {"S": 1}))
+        embed = Executor(self.engines, "time_embedding", {}, self.scratch)
+        for first in range(0, table.steps, SCHEDULE_ROWS):
+            films = self.address["films"] + row_bytes * first
+            embed.bind({"time": self.address["time"] + time.itemsize * first, "film": films})
+            embed.reshape(contract.inputs, {"S": min(SCHEDULE_ROWS, table.steps - first)})
+            embed(self.stream)
+        self.stream.synchronize()
+        self.engines.drop("time_embedding")
+
+    def _stage(self, job: Job, segment: int, tokens: NDArray[np.int32]) -> None:
+        """Write control, tokens [B, N], mask [B, J] and given noise [draws, T, M] into page-locked memory."""
+        batch, length = tokens.shape
+        control = self.staging.view("control", np.uint64, (1 + batch,))
+        control[:1].view(np.uint32)[0] = segment
+        control[:1].view(np.float32)[1] = job.guidance
+        control[1:] = np.array(job.seeds, np.uint64)
+        self.staging.view("tokens", np.int32, (batch, length))[...] = tokens
+        mask = self.staging.view("mask", np.float32, (batch, length + FRAMES))
+        lowest = np.finfo(np.float32).min
+        mask[:, :length] = np.where(tokens == PAD, lowest, 0.0)
+        mask[:, length:] = 0.0 if segment else lowest
+        if job.noise is not None:
+            draws = self.shape.draws
+            noise = self.staging.view("noise", np.float32, (draws, FRAMES, MELS))
+            noise[...] = job.noise[segment * draws : (segment + 1) * draws]
+
+
+class Program:
+    """All launches of one segment at one padded length: eagerly the first time, then as a captured graph."""
+
+    def __init__(self, space: Workspace, bucket: int) -> None:
+        self._space = space
+        axes = {"B": space.shape.batch, "N": bucket, "C": FRAMES, "J": bucket + FRAMES}
+        networks = self._executors(axes)
+        if space.engines.capture and not all(network.is_capturable(space.stream) for network in networks.values()):
+            log.info("TensorRT cannot be captured here; leaving graphs to it")
+            space.engines.capture = False
+            networks = self._executors(axes)
+        self._encoders = [networks[name] for name in ("note_encoder", "context_encoder", "cross_attention")]
+        self._decoders = [network for name, network in networks.items() if name.endswith("decoder")]
+        self._film_bytes = 4 * math.prod(shape_of(space.contracts["decoder"].inputs[1], {}))
+        self._step = space.kernels[STEP_KERNELS[space.engines.dtype("decoder", "prediction")]]
+        films, rows = space.address["films"], space.address["rows"]
+        self._steps = [
+            (films + self._film_bytes * i, self._step_arguments(rows + ROW_BYTES * i)) for i in range(space.shape.steps)
+        ]
+        self._graph: Graph | None = None
+        self._warm = False
+
+    def launch(self) -> None:
+        """Start the segment whose inputs are staged. TensorRT's first run allocates, so it is not captured."""
+        space = self._space
+        if self._warm and self._graph is None and space.engines.capture:
+            try:
+                self._graph = space.device.capture(space.stream, self._issue)
+            except BackendError as error:
+                log.warning("launching without CUDA graphs: %s", error)
+                space.engines.capture = False
+        if self._graph is not None:
+            self._graph.launch(space.stream)
+            return
+        self._issue()
+        if not self._warm:
+            self._warm = True
+            space.engines.save_caches()
+
+    def free(self) -> None:
+        """Give the graph's memory back."""
+        if self._graph is not None:
+            self._graph.free()
+
+    def _issue(self) -> None:
+        """Launch everything, in order; nothing here allocates, waits or computes."""
+        space, device, stream, address = self._space, self._space.device, self._space.stream, self._space.address
+        blocks = grid(FRAMES * MELS, space.shape.batch)
+        device.upload(address["staged"], space.staging.memory, stream)
+        for encoder in self._encoders:
+            encoder(stream)
+        if space.shape.draws:
+            device.copy(address["x"], address["noise"], space.mel.nbytes, stream)
+        else:
+            space.kernels["philox_normal"](blocks, stream, address["x"], address["control"], 0, FRAMES * MELS)
+        for film, arguments in self._steps:
+            device.copy(address["film"], film, self._film_bytes, stream)
+            for decoder in self._decoders:
+                decoder(stream)
+            self._step(blocks, stream, *arguments)
+        to_context = space.kernels["mel_to_context"]
+        to_context(blocks, stream, address["x"], address["context_mel"], 1.0, 0.0, FRAMES * MELS)
+        device.download(space.mel, address["x"], stream)
+
+    def _executors(self, axes: Axes) -> dict[str, Executor]:
+        space, networks = self._space, {}
+        for name in space.shape.networks:
+            networks[name] = Executor(space.engines, name, space.bindings(name), space.scratch)
+            networks[name].reshape(space.contracts[name].inputs, axes)
+        return networks
+
+    def _step_arguments(self, row: int) -> tuple[int, ...]:
+        """Arguments of the sampler's kernel for one row of the table."""
+        address, shape = self._space.address, self._space.shape
+        unconditional = address["unconditional"] if shape.guided else 0
+        noise = address["noise"] if shape.draws else 0
+        state = (address["x"], address["x0_previous"], address["prediction"])
+        return (*state, unconditional, noise, row, address["control"], FRAMES * MELS)
+
+
+class VocoderLane:
+    """The vocoder on a stream of its own, so that it sounds a segment while the next is denoised."""
+
+    def __init__(self, voice: Voice, engines: Engines) -> None:
+        self._device = engines.device
+        self._contract = voice_contracts(voice)["vocoder"]
+        self._frames = vocoder_frames(voice)
+        axes = {"B": MAX_BATCH, "V": self._frames}
+        sizes = {
+            tensor.name: math.prod(shape_of(tensor, axes)) * engines.item_bytes("vocoder", tensor.name)
+            for tensor in self._contract.inputs
+        }
+        self._inputs = Layout(sizes)
+        self._staging = Staging(self._device, self._inputs)
+        self._audio = self._device.pinned(4 * MAX_BATCH * HOP * self._frames).view(np.float32)
+        scratch = engines.scratch_bytes(["vocoder"])
+        layout = Layout({"staged": self._inputs.total, "audio": self._audio.nbytes, "scratch": scratch})
+        self._slab = Slab(self._device, layout, "the vocoder")
+        self._base = self._slab.address["staged"]
+        addresses = {name: self._base + offset for name, offset in self._inputs.offsets.items()}
+        addresses["audio"] = self._slab.address["audio"]
+        self._stream = self._device.stream()
+        self._network = Executor(engines, "vocoder", addresses, (self._slab.address["scratch"], scratch))
+
+    def __call__(self, mel: FloatArray, frame: int) -> FloatArray:
+        """Log-mel [B, V, M] -> audio [B, HOP V]."""
+        batch, frames, _ = mel.shape
+        if batch > MAX_BATCH or frames > self._frames:
+            raise BackendError(
+                f"the vocoder was given {batch} songs of {frames} frames; its plan takes {MAX_BATCH} of {self._frames}."
+                " Give it fewer at once."
+            )
+        self._staging.view("mel", np.float32, mel.shape)[...] = mel
+        if len(self._contract.inputs) > 1:
+            self._staging.view("frame", np.int64, (1,))[...] = frame
+        audio = self._audio[: batch * HOP * frames]
+        self._network.reshape(self._contract.inputs, {"B": batch, "V": frames})
+        self._device.upload(self._base, self._staging.memory, self._stream)
+        self._network(self._stream)
+        self._device.download(audio, self._slab.address["audio"], self._stream)
+        self._stream.synchronize()
+        return audio.reshape(batch, HOP * frames).copy()
+
+
+def _region(network: str, tensor: Tensor) -> str:
+    """Name of the memory where a network's input or output lies."""
+    return REGIONS.get((network, tensor.name), tensor.name)

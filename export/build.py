@@ -1,0 +1,219 @@
+"""`notewave build`: a voice's graphs to TensorRT plans for one kind of GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import notewave
+from notewave.errors import BackendError, VoiceError
+from notewave.export.typed import typed_graph
+from notewave.files import atomic_folder
+from notewave.kernels.loader import compile_kernels
+from notewave.plans import (
+    FORMAT,
+    KERNELS,
+    MAX_BATCH,
+    PRECISIONS,
+    RTX,
+    Extent,
+    PlanRecord,
+    extents,
+    load_tensorrt,
+    plans_home,
+    target_of,
+    token_buckets,
+    voice_contracts,
+)
+from notewave.voice import FileRecord, Voice
+
+log = logging.getLogger(__name__)
+
+TURING = (7, 5)
+TIMING_CACHE = "timing.cache"  # beside the plan folders
+Compile = Callable[[bytes, dict[str, Extent], str], bytes]  # graph, shapes, precision -> plan
+
+
+def build_plans(
+    voice: Voice,
+    precision: str = "fp16",
+    compute_capability: tuple[int, int] | None = None,
+    *,
+    trt: Any | None = None,
+    compile_plan: Compile | None = None,
+) -> Path:
+    """Build the plan of every network of a voice and compile the CUDA kernels; the folder they are kept in.
+
+    compute_capability: of the GPU they are for, such as (8, 9); by default that of the GPU here. trt, compile_plan:
+    stand in for the installed TensorRT. Raises VoiceError for a voice with 8-bit weights, BackendError when TensorRT is
+    missing or cannot build for this GPU and precision.
+    """
+    if precision not in PRECISIONS:
+        raise BackendError(f"there is no plan precision {precision!r}. Choose one of {', '.join(PRECISIONS)}.")
+    if voice.precision == "int8":
+        raise VoiceError(
+            f"voice {voice.name!r} holds 8-bit weights, which GPU plans are not made of. "
+            "Export it with --precision fp32 or fp16."
+        )
+    trt = trt or load_tensorrt()
+    capability = compute_capability or _local_capability()
+    _check_target(trt, capability, precision)
+    target = target_of(voice, trt, capability, precision)
+    home = plans_home()
+    compile_plan = compile_plan or _Compiler(trt, capability, home / TIMING_CACHE)
+    seconds = {}
+    with atomic_folder(target.folder(voice, home)) as folder:
+        for network, contract in voice_contracts(voice).items():
+            start = time.perf_counter()
+            typing = network_precision(network, precision, capability)
+            graph = typed_graph(voice.graph(network), typing).SerializeToString()
+            (folder / f"{network}.plan").write_bytes(compile_plan(graph, extents(voice, contract.inputs), typing))
+            seconds[network] = round(time.perf_counter() - start, 2)
+            log.info("%s built for compute capability %s in %.1f s", network, _dotted(capability), seconds[network])
+        _compile_kernels_ahead(capability, folder)
+        files = {path.name: FileRecord.of(path) for path in sorted(folder.iterdir())}
+        record = PlanRecord(
+            FORMAT, target, voice.name, notewave.__version__, token_buckets(voice), MAX_BATCH, seconds, files
+        )
+        record.save(folder)
+    return target.folder(voice, home)
+
+
+def network_precision(network: str, precision: str, capability: tuple[int, int]) -> str:
+    """Precision of one network: errors of the vocoder are heard and it runs once a segment, so it stays in float32.
+
+    TensorRT-RTX has no float32 products on Turing: there it is float16 like the rest.
+    """
+    return precision if network != "vocoder" or capability <= TURING else "fp32"
+
+
+def _check_target(trt: Any, capability: tuple[int, int], precision: str) -> None:
+    """Refuse what TensorRT is known not to build."""
+    sm = _dotted(capability)
+    if capability <= TURING and precision != "fp16":
+        raise BackendError(f"compute capability {sm} (Turing) runs float16 plans only. Ask for --precision fp16.")
+    if trt.__name__ == RTX:
+        names = [name[2:] for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+        known = [f"{name[:-1]}.{name[-1]}" for name in names]
+        if sm not in known:
+            raise BackendError(
+                f"{trt.__name__} {trt.__version__} does not build for compute capability {sm}; "
+                f"it knows {', '.join(known)}. Data-centre GPUs need TensorRT itself: notewave[gpu]."
+            )
+    elif capability != _local_capability():
+        raise BackendError(
+            f"{trt.__name__} builds only for the GPU of this machine, which is not of compute capability {sm}. "
+            "Build on the machine that is to run the plans, or with TensorRT-RTX: notewave[rtx]."
+        )
+
+
+class _Compiler:
+    """Polygraphy's builder, set up for strongly typed graphs."""
+
+    def __init__(self, trt: Any, capability: tuple[int, int], timing_cache: Path) -> None:
+        self.trt, self.capability = trt, capability
+        self.timing_cache = None if trt.__name__ == RTX else timing_cache  # RTX times on the target
+        os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if trt.__name__ == RTX else "0"
+        try:
+            from polygraphy.logger import G_LOGGER
+        except ImportError as error:
+            raise BackendError("Polygraphy is not installed. Install notewave[export] beside TensorRT.") from error
+        G_LOGGER.colors, G_LOGGER.use_python_logging_system = False, True
+        G_LOGGER.module_severity = G_LOGGER.ERROR
+
+    def __call__(self, graph: bytes, shapes: dict[str, Extent], precision: str) -> bytes:
+        from polygraphy.backend.trt import Profile, engine_bytes_from_network, network_from_onnx_bytes
+        from polygraphy.exception import PolygraphyException
+
+        profile = Profile()
+        for name, extent in shapes.items():
+            profile.add(name, *dataclasses.astuple(extent))
+        flags = getattr(self.trt, "NetworkDefinitionCreationFlag", None)
+        cache = None if self.timing_cache is None else str(self.timing_cache)
+        with _errors_of("Polygraphy") as errors:
+            try:
+                network = network_from_onnx_bytes(graph, strongly_typed=hasattr(flags, "STRONGLY_TYPED"))
+                if precision == "fp32":
+                    self._allow_unfused_attention(network[1])
+                return bytes(engine_bytes_from_network(network, self._config(profile), save_timing_cache=cache))
+            except PolygraphyException as error:
+                raise BackendError(
+                    f"{self.trt.__name__} {self.trt.__version__} cannot build a {precision} plan for compute "
+                    f"capability {_dotted(self.capability)}: {errors[0] if errors else error}. "
+                    "Try another --precision."
+                ) from error
+
+    def _config(self, profile: Any) -> Callable[[Any, Any], Any]:
+        def create(builder: Any, network: Any) -> Any:
+            if self.timing_cache is None:
+                from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+                config = CreateConfigRTX(profiles=[profile], compute_capabilities=[self.capability])(builder, network)
+            else:
+                from polygraphy.backend.trt import CreateConfig
+
+                cached = str(self.timing_cache) if self.timing_cache.is_file() else None
+                config = CreateConfig(profiles=[profile], load_timing_cache=cached)(builder, network)
+            config.clear_flag(self.trt.BuilderFlag.TF32)  # what stays float32 stays for its precision
+            if hasattr(
+                self.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"
+            ):  # else TensorRT-RTX cannot be captured in a graph
+                config.set_flag(self.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+            return config
+
+        return create
+
+    def _allow_unfused_attention(self, network: Any) -> None:
+        """There are no fused float32 attention kernels. In low precision only fused ones keep a float32 softmax."""
+        if not hasattr(self.trt, "IAttentionInputLayer"):
+            return
+        for index in range(network.num_layers):
+            layer = network.get_layer(index)
+            if layer.type == self.trt.LayerType.ATTENTION_INPUT:
+                layer.__class__ = self.trt.IAttentionInputLayer
+                layer.attention.decomposable = True
+
+
+def _compile_kernels_ahead(capability: tuple[int, int], folder: Path) -> None:
+    try:
+        (folder / KERNELS).write_bytes(compile_kernels(capability))
+    except BackendError as error:
+        log.info("kernels are left to be compiled on the GPU's machine: %s", error)
+
+
+def _local_capability() -> tuple[int, int]:
+    from notewave.device import CudaDevice
+
+    try:
+        return CudaDevice(0).capability
+    except BackendError as error:
+        raise BackendError(f"{error} To build for a GPU elsewhere, name it: --compute-capability 8.9") from error
+
+
+@contextlib.contextmanager
+def _errors_of(name: str) -> Iterator[list[str]]:
+    """Collect the errors that a logger is given, in the place of showing them."""
+    logger, messages = logging.getLogger(name), []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage().strip())
+
+    handler, propagate = Collector(logging.ERROR), logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return "{}.{}".format(*capability)

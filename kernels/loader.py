@@ -1,0 +1,104 @@
+"""From the CUDA source to code for one GPU: compiled ahead or when a backend opens, never while a song is denoised."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import shutil
+import subprocess
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from notewave.errors import BackendError
+
+SOURCE = "notewave.cu"
+HEADERS = ("lanes.cuh", "philox.cuh")
+FLAGS = ("-std=c++17", "--fmad=false")  # without fused multiply-add the kernels equal their twins bit for bit
+THREADS = 128  # a block; each thread takes four elements at a time
+SIGNATURES = {  # arguments as struct's letters: P pointer, I uint32, Q uint64, f float32
+    "philox_normal": "PPII",
+    "sampler_step_fp32": "PPPPPPPI",
+    "sampler_step_fp16": "PPPPPPPI",
+    "sampler_step_bf16": "PPPPPPPI",
+    "mel_to_context": "PPffI",
+    "pcm16": "PPIQQI",
+}
+
+
+def grid(size: int, batch: int = 1) -> tuple[int, int, int]:
+    """Blocks of a launch over ``batch`` songs of ``size`` elements."""
+    return (-(-size // (4 * THREADS)), batch, 1)
+
+
+def source(name: str = SOURCE) -> str:
+    """Text of a file of the kernels."""
+    return resources.files("notewave.kernels").joinpath(name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def compile_kernels(capability: tuple[int, int]) -> bytes:
+    """Cubin of all kernels for a compute capability, by NVRTC or else nvcc.
+
+    Raises BackendError when neither is there, or when it refuses.
+    """
+    target = f"sm_{capability[0]}{capability[1]}"
+    nvrtc = _nvrtc()
+    if nvrtc is not None:
+        return _by_nvrtc(nvrtc, target)
+    if shutil.which("nvcc"):
+        return _by_nvcc(target)[0]
+    raise BackendError(
+        "the CUDA kernels cannot be compiled: neither NVRTC nor nvcc is here. "
+        "Install the CUDA toolkit, or nvidia-cuda-nvrtc and cuda-bindings."
+    )
+
+
+def resource_report(target: str) -> str:
+    """What ptxas says of registers, stack and spills when nvcc compiles for a target such as "sm_89"."""
+    return _by_nvcc(target, "-Xptxas", "-v")[1]
+
+
+def _by_nvcc(target: str, *flags: str) -> tuple[bytes, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (SOURCE, *HEADERS):
+            (Path(folder) / name).write_text(source(name), encoding="utf-8")
+        out = Path(folder) / "kernels.cubin"
+        command = ["nvcc", "-cubin", f"-arch={target}", *FLAGS, *flags, "-o", str(out), str(Path(folder) / SOURCE)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BackendError(f"nvcc cannot compile the CUDA kernels for {target}: {done.stderr.strip()}. {_CURE}")
+        return out.read_bytes(), done.stderr
+
+
+def _by_nvrtc(nvrtc: Any, target: str) -> bytes:
+    headers = [source(name).encode() for name in HEADERS]
+    error, program = nvrtc.nvrtcCreateProgram(
+        source().encode(), SOURCE.encode(), len(HEADERS), headers, [name.encode() for name in HEADERS]
+    )
+    options = [flag.encode() for flag in (f"--gpu-architecture={target}", *FLAGS)]
+    (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        text = bytearray(nvrtc.nvrtcGetProgramLogSize(program)[1])
+        nvrtc.nvrtcGetProgramLog(program, text)
+        reason = text.rstrip(b"\0").decode(errors="replace").strip() or error.name
+        raise BackendError(f"NVRTC cannot compile the CUDA kernels for {target}: {reason}. {_CURE}")
+    image = bytearray(nvrtc.nvrtcGetCUBINSize(program)[1])
+    nvrtc.nvrtcGetCUBIN(program, image)
+    nvrtc.nvrtcDestroyProgram(program)
+    return bytes(image)
+
+
+_CURE = "A newer CUDA toolkit may know this GPU."
+
+
+@functools.cache
+def _nvrtc() -> Any | None:
+    """cuda-bindings' NVRTC module, where its library is found too."""
+    try:
+        nvrtc = importlib.import_module("cuda.bindings.nvrtc")
+        nvrtc.nvrtcVersion()
+    except Exception:  # a missing library is reported by many types, by version
+        return None
+    return nvrtc

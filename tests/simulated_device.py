@@ -1,0 +1,420 @@
+"""A GPU and a TensorRT that the real backend can be driven on, without either.
+
+Host memory stands in for device memory, plans are run by ONNX Runtime on the addresses that were bound, kernels are
+their own source compiled for the host. Nothing runs before its stream is waited for; memory starts as NaN; every read
+is checked to come after a write that is ordered before it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import json
+from collections.abc import Callable
+
+import host_kernels
+import numpy as np
+import onnx
+import onnxruntime
+
+from notewave.errors import BackendError
+from notewave.export.typed import runnable_on_cpu
+from notewave.kernels.loader import SIGNATURES, THREADS
+
+Range = tuple[int, int]  # address, bytes
+Ranges = tuple[list[Range], list[Range]]  # read, written
+WORD = 4  # bytes that share a record of their last write
+
+
+class Operation:
+    """Something that a stream will do; ``ranges`` gives what it reads and what it writes, when it is about to."""
+
+    def __init__(self, label: str, ranges: Callable[[], Ranges], act: Callable[[], object]) -> None:
+        self.label, self.ranges, self.act = label, ranges, act
+
+
+class Memory:
+    """Device memory; its bytes are 0xFF, which is NaN in every floating-point type, until they are written."""
+
+    def __init__(self, device: SimulatedDevice, size: int) -> None:
+        room = np.full(size + 256, 0xFF, np.uint8)
+        self._room, self._device = room, device
+        start = -room.ctypes.data % 256
+        self.bytes = room[start : start + size]
+        self.address = int(self.bytes.ctypes.data)
+        self.writer = np.full(-(-size // WORD), -1, np.int64)  # serial number of the last write; -1 for none
+
+    def __int__(self) -> int:
+        return self.address
+
+    def free(self) -> None:
+        self._device.memories.remove(self)
+
+
+class Stream:
+    """Work in order, done when it is waited for."""
+
+    def __init__(self, device: SimulatedDevice, handle: int) -> None:
+        self.device, self.handle = device, handle
+        self.queue: list[tuple[int, int, Operation]] = []  # own serial, what was complete when it was queued
+
+    def synchronize(self) -> None:
+        assert self.device.recording is None, "waiting is not allowed while a graph is captured"
+        for serial, complete, operation in self.queue:
+            self.device.perform(self, serial, complete, operation)
+        self.queue.clear()
+        self.device.complete = self.device.serial
+
+
+class Graph:
+    """Recorded operations."""
+
+    def __init__(self, device: SimulatedDevice, operations: list[Operation]) -> None:
+        self.device, self.operations, self.launches, self.freed = device, operations, 0, False
+
+    def launch(self, stream: Stream) -> None:
+        assert not self.freed
+        self.launches += 1
+        for operation in self.operations:
+            self.device.enqueue(stream, operation)
+
+    def free(self) -> None:
+        self.freed = True
+
+
+class SimulatedDevice:
+    """Stands in for notewave.device.CudaDevice."""
+
+    name = "simulated GPU"
+    driver = "13.0"
+
+    def __init__(self, capability: tuple[int, int] = (8, 9), total: int = 1 << 40) -> None:
+        self.capability, self.total = capability, total
+        self.memories: list[Memory] = []
+        self.pinned_bytes: list[int] = []
+        self.streams: dict[int, Stream] = {}
+        self.writers: dict[int, Stream] = {}  # by serial
+        self.serial = 0
+        self.complete = 0  # the newest serial at the last wait: what the host has seen done
+        self.recording: list[Operation] | None = None
+        self.graphs: list[Graph] = []
+        self.depth = 0  # of entered contexts
+        self.launches: list[str] = []  # labels, in the order of performance
+
+    def __enter__(self) -> SimulatedDevice:
+        self.depth += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+
+    def allocate(self, size: int, purpose: str) -> Memory:
+        assert self.recording is None, "allocation is not allowed while a graph is captured"
+        used = sum(memory.bytes.size for memory in self.memories)
+        if used + size > self.total:
+            raise BackendError(f"out of GPU memory: {purpose} needs {size} bytes, {self.total - used} are free.")
+        self.memories.append(Memory(self, size))
+        return self.memories[-1]
+
+    def pinned(self, size: int) -> np.ndarray:
+        self.pinned_bytes.append(size)
+        return np.full(size, 0xFF, np.uint8)
+
+    def stream(self) -> Stream:
+        handle = len(self.streams) + 1
+        self.streams[handle] = Stream(self, handle)
+        return self.streams[handle]
+
+    def upload(self, target: int, source: np.ndarray, stream: Stream) -> None:
+        ranges = ([], [(target, source.nbytes)])
+        self.submit(stream, "upload", lambda: ranges, lambda: ctypes.memmove(target, source.ctypes.data, source.nbytes))
+
+    def download(self, target: np.ndarray, source: int, stream: Stream) -> None:
+        ranges = ([(source, target.nbytes)], [])
+        self.submit(
+            stream, "download", lambda: ranges, lambda: ctypes.memmove(target.ctypes.data, source, target.nbytes)
+        )
+
+    def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
+        ranges = ([(source, size)], [(target, size)])
+        self.submit(stream, "copy", lambda: ranges, lambda: ctypes.memmove(target, source, size))
+
+    def clear(self, target: int, size: int, stream: Stream) -> None:
+        self.submit(stream, "clear", lambda: ([], [(target, size)]), lambda: ctypes.memset(target, 0, size))
+
+    def kernels(self, image: bytes) -> dict[str, Callable[..., None]]:
+        assert image
+        return {name: self._kernel(name) for name in SIGNATURES}
+
+    def capture(self, stream: Stream, issue: Callable[[], None]) -> Graph:
+        self.recording = []
+        try:
+            issue()
+            self.graphs.append(Graph(self, self.recording))
+            return self.graphs[-1]
+        finally:
+            self.recording = None
+
+    def _kernel(self, name: str) -> Callable[..., None]:
+        def launch(grid: tuple[int, int, int], stream: Stream, *arguments: float) -> None:
+            self.submit(
+                stream,
+                name,
+                lambda: kernel_ranges(name, grid[1], arguments),
+                lambda: host_kernels.launch(name, grid, THREADS, *arguments),
+            )
+
+        return launch
+
+    def submit(self, stream: Stream, label: str, ranges: Callable[[], Ranges], act: Callable[[], object]) -> None:
+        assert self.depth, "a call without the GPU's context"
+        if self.recording is None:
+            self.enqueue(stream, Operation(label, ranges, act))
+        else:
+            self.recording.append(Operation(label, ranges, act))
+
+    def enqueue(self, stream: Stream, operation: Operation) -> None:
+        self.serial += 1
+        self.writers[self.serial] = stream
+        stream.queue.append((self.serial, self.complete, operation))
+
+    def perform(self, stream: Stream, serial: int, complete: int, operation: Operation) -> None:
+        reads, writes = operation.ranges()
+        for reading in reads:
+            written = self._writer(*reading)
+            where = f"{operation.label} reads {reading}"
+            assert written.min() >= 0, f"{where}, which was never written"
+            for number in np.unique(written):
+                ordered = number <= complete or self.writers[int(number)] is stream
+                assert ordered, f"{where}, whose write by another stream is not ordered before"
+        operation.act()
+        for writing in writes:
+            self._writer(*writing)[...] = serial
+        self.launches.append(operation.label)
+
+    def _writer(self, address: int, size: int) -> np.ndarray:
+        for memory in self.memories:
+            start = address - memory.address
+            if start >= 0 and start + size <= memory.bytes.size:
+                return memory.writer[start // WORD : -(-(start + size) // WORD)]
+        raise AssertionError(f"{size} bytes at {address} do not lie in device memory that is held")
+
+
+def kernel_ranges(name: str, batch: int, arguments: tuple[float, ...]) -> Ranges:
+    """What a kernel reads and writes, from its arguments and the sampler's row."""
+    *given, size = (int(argument) for argument in arguments)
+    state, control = 4 * batch * size, 8 + 8 * batch
+    if name == "philox_normal":
+        return [(given[1], control)], [(given[0], state)]
+    if name == "mel_to_context":
+        return [(given[0], state)], [(given[1], state)]
+    x, previous, prediction, unconditional, noise, row, told = given
+    *coefficients, draw = (ctypes.c_float * 7).from_address(row), ctypes.c_uint32.from_address(row + 28).value
+    c, d = coefficients[0][4], coefficients[0][5]
+    model = (4 if name.endswith("fp32") else 2) * batch * size
+    reads = [(x, state), (prediction, model), (row, 32), (told, control)]
+    reads += [(unconditional, model)] if unconditional else []
+    reads += [(previous, state)] if c else []
+    reads += [(noise + draw * state, state)] if d and noise else []
+    return reads, [(x, state), (previous, state)]
+
+
+class DataType(enum.Enum):
+    """As tensorrt.DataType; values are ONNX's."""
+
+    FLOAT = onnx.TensorProto.FLOAT
+    HALF = onnx.TensorProto.FLOAT16
+    BF16 = onnx.TensorProto.BFLOAT16
+    INT32 = onnx.TensorProto.INT32
+    INT64 = onnx.TensorProto.INT64
+
+
+ITEM_BYTES = {DataType.FLOAT: 4, DataType.HALF: 2, DataType.BF16: 2, DataType.INT32: 4, DataType.INT64: 8}
+SCRATCH_BYTES = 1 << 16
+
+
+class SimulatedTensorRT:
+    """Stands in for the module tensorrt (or tensorrt_rtx): exactly the names that the backend may use."""
+
+    class ILogger:
+        class Severity(enum.Enum):
+            INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+    class ExecutionContextAllocationStrategy(enum.Enum):
+        STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
+
+    DataType = DataType
+
+    def __init__(self, device: SimulatedDevice) -> None:
+        self.__name__, self.__version__ = "tensorrt", "11.0.0"
+        self.device = device
+
+    def Runtime(self, logger: object) -> Runtime:
+        return Runtime(self, logger)
+
+
+class SimulatedTensorRTRTX(SimulatedTensorRT):
+    """What TensorRT-RTX has beside it."""
+
+    class IRuntimeCache:
+        def __init__(self) -> None:
+            self.content = b""
+
+        def serialize(self) -> bytes:
+            return b"compiled"
+
+        def deserialize(self, blob: bytes) -> bool:
+            self.content = bytes(blob)
+            return self.content == b"compiled"
+
+    class CudaGraphStrategy(enum.Enum):
+        DISABLED, WHOLE_GRAPH_CAPTURE = range(2)
+
+    class DynamicShapesKernelSpecializationStrategy(enum.Enum):
+        LAZY, EAGER, NONE = range(3)
+
+    class IRuntimeConfig:
+        def __init__(self, trt: SimulatedTensorRTRTX) -> None:
+            self._trt, self._strategy = trt, None
+            self.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+            self.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.LAZY
+
+        def set_execution_context_allocation_strategy(self, strategy: enum.Enum) -> None:
+            self._strategy = strategy
+
+        def create_runtime_cache(self) -> object:
+            return self._trt.IRuntimeCache()
+
+        def set_runtime_cache(self, cache: object) -> bool:
+            self._trt.caches.append(cache)
+            return True
+
+    class EngineInvalidityDiagnostics(enum.IntFlag):
+        VERSION_MISMATCH, OLD_CUDA_DRIVER, MALFORMED_ENGINE = 1, 4, 32
+
+    class ComputeCapability(enum.Enum):
+        SM75, SM89 = range(2)
+
+    def __init__(self, device: SimulatedDevice, capturable: bool = True) -> None:
+        super().__init__(device)
+        self.__name__, self.__version__ = "tensorrt_rtx", "1.7.1"
+        self.capturable = capturable
+        self.caches: list[object] = []
+        self.configs: list[object] = []
+
+
+class Runtime:
+    def __init__(self, trt: SimulatedTensorRT, logger: object) -> None:
+        self._trt, self._logger = trt, logger
+
+    def deserialize_cuda_engine(self, plan: bytes) -> ICudaEngine | None:
+        if not plan.startswith(b"{"):
+            self._logger.log(self._trt.ILogger.Severity.ERROR, "not a plan")
+            return None
+        return ICudaEngine(self._trt, plan)
+
+    def get_engine_validity(self, plan: bytes) -> tuple[str, int]:
+        return "INVALID", 32
+
+
+class ICudaEngine:
+    device_memory_size_v2 = SCRATCH_BYTES
+
+    def __init__(self, trt: SimulatedTensorRT, plan: bytes) -> None:
+        header, graph = plan.split(b"\0", 1)
+        self._trt, self._profile = trt, json.loads(header)
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
+        model = onnx.load_from_string(graph)
+        values = (*model.graph.input, *model.graph.output)
+        self._types = {value.name: DataType(value.type.tensor_type.elem_type) for value in values}
+        self._outputs = {value.name: value.type.tensor_type.shape.dim for value in model.graph.output}
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return self._types[name]
+
+    def create_runtime_config(self) -> object:
+        return self._trt.IRuntimeConfig(self._trt)
+
+    def create_execution_context(self, given: object) -> IExecutionContext:
+        if isinstance(self._trt, SimulatedTensorRTRTX):
+            self._trt.configs.append(given)
+            given = given._strategy
+        assert given is self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        return IExecutionContext(self)
+
+
+class IExecutionContext:
+    def __init__(self, engine: ICudaEngine) -> None:
+        self._engine, self._trt = engine, engine._trt
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        if not isinstance(self._trt, SimulatedTensorRTRTX):
+            self.is_stream_capturable = None  # TensorRT has no such method
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory % 256 == 0 and size >= self._engine.device_memory_size_v2
+        self._scratch = (memory, size)
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        assert memory % 4 == 0 and name in self._engine._types
+        self._addresses[name] = memory
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        smallest, _, largest = self._engine._profile[name]
+        if not all(low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True)):
+            return False
+        self._shapes[name] = tuple(shape)
+        return True
+
+    def is_stream_capturable(self, stream_handle: int) -> bool:
+        assert stream_handle in self._trt.device.streams
+        return self._trt.capturable
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        device, engine = self._trt.device, self._engine
+        shapes, addresses, scratch = dict(self._shapes), dict(self._addresses), self._scratch
+        assert shapes.keys() | engine._outputs.keys() == addresses.keys() == engine._types.keys()
+        shapes |= self._output_shapes(shapes)
+        size = {name: ITEM_BYTES[engine._types[name]] * int(np.prod(shape)) for name, shape in shapes.items()}
+        outputs = [(addresses[name], size[name]) for name in engine._outputs]
+        reads = [(addresses[name], size[name]) for name in self._shapes]
+
+        def run() -> None:
+            ctypes.memset(*scratch[:1], 0xFF, scratch[1])
+            binding = engine._session.io_binding()
+            for name, shape in shapes.items():
+                bind = binding.bind_output if name in engine._outputs else binding.bind_input
+                bind(name, "cpu", 0, engine._types[name].value, shape, addresses[name])
+            engine._session.run_with_iobinding(binding)
+
+        device.submit(device.streams[stream_handle], "network", lambda: (reads, [*outputs, scratch]), run)
+        return True
+
+    def _output_shapes(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Shapes of the outputs, from the letters of the contract's axes."""
+        letters = self._letters(shapes)
+        return {
+            name: tuple(dim.dim_value or eval(dim.dim_param, {}, letters) for dim in dims)
+            for name, dims in self._engine._outputs.items()
+        }
+
+    def _letters(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+        letters = {}
+        for value in self._engine._session.get_inputs():
+            for axis, size in zip(value.shape, shapes[value.name], strict=True):
+                if isinstance(axis, str):
+                    assert letters.setdefault(axis, size) == size, f"{value.name} does not agree on {axis}"
+        if "N" in letters and "C" in letters:
+            letters["J"] = letters["N"] + letters["C"]
+        return letters
+
+
+def simulated_plan(graph: bytes, shapes: dict[str, object], precision: str) -> bytes:
+    """Stands in for TensorRT's builder: the typed graph, as the CPU can run it, behind its profile."""
+    del precision
+    profile = {name: [extent.min, extent.opt, extent.max] for name, extent in shapes.items()}
+    model = runnable_on_cpu(onnx.load_from_string(graph))
+    return json.dumps(profile).encode() + b"\0" + model.SerializeToString()

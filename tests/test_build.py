@@ -1,0 +1,138 @@
+"""Plans built by the installed TensorRT-RTX, without a GPU."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from simulated_device import SimulatedDevice, SimulatedTensorRT, SimulatedTensorRTRTX, simulated_plan
+from sounding_voice import sounding_voice
+
+from notewave import plans
+from notewave.errors import BackendError
+from notewave.export.build import build_plans
+from notewave.plans import DESCRIPTION, check_plans, find_plans, plans_home, target_of
+from notewave.voice import Voice, bundled_voices
+
+
+@pytest.fixture(scope="module")
+def voice(reference_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Voice:
+    return sounding_voice(reference_voice, tmp_path_factory.mktemp("voices") / "sounding")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NOTEWAVE_PLANS", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9), (12, 0)])
+def test_all_plans_of_a_voice_build_for_every_generation(capability: tuple[int, int], voice: Voice) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    folder = build_plans(voice, "fp16", capability)
+    assert find_plans(voice, trt, capability, None) == folder
+    content = json.loads((folder / DESCRIPTION).read_text())
+    networks = ["note_encoder", "context_encoder", "cross_attention", "time_embedding", "decoder"]
+    networks += ["unconditional_decoder", "vocoder"]
+    assert list(content["seconds"]) == networks and set(content["files"]) >= {f"{name}.plan" for name in networks}
+    assert content["target"]["capability"] == "{}.{}".format(*capability)
+    assert content["target"]["version"] == trt.__version__
+    assert not list(plans_home().glob(".*")), "nothing temporary is left"
+
+
+@pytest.mark.parametrize("name", bundled_voices())
+def test_all_plans_of_a_bundled_voice_build(name: str) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    bundled = Voice.load(name)
+    if bundled.precision == "int8":
+        pytest.skip("plans are not made of 8-bit weights")
+    assert build_plans(bundled, "fp16", (8, 9)) == find_plans(bundled, trt, (8, 9), "fp16")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_other_precisions_build(precision: str, voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    known = plans.voice_contracts(voice)
+    monkeypatch.setattr("notewave.export.build.voice_contracts", lambda _: {"decoder": known["decoder"]})
+    folder = build_plans(voice, precision, (8, 9))
+    assert (folder / "decoder.plan").stat().st_size > 100_000
+
+
+def test_a_graph_that_tensorrt_refuses_gives_its_reason(
+    voice: Voice, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr("notewave.export.build.network_precision", lambda *_: "fp32")
+    monkeypatch.setattr("notewave.export.build._Compiler._allow_unfused_attention", lambda *_: None)
+    with pytest.raises(
+        BackendError, match=r"cannot build a fp32 plan for compute capability 8\.9: .*Attention.*not supported"
+    ):
+        build_plans(voice, "fp16", (8, 9))
+    assert not list(home.iterdir()), "nothing half-built is left"
+
+
+def test_what_cannot_be_built_is_refused_with_a_cure(voice: Voice) -> None:
+    trt = SimulatedTensorRTRTX(SimulatedDevice())
+    for precision, capability, message in (
+        ("fp8", (8, 9), r"no plan precision 'fp8'.*fp16, bf16, fp32"),
+        ("bf16", (7, 5), r"7\.5 \(Turing\) runs float16 plans only"),
+        ("fp16", (9, 0), r"does not build for compute capability 9\.0; it knows 7\.5, 8\.9.*notewave\[gpu\]"),
+    ):
+        with pytest.raises(BackendError, match=message):
+            build_plans(voice, precision, capability, trt=trt, compile_plan=simulated_plan)
+
+
+def test_without_a_gpu_the_capability_must_be_named(voice: Voice) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    try:
+        import pycuda.driver  # noqa: F401
+    except ImportError:
+        with pytest.raises(BackendError, match=r"PyCUDA .*--compute-capability 8\.9"):
+            build_plans(voice)
+    else:
+        pytest.skip("there may be a GPU here")
+
+
+def test_tensorrt_builds_only_for_the_gpu_at_hand(voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("notewave.export.build._local_capability", lambda: (8, 6))
+    trt = SimulatedTensorRT(SimulatedDevice())
+    with pytest.raises(BackendError, match=r"builds only for the GPU of this machine.*not of compute capability 8\.9"):
+        build_plans(voice, "fp16", (8, 9), trt=trt, compile_plan=simulated_plan)
+    assert build_plans(voice, "fp16", trt=trt, compile_plan=simulated_plan).name.endswith("tensorrt-11.0.0-sm86-fp16")
+
+
+def test_a_build_that_fails_leaves_older_plans_alone(voice: Voice) -> None:
+    trt = SimulatedTensorRTRTX(SimulatedDevice())
+    folder = build_plans(voice, "fp16", (8, 9), trt=trt, compile_plan=simulated_plan)
+    target = target_of(voice, trt, (8, 9), "fp16")
+    check_plans(folder, target)
+
+    def fails(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_plans(voice, "fp16", (8, 9), trt=trt, compile_plan=fails)
+    check_plans(folder, target)
+
+
+def test_turing_s_vocoder_is_float16_and_elsewhere_float32(voice: Voice, caplog: pytest.LogCaptureFixture) -> None:
+    trt = SimulatedTensorRTRTX(SimulatedDevice())
+    built: dict[tuple[int, int], list[str]] = {(7, 5): [], (8, 9): []}
+
+    def compile_plan(graph: bytes, shapes: object, precision: str) -> bytes:
+        built[capability].append(precision)
+        return graph
+
+    with caplog.at_level(logging.INFO):
+        for capability in built:
+            build_plans(voice, "fp16", capability, trt=trt, compile_plan=compile_plan)
+    assert built == {(7, 5): ["fp16"] * 7, (8, 9): ["fp16"] * 6 + ["fp32"]}
+    assert "decoder built for compute capability 8.9" in caplog.text
+
+
+def test_no_tensorrt_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "FLAVOURS", ("tensorrt_of_no_kind",))
+    with pytest.raises(BackendError, match=r"TensorRT is not installed .*notewave\[rtx\].*notewave\[gpu\]"):
+        plans.load_tensorrt()

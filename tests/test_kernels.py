@@ -1,0 +1,175 @@
+"""The CUDA source against its NumPy twins: compiled for the host and run over grids, and on a GPU if there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import host_kernels
+import numpy as np
+import pytest
+
+from notewave.errors import BackendError
+from notewave.kernels import loader
+from notewave.kernels.reference import mel_to_context, pcm16, philox_normal, sampler_step
+
+SIZES = (1, 3, 4, 5, 127, 1024, 4099)
+OFFSETS = (0, 1)  # elements beyond an aligned address
+SEED = 0x0123_4567_89AB_CDEF
+
+Launch = Callable[..., None]  # (kernel, blocks, songs, *arguments); arrays are read and written in place
+
+
+@pytest.fixture(scope="module", params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
+def launch(request: pytest.FixtureRequest) -> Launch:
+    return _on_host if request.param == "host" else _on_gpu()
+
+
+def _on_host(name: str, blocks: int, songs: int, *arguments: np.ndarray | float) -> None:
+    values = [argument.ctypes.data if isinstance(argument, np.ndarray) else argument for argument in arguments]
+    host_kernels.launch(name, (blocks, songs, 1), loader.THREADS, *values)
+
+
+def _on_gpu() -> Launch:
+    from notewave.device import CudaDevice
+
+    try:
+        device = CudaDevice()
+    except BackendError as error:
+        pytest.skip(str(error))
+    with device:
+        kernels = device.kernels(loader.compile_kernels(device.capability))
+
+    def launch(name: str, blocks: int, songs: int, *arguments: np.ndarray | float) -> None:
+        with device:
+            stream, values, copies = device.stream(), [], []
+            for argument in arguments:
+                if isinstance(argument, np.ndarray):
+                    offset = argument.ctypes.data % 64  # the copy is aligned as the array is
+                    memory = device.allocate(argument.nbytes + 64, "a test")
+                    device.upload(int(memory) + offset, argument, stream)
+                    copies.append((argument, int(memory) + offset, memory))
+                    values.append(int(memory) + offset)
+                else:
+                    values.append(argument)
+            kernels[name]((blocks, songs, 1), stream, *values)
+            for array, address, _ in copies:
+                device.download(array, address, stream)
+            stream.synchronize()
+            for _, _, memory in copies:
+                memory.free()
+
+    return launch
+
+
+def control(segment: int, guidance: float, *seeds: int) -> np.ndarray:
+    words = np.zeros(1 + len(seeds), np.uint64)
+    words[:1].view(np.uint32)[0] = segment
+    words[:1].view(np.float32)[1] = guidance
+    words[1:] = np.array(seeds, np.uint64)
+    return words
+
+
+def row(*coefficients: float, draw: int = 0) -> np.ndarray:
+    return np.append(np.array(coefficients, np.float32), np.uint32(draw).view(np.float32))
+
+
+def shifted(values: np.ndarray, offset: int) -> np.ndarray:
+    """A copy that begins ``offset`` elements after a 64-byte boundary."""
+    room = np.empty(values.size + 64, values.dtype)
+    start = (-room.ctypes.data // values.itemsize) % (64 // values.itemsize) + offset
+    copy = room[start : start + values.size].reshape(values.shape)
+    copy[...] = values
+    return copy
+
+
+def stored(values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Float32 as a model's output would be stored, and what it then is."""
+    if dtype == "bf16":
+        bits = (values.view(np.uint32) >> 16).astype(np.uint16)
+        return bits, (bits.astype(np.uint32) << 16).view(np.float32)
+    kept = values.astype({"fp32": np.float32, "fp16": np.float16}[dtype])
+    return kept, kept.astype(np.float32)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("offset", OFFSETS)
+def test_normals_are_the_twin_s(launch: Launch, size: int, offset: int) -> None:
+    seeds = (0, SEED, 2**64 - 1)
+    out = shifted(np.zeros((3, size), np.float32), offset)
+    launch("philox_normal", 2, 3, out, control(5, 1.0, *seeds), 9, size)
+    for seed, song in zip(seeds, out, strict=True):
+        expected = np.empty(size, np.float32)
+        philox_normal(seed, 5, 9, expected)
+        np.testing.assert_allclose(song, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_a_step_with_given_noise_is_the_twin_s_bit_for_bit(launch: Launch, size: int, guided: bool, dtype: str) -> None:
+    random = np.random.default_rng(size)
+    for offset in OFFSETS:
+        x, previous, *outputs = random.standard_normal((4, 2, size)).astype(np.float32)
+        (prediction, model), (unconditional, model_without) = (stored(output, dtype) for output in outputs)
+        noise = random.standard_normal((3, 2, size)).astype(np.float32)
+        coefficients = row(*random.standard_normal(7), draw=2)
+        mine, mine_previous, prediction, unconditional, noise = (
+            shifted(part, offset) for part in (x, previous, prediction, unconditional, noise)
+        )
+        without = unconditional if guided else 0
+        told = control(0, 2.5, 1, 2)
+        launch(f"sampler_step_{dtype}", 3, 2, mine, mine_previous, prediction, without, noise, coefficients, told, size)
+        sampler_step(x, previous, model, coefficients[:7], noise[2], model_without if guided else None, np.float32(2.5))
+        np.testing.assert_array_equal(mine, x)
+        np.testing.assert_array_equal(mine_previous, previous)
+
+
+def test_a_step_that_draws_its_noise_is_the_twin_s(launch: Launch) -> None:
+    size, seeds = 1001, (3, SEED)
+    x, previous, prediction = np.random.default_rng(0).standard_normal((3, 2, size)).astype(np.float32)
+    noise = np.empty((2, size), np.float32)
+    for seed, song in zip(seeds, noise, strict=True):
+        philox_normal(seed, 4, 7, song)
+    coefficients = row(1.1, 0.4, 0.7, 0.3, 0.0, 0.5, 0.0, draw=7)
+    mine, mine_previous, told = x.copy(), previous.copy(), control(4, 1.0, *seeds)
+    launch("sampler_step_fp32", 1, 2, mine, mine_previous, prediction, 0, 0, coefficients, told, size)
+    sampler_step(x, previous, prediction, coefficients[:7], noise)
+    np.testing.assert_allclose(mine, x, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(mine_previous, previous)
+
+
+def test_unused_buffers_are_not_read_and_nan_is_not_hidden(launch: Launch) -> None:
+    x, previous, noise, prediction = (
+        np.ones(8, np.float32),
+        *np.full((2, 8), np.nan, np.float32),
+        np.zeros(8, np.float32),
+    )
+    prediction[3] = np.nan
+    coefficients = row(1, 1, 0, 1, 0, 0, 0)
+    launch("sampler_step_fp32", 1, 1, x, previous, prediction, 0, noise, coefficients, control(0, 1.0, 0), 8)
+    assert np.isnan(x).tolist() == [False] * 3 + [True] + [False] * 4
+
+
+def test_every_half_and_bfloat16_widens_exactly(launch: Launch) -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    for name, values in (
+        ("fp16", bits.view(np.float16).astype(np.float32)),
+        ("bf16", (bits.astype(np.uint32) << 16).view(np.float32)),
+    ):
+        x, previous = np.zeros((2, bits.size), np.float32)
+        told, copies_the_model = control(0, 1.0, 0), row(0, -1, 0, 0, 0, 0, 1)
+        launch(f"sampler_step_{name}", 64, 1, x, previous, bits, 0, 0, copies_the_model, told, bits.size)
+        np.testing.assert_array_equal(x, values)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_context_and_pcm_are_the_twin_s_bit_for_bit(launch: Launch, size: int) -> None:
+    values = np.random.default_rng(size).uniform(-1.5, 1.5, (2, size)).astype(np.float32)
+    for offset in OFFSETS:
+        mel, context = shifted(values, offset), shifted(np.zeros_like(values), offset)
+        launch("mel_to_context", 1, 2, mel, context, 0.8, -0.1, size)
+        np.testing.assert_array_equal(context, mel_to_context(values, 0.8, -0.1))
+        out = shifted(np.zeros(size, np.int16), offset)
+        for start, seed in ((0, None), (4, SEED), (1 << 36, 1)):
+            launch("pcm16", loader.grid(size)[0], 1, mel[:1], out, seed is not None, seed or 0, start, size)
+            np.testing.assert_array_equal(out, pcm16(values[0], seed, start))

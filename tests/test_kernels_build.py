@@ -1,0 +1,38 @@
+"""The kernels compiled for real GPUs."""
+
+import re
+import shutil
+
+import pytest
+
+from notewave.errors import BackendError
+from notewave.kernels import loader
+
+TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
+REGISTERS = 64  # a thread: 1024 threads fit a multiprocessor's 65536 registers
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc to compile the kernels for a GPU")
+@pytest.mark.parametrize("target", TARGETS)
+def test_kernels_compile_without_spills(target: str) -> None:
+    report = loader.resource_report(target)
+    assert set(re.findall(r"Compiling entry function '(\w+)'", report)) == set(loader.SIGNATURES)
+    stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert stacks == [("0", "0", "0")] * len(loader.SIGNATURES)
+    assert max(map(int, re.findall(r"Used (\d+) registers", report))) <= REGISTERS
+
+
+@pytest.mark.skipif(loader._nvrtc() is None, reason="no NVRTC (nvidia-cuda-nvrtc) to compile the kernels for a GPU")
+def test_nvrtc_compiles_them_too_and_names_a_gpu_it_does_not_know() -> None:
+    image = loader.compile_kernels((8, 9))
+    assert image.startswith(b"\x7fELF")
+    assert all(name.encode() in image for name in loader.SIGNATURES)
+    with pytest.raises(BackendError, match="sm_34"):
+        loader.compile_kernels((3, 4))
+
+
+def test_missing_compilers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_nvrtc", lambda: None)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(BackendError, match=r"neither NVRTC nor nvcc .* CUDA toolkit"):
+        loader.compile_kernels((1, 0))

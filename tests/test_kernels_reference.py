@@ -1,0 +1,64 @@
+"""The NumPy twins against published vectors and plain definitions."""
+
+import numpy as np
+import pytest
+
+from notewave.kernels.reference import mel_to_context, pcm16, philox, philox_normal
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [  # philox4x32 with 10 rounds, from the known-answer file of Random123 (Salmon et al., SC 2011)
+        ((0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((0xFFFFFFFF,) * 4, (1 << 64) - 1, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            0x299F31D0_A4093822,
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_gives_the_published_words(counter: tuple[int, ...], key: int, expected: tuple[int, ...]) -> None:
+    words = philox((np.array([counter[0]], np.uint64), *counter[1:]), key)
+    assert tuple(int(word[0]) for word in words) == expected
+
+
+def test_normals_are_standard_and_depend_on_seed_segment_and_draw() -> None:
+    def drawn(seed: int, segment: int, draw: int) -> np.ndarray:
+        out = np.empty(1 << 18, np.float32)
+        philox_normal(seed, segment, draw, out)
+        return out
+
+    base = drawn(1, 2, 3)
+    assert abs(base.mean()) < 0.01 and abs(base.std() - 1.0) < 0.01
+    assert abs((base**4).mean() - 3.0) < 0.1 and np.abs(base).max() > 4.0
+    np.testing.assert_array_equal(base, drawn(1, 2, 3))
+    for other in (drawn(2, 2, 3), drawn(1, 3, 3), drawn(1, 2, 4), drawn(1 + (1 << 32), 2, 3)):
+        assert abs(np.corrcoef(base, other)[0, 1]) < 0.01
+
+
+def test_a_longer_draw_begins_with_the_shorter() -> None:
+    long, short = np.empty(1003, np.float32), np.empty(17, np.float32)
+    philox_normal(5, 0, 0, long)
+    philox_normal(5, 0, 0, short)
+    np.testing.assert_array_equal(long[:17], short)
+
+
+def test_mel_to_context_scales_then_clips() -> None:
+    np.testing.assert_allclose(
+        mel_to_context(np.array([-9.0, 0.0, 0.25, 9.0], np.float32), 2.0, 0.1), [-1, 0.1, 0.6, 1]
+    )
+
+
+def test_pcm16_rounds_to_even_and_clips() -> None:
+    samples = np.array([0.0, 1.0, -1.0, 2.0, -2.0, 1.5 / 32767, 2.5 / 32767], np.float32)
+    assert pcm16(samples).tolist() == [0, 32767, -32767, 32767, -32767, 2, 2]
+
+
+def test_dither_is_triangular_unbiased_and_joins_across_chunks() -> None:
+    samples = np.full(1 << 16, 0.3 / 32767, np.float32)
+    whole = pcm16(samples, dither_seed=7)
+    assert set(whole.tolist()) <= {-1, 0, 1} and abs(whole.mean() - 0.3) < 0.01  # undithered, all would be 0
+    assert abs((whole - 0.3).std() - 0.5) < 0.01  # a step's variance of 1/6 and a rounding's of 1/12
+    chunks = [pcm16(samples[:1000], 7, 0), pcm16(samples[1000:1004], 7, 1000), pcm16(samples[1004:], 7, 1004)]
+    np.testing.assert_array_equal(np.concatenate(chunks), whole)

@@ -1,0 +1,371 @@
+"""The TensorRT backend's own code, driven on a simulated GPU, against the CPU backend."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from simulated_device import (
+    ICudaEngine,
+    IExecutionContext,
+    Runtime,
+    SimulatedDevice,
+    SimulatedTensorRT,
+    SimulatedTensorRTRTX,
+    simulated_plan,
+)
+from sounding_voice import sounding_voice
+
+import notewave
+from notewave.backend import Job
+from notewave.codec import EOS, Tokens
+from notewave.errors import BackendError
+from notewave.export.build import build_plans
+from notewave.mel import FRAMES, HOP, MELS, from_network
+from notewave.ort_backend import OrtBackend
+from notewave.plans import DESCRIPTION, MAX_BATCH
+from notewave.samplers import sampler_table
+from notewave.trt_backend import KEPT_WORKSPACES, TensorRTBackend
+from notewave.voice import Voice
+
+STEPS = 3
+TOLERANCE = 5e-5  # of float32 products that are summed in another order
+
+
+@pytest.fixture(scope="module")
+def voice(reference_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Voice:
+    return sounding_voice(reference_voice, tmp_path_factory.mktemp("voices") / "sounding")
+
+
+@pytest.fixture(scope="module")
+def plans(voice: Voice, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home with float32 plans for the simulated GPU and both simulated TensorRTs."""
+    home = tmp_path_factory.mktemp("plans")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NOTEWAVE_PLANS", str(home))
+        patch.setattr("notewave.export.build._local_capability", lambda: (8, 9))
+        for kind in (SimulatedTensorRT, SimulatedTensorRTRTX):
+            build_plans(voice, "fp32", (8, 9), trt=kind(SimulatedDevice()), compile_plan=simulated_plan)
+    yield home
+
+
+@pytest.fixture
+def home(plans: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NOTEWAVE_PLANS", str(plans))
+    return plans
+
+
+@pytest.fixture
+def spoilable(plans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the TensorRT-RTX plans, to be damaged."""
+    home = tmp_path / "home"
+    shutil.copytree(plans, home)
+    monkeypatch.setenv("NOTEWAVE_PLANS", str(home))
+    (folder,) = home.glob("*-tensorrt_rtx-*")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def segments(midi_folder: Path) -> list[Tokens]:
+    """Two that share a bucket of token lengths, and one of another."""
+    first, second, third = notewave.tokenize(midi_folder / "ensemble.mid")[:3]
+    return [
+        np.append(tokens[: length - 1], EOS).astype(np.int32)
+        for tokens, length in ((first, 300), (second, 280), (third, 99))
+    ]
+
+
+def opened(
+    voice: Voice, device: SimulatedDevice | None = None, **options: object
+) -> tuple[TensorRTBackend, SimulatedDevice]:
+    device = device or SimulatedDevice()
+    return TensorRTBackend(voice, options, device=device, trt=SimulatedTensorRTRTX(device)), device
+
+
+def job(
+    voice: Voice, sampler: str = "ddpm", guidance: float = 1.0, seeds: tuple[int, ...] = (7,), **given: object
+) -> Job:
+    given = {"noise": None, **given}
+    return Job(sampler_table(sampler, STEPS, voice.schedule, voice.prediction), guidance, seeds, **given)
+
+
+def sung(backend: TensorRTBackend | OrtBackend, work: Job, songs: list[list[Tokens]]) -> np.ndarray:
+    """Mels [segments, B, T, M] of songs side by side."""
+    with backend.start(work) as run:
+        return np.stack([run.denoise(list(tokens)).copy() for tokens in zip(*songs, strict=True)])
+
+
+@pytest.mark.parametrize("kind", ["tensorrt", "rtx", "rtx that cannot be captured", "no graphs"])
+def test_the_samples_are_the_cpu_s(kind: str, voice: Voice, home: Path, segments: list[Tokens]) -> None:
+    device = SimulatedDevice()
+    trt = SimulatedTensorRT(device) if kind == "tensorrt" else SimulatedTensorRTRTX(device, "cannot" not in kind)
+    backend = TensorRTBackend(voice, {"graphs": kind != "no graphs"}, device=device, trt=trt)
+    work = job(voice)
+    np.testing.assert_allclose(
+        sung(backend, work, [segments]), sung(OrtBackend(voice, "cpu", 1, {}), work, [segments]), rtol=0, atol=TOLERANCE
+    )
+    assert [graph.launches for graph in device.graphs] == ([1] if kind in ("tensorrt", "rtx") else [])
+    if kind == "rtx that cannot be captured":  # then TensorRT-RTX captures graphs itself
+        assert trt.configs[-1].cuda_graph_strategy is trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    if isinstance(trt, SimulatedTensorRTRTX):
+        eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        assert all(config.dynamic_shapes_kernel_specialization_strategy is eager for config in trt.configs)
+
+
+@pytest.mark.parametrize(("sampler", "guidance"), [("ddpm", 2.0), ("dpmpp-2m", 1.0), ("ddim", 1.0)])
+def test_every_sampler_and_guidance(
+    sampler: str, guidance: float, voice: Voice, home: Path, segments: list[Tokens]
+) -> None:
+    work = job(voice, sampler, guidance)
+    mine, cpu = (sung(b, work, [segments[:1]]) for b in (opened(voice)[0], OrtBackend(voice, "cpu", 1, {})))
+    np.testing.assert_allclose(mine, cpu, rtol=0, atol=20 * TOLERANCE)  # untrained weights magnify rounding under DDIM
+
+
+def test_given_noise(voice: Voice, home: Path, segments: list[Tokens]) -> None:
+    noise = np.random.default_rng(0).standard_normal((3 * STEPS, FRAMES, MELS)).astype(np.float32)
+    work = job(voice, noise=noise)
+    mine, cpu = (sung(b, work, [segments]) for b in (opened(voice)[0], OrtBackend(voice, "cpu", 1, {})))
+    np.testing.assert_allclose(mine, cpu, rtol=0, atol=TOLERANCE)
+
+
+def test_songs_side_by_side_are_the_songs_alone(voice: Voice, home: Path, segments: list[Tokens]) -> None:
+    songs, seeds = [segments[:2], segments[1:]], (3, 2**64 - 1)
+    backend, _ = opened(voice)
+    together = sung(backend, job(voice, seeds=seeds), songs)
+    for index, (song, seed) in enumerate(zip(songs, seeds, strict=True)):
+        alone = sung(backend, job(voice, seeds=(seed,)), [song])
+        np.testing.assert_allclose(together[:, index], alone[:, 0], rtol=0, atol=TOLERANCE)
+
+
+def test_nothing_is_allocated_or_captured_once_warm_and_graphs_keep_their_addresses(
+    voice: Voice, home: Path, segments: list[Tokens]
+) -> None:
+    backend, device = opened(voice)
+    first = sung(backend, job(voice), [segments])
+    sung(backend, job(voice), [segments])  # a bucket's first segment runs eagerly, its second is captured
+    held = (list(device.memories), list(device.pinned_bytes), list(device.streams), list(device.graphs))
+    assert len(held[0]) == 1, "one slab for all buffers"
+    launched = [graph.launches for graph in device.graphs]
+    again = sung(backend, job(voice), [segments])
+    other = sung(backend, job(voice, "ddim", seeds=(8,)), [segments])  # the same launches serve any sampler and seed
+    assert (device.memories, device.pinned_bytes, list(device.streams), device.graphs) == held
+    assert [graph.launches for graph in device.graphs] == [launched[0] + 4, launched[1] + 2]
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(other, first)
+
+
+def test_one_copy_each_way_for_a_segment(voice: Voice, home: Path, segments: list[Tokens]) -> None:
+    backend, device = opened(voice)
+    work = job(voice)
+    with backend.start(work) as run:
+        run.denoise(segments[:1])
+        del device.launches[:]
+        run.denoise(segments[1:2])
+    assert device.launches[0] == "upload" and device.launches[-1] == "download"
+    assert [device.launches.count(label) for label in ("upload", "download", "clear")] == [1, 1, 0]
+    step = ["copy", "network", "sampler_step_fp32"]
+    assert device.launches[1:-1] == ["network"] * 3 + ["philox_normal"] + step * STEPS + ["mel_to_context"]
+
+
+def test_the_vocoder_sounds_a_segment_while_the_next_is_denoised(
+    voice: Voice, home: Path, segments: list[Tokens]
+) -> None:
+    backend, device = opened(voice)
+    cpu = OrtBackend(voice, "cpu", 1, {})
+    with backend.start(job(voice)) as run:
+        mel = from_network(run.denoise(segments[:1]))
+        run.submit(segments[1:2])
+        del device.launches[:]
+        audio = backend.vocode(mel, 5)
+        assert device.launches == ["upload", "network", "download"]  # the segment submitted before still waits
+        assert np.isfinite(run.result()).all()
+    assert audio.shape == (1, FRAMES * HOP)
+    np.testing.assert_allclose(audio, cpu.vocode(mel, 5), rtol=0, atol=1e-5)
+    short = mel[:, :17]
+    np.testing.assert_allclose(backend.vocode(short, 0), cpu.vocode(short, 0), rtol=0, atol=1e-5)
+
+
+def test_a_song_sounds_as_on_the_cpu(
+    voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = notewave.Synthesizer(voice.folder, backend="cpu", threads=1)
+    monkeypatch.setattr("notewave.synthesizer.open_backend", lambda *_: opened(voice)[0])
+    gpu = notewave.Synthesizer(voice.folder)
+    assert gpu.backend == "tensorrt"
+    mine, expected = (one.render(segments, sampler="ddpm", steps=STEPS, seed=5).samples for one in (gpu, cpu))
+    assert len(mine) == len(segments) * FRAMES * HOP
+    np.testing.assert_allclose(mine, expected, rtol=0, atol=1e-3)
+
+
+def test_a_run_left_early_harms_no_other(voice: Voice, home: Path, segments: list[Tokens]) -> None:
+    backend, _device = opened(voice)
+    expected = sung(backend, job(voice), [segments[:1]])
+    with backend.start(job(voice)) as run:
+        run.submit(segments[1:2])
+    np.testing.assert_array_equal(sung(backend, job(voice), [segments[:1]]), expected)
+
+
+def test_runs_side_by_side_have_their_own_buffers(voice: Voice, home: Path, segments: list[Tokens]) -> None:
+    backend, device = opened(voice)
+    expected = sung(backend, job(voice), [segments[:2]])
+    with backend.start(job(voice)) as one, backend.start(job(voice, seeds=(8,))) as two:
+        one.submit(segments[:1])
+        two.submit(segments[2:3])
+        two.result()
+        np.testing.assert_array_equal(one.result(), expected[0])
+        assert len(device.memories) == 2
+        np.testing.assert_array_equal(one.denoise(segments[1:2]), expected[1])
+
+
+def test_steps_are_reported(voice: Voice, home: Path, segments: list[Tokens]) -> None:
+    calls: list[int] = []
+    sung(opened(voice)[0], job(voice, on_step=lambda: calls.append(1)), [segments[:2]])
+    assert len(calls) == 2 * STEPS
+
+
+def test_idle_buffers_are_few_and_make_room(voice: Voice, home: Path, segments: list[Tokens]) -> None:
+    backend, device = opened(voice)
+    for seeds in ((1,), (1, 2), (1, 2, 3)):
+        sung(backend, job(voice, seeds=seeds), [segments[:1]] * len(seeds))
+    assert len(device.memories) == KEPT_WORKSPACES
+    device.total = sum(memory.bytes.size for memory in device.memories)
+    sung(backend, job(voice, guidance=2.0), [segments[:1]])  # needs more than is free: an idle one gives way
+
+
+def test_out_of_memory_names_sizes_and_leaks_nothing(voice: Voice, home: Path) -> None:
+    backend, device = opened(voice, SimulatedDevice(total=1 << 20))
+    with (
+        pytest.raises(BackendError, match=r"a run of 1 songs at 3 steps needs \d+ bytes, 1048576 are free"),
+        backend.start(job(voice)),
+    ):
+        pass
+    assert not device.memories
+
+
+def test_limits_of_the_plans_are_named(voice: Voice, home: Path) -> None:
+    backend, _ = opened(voice)
+    with backend.start(job(voice)) as run, pytest.raises(BackendError, match=r"2049 tokens; the plans take 2048"):
+        run.denoise([np.ones(2049, np.int32)])
+    with pytest.raises(BackendError, match=r"5 songs .* the plans take 4"), backend.start(job(voice, seeds=(0,) * 5)):
+        pass
+    with pytest.raises(BackendError, match=rf"its plan takes {MAX_BATCH} of {FRAMES + 2}"):
+        backend.vocode(np.zeros((1, FRAMES + 3, MELS), np.float32), 0)
+    with pytest.raises(BackendError, match=r"no option speed\. Known: precision, device, graphs"):
+        opened(voice, speed=9)
+
+
+def test_missing_plans_say_what_is_there_instead(
+    voice: Voice, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        BackendError, match=r"no fp16 plans .* for precision fp32, not fp16.*notewave build .*--precision fp16"
+    ):
+        opened(voice, precision="fp16")
+    with pytest.raises(BackendError, match=r"compute capability 12\.0 .*for capability 8\.9, not 12\.0"):
+        opened(voice, SimulatedDevice(capability=(12, 0)))
+    device = SimulatedDevice()
+    newer = SimulatedTensorRTRTX(device)
+    newer.__version__ = "1.8.0"
+    with pytest.raises(BackendError, match=r"for version 1\.7\.1, not 1\.8\.0"):
+        TensorRTBackend(voice, {}, device=device, trt=newer)
+    monkeypatch.setenv("NOTEWAVE_PLANS", str(tmp_path))
+    with pytest.raises(BackendError, match="found: none at all"):
+        opened(voice)
+
+
+def spoil_header(folder: Path, change: Callable[[dict[str, object]], None]) -> None:
+    content = json.loads((folder / DESCRIPTION).read_text())
+    change(content)
+    (folder / DESCRIPTION).write_text(json.dumps(content))
+
+
+def test_damaged_stale_and_foreign_plans_are_refused_by_name(voice: Voice, spoilable: Path) -> None:
+    plan = spoilable / "decoder.plan"
+    whole = plan.read_bytes()
+    plan.write_bytes(whole[:-100])
+    with pytest.raises(BackendError, match=r"decoder\.plan has \d+ bytes of \d+: it was cut short"):
+        opened(voice)
+    plan.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(BackendError, match=r"decoder\.plan does not match its SHA-256"):
+        opened(voice)
+    plan.write_bytes(whole)
+    opened(voice)
+    spoil_header(spoilable, lambda content: content["target"].update(graphs="0" * 64))
+    with pytest.raises(BackendError, match="stale: built from other graphs"):
+        opened(voice)
+    spoil_header(spoilable, lambda content: content["target"].update(capability="7.5"))
+    with pytest.raises(BackendError, match=r"for capability 7\.5, not 8\.9"):
+        opened(voice)
+    (spoilable / DESCRIPTION).write_text("{")
+    with pytest.raises(BackendError, match=r"plans\.json cannot be read"):
+        opened(voice)
+
+
+def test_a_plan_that_tensorrt_refuses_gives_its_reason(voice: Voice, spoilable: Path) -> None:
+    plan = spoilable / "note_encoder.plan"
+    plan.write_bytes(b"garbage")
+    from notewave.voice import FileRecord
+
+    record = FileRecord.of(plan)
+    spoil_header(spoilable, lambda content: content["files"].update({plan.name: vars(record)}))
+    backend, device = opened(voice)
+    with (
+        pytest.raises(BackendError, match=r"note_encoder\.plan does not load .*MALFORMED_ENGINE.*not a plan"),
+        backend.start(job(voice)),
+    ):
+        pass
+    assert not device.memories
+
+
+def test_what_tensorrt_rtx_compiles_is_kept_for_the_next_start(
+    voice: Voice, spoilable: Path, segments: list[Tokens]
+) -> None:
+    sung(opened(voice)[0], job(voice), [segments[:1]])
+    assert (spoilable / "decoder.runtime_cache").read_bytes() == b"compiled"
+    backend, _ = opened(voice)
+    sung(backend, job(voice), [segments[:1]])
+    assert backend.engines._caches["decoder"].content == b"compiled"
+
+
+def test_the_simulation_notices_reads_that_come_too_early() -> None:
+    with SimulatedDevice() as device:
+        memory, one, other = device.allocate(1024, "a test"), device.stream(), device.stream()
+        device.copy(int(memory) + 512, int(memory), 256, one)
+        with pytest.raises(AssertionError, match="never written"):
+            one.synchronize()
+        del one.queue[:]
+        device.clear(int(memory), 1024, one)
+        device.copy(int(memory) + 512, int(memory), 256, other)
+        one.queue, waiting = [], one.queue
+        device.perform(one, *waiting[0])
+        with pytest.raises(AssertionError, match="not ordered"):
+            other.synchronize()
+        with pytest.raises(AssertionError, match="device memory that is held"):
+            device.perform(other, 99, 99, device_operation(int(memory) + 1024))
+
+
+def device_operation(address: int) -> object:
+    from simulated_device import Operation
+
+    return Operation("test", lambda: ([(address, 4)], []), lambda: None)
+
+
+def test_every_name_of_the_simulated_tensorrt_is_in_the_real_one() -> None:
+    """The backend runs on these names alone, so all that it uses exists."""
+    real = pytest.importorskip("tensorrt_rtx")
+    simulated = SimulatedTensorRTRTX(SimulatedDevice())
+    names = [name for name in dir(SimulatedTensorRTRTX) if not name.startswith("_")]
+    assert {"Runtime", "ILogger", "DataType", "IRuntimeCache", "CudaGraphStrategy"} <= set(names)
+    for name in names:
+        kind = getattr(simulated, name)
+        for member in getattr(kind, "__members__", None) or dir(kind):
+            assert member.startswith("_") or hasattr(getattr(real, name), member), f"{name}.{member}"
+    for kind in (Runtime, ICudaEngine, IExecutionContext):
+        for member in dir(kind):
+            assert member.startswith("_") or hasattr(getattr(real, kind.__name__), member), f"{kind.__name__}.{member}"
+    config = real.IRuntimeConfig
+    assert hasattr(config, "cuda_graph_strategy") and hasattr(config, "dynamic_shapes_kernel_specialization_strategy")

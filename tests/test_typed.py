@@ -1,0 +1,139 @@
+"""Graphs in float16 and bfloat16."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto
+from simulated_device import SimulatedDevice, SimulatedTensorRTRTX, simulated_plan
+
+import notewave
+from notewave.backend import Job
+from notewave.codec import Tokens
+from notewave.errors import VoiceError
+from notewave.export.build import build_plans
+from notewave.export.precision import store_half, store_int8
+from notewave.export.typed import PRODUCTS, runnable_on_cpu, typed_graph
+from notewave.ort_backend import OrtBackend
+from notewave.samplers import sampler_table
+from notewave.trt_backend import TensorRTBackend
+from notewave.voice import Voice, bundled_voices
+
+LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+NETWORKS = ("note_encoder", "context_encoder", "cross_attention", "time_embedding", "decoder", "unconditional_decoder")
+SEGMENT_RMS = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 2e-2}  # of a denoised segment against float32; its range is [-1, 1]
+
+
+@pytest.fixture(scope="module")
+def voice(reference_voice: Path) -> Voice:
+    return Voice.load(reference_voice)
+
+
+@pytest.mark.parametrize("precision", LOW)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_products_are_low_and_all_else_is_float32(voice: Voice, network: str, precision: str) -> None:
+    model = typed_graph(voice.graph(network), precision)
+    onnx.checker.check_model(model, full_check=True)
+    types = _types(model)
+    floating = {TensorProto.FLOAT, LOW[precision]}
+    for node in model.graph.node:
+        given = {types[name] for name in node.input if types.get(name) in floating}
+        if node.op_type in PRODUCTS:
+            assert given == {LOW[precision]}, node.name
+        elif node.op_type in ("RMSNormalization", "Gelu", "Add", "Mul", "Sigmoid", "Sin", "Cos"):
+            assert given <= {TensorProto.FLOAT}, node.name
+    for value in (*model.graph.input, *model.graph.output):
+        crosses = value.name.startswith(("keys_", "values_")) or value.name == "prediction"
+        expected = {LOW[precision]} if crosses else {TensorProto.FLOAT, TensorProto.INT32}
+        assert value.type.tensor_type.elem_type in expected
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_weights_are_inside_and_none_is_left_over(voice: Voice, network: str) -> None:
+    model = typed_graph(voice.graph(network), "fp16")
+    used = {name for node in model.graph.node for name in node.input}
+    assert {tensor.name for tensor in model.graph.initializer} <= used
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+
+
+def test_float32_leaves_the_graph_alone(voice: Voice) -> None:
+    path = voice.graph("decoder")
+    assert typed_graph(path, "fp32").graph.node == onnx.load(path).graph.node
+
+
+def test_weights_stored_in_float16_give_the_same_plan_and_int8_is_refused(voice: Voice, tmp_path: Path) -> None:
+    stored = {}
+    for name, store in (("half", store_half), ("int8", store_int8)):
+        graph = ir.load(voice.graph("decoder"))
+        store(graph.graph)
+        stored[name] = tmp_path / f"{name}.onnx"
+        ir.save(graph, stored[name])
+    exact, half = (typed_graph(path, "fp16").graph for path in (voice.graph("decoder"), stored["half"]))
+    assert [node.op_type for node in half.node] == [node.op_type for node in exact.node]
+    weights = [
+        sorted(tensor.raw_data for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT16)
+        for graph in (exact, half)
+    ]
+    assert weights[0] == weights[1] != []
+    with pytest.raises(VoiceError, match=r"8-bit weights .*--precision fp32 or fp16"):
+        typed_graph(stored["int8"], "fp16")
+
+
+def test_masked_keys_stay_finite(voice: Voice) -> None:
+    model = typed_graph(voice.graph("note_encoder"), "fp16")
+    bounds = [tensor for tensor in model.graph.initializer if tensor.name == "masked"]
+    assert len(bounds) == 1 and np.isfinite(np.float16(onnx.numpy_helper.to_array(bounds[0])))
+
+
+def test_the_cpu_s_version_computes_products_in_float32_between_roundings(voice: Voice) -> None:
+    model = runnable_on_cpu(typed_graph(voice.graph("unconditional_decoder"), "bf16"))
+    types = _types(model)
+    products = [node for node in model.graph.node if node.op_type in PRODUCTS]
+    assert products and all(types[name] == TensorProto.FLOAT for node in products for name in node.input)
+
+
+@pytest.mark.parametrize("precision", SEGMENT_RMS)
+def test_whole_denoised_segments_stay_near_float32(
+    voice: Voice, precision: str, tmp_path: Path, midi_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTEWAVE_PLANS", str(tmp_path))
+    errors = segment_errors(voice, precision, "ddpm", 10, notewave.tokenize(midi_folder / "ensemble.mid")[:2])
+    assert max(errors) < SEGMENT_RMS[precision]
+    assert precision == "fp32" or min(errors) > 1e-5  # it did compute in low precision
+
+
+@pytest.mark.parametrize("precision", LOW)
+@pytest.mark.parametrize("name", bundled_voices())
+def test_a_whole_segment_of_a_bundled_voice_stays_near_float32(
+    name: str, precision: str, tmp_path: Path, midi_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTEWAVE_PLANS", str(tmp_path))
+    bundled = Voice.load(name)
+    if bundled.precision == "int8":
+        pytest.skip("plans are not made of 8-bit weights")
+    tokens = notewave.tokenize(midi_folder / "piano_scale.mid")[:1]
+    recommended = bundled.sampling
+    (error,) = segment_errors(bundled, precision, recommended.sampler, recommended.steps, tokens)
+    assert error < SEGMENT_RMS[precision]
+
+
+def segment_errors(voice: Voice, precision: str, sampler: str, steps: int, tokens: list[Tokens]) -> list[float]:
+    """Root-mean-square difference of each denoised segment from float32, by plans run on a simulated GPU."""
+    device = SimulatedDevice()
+    trt = SimulatedTensorRTRTX(device)
+    build_plans(voice, precision, (8, 9), trt=trt, compile_plan=simulated_plan)
+    job = Job(sampler_table(sampler, steps, voice.schedule, voice.prediction), 1.0, (3,), None)
+    low = TensorRTBackend(voice, {"precision": precision}, device=device, trt=trt)
+    exact = OrtBackend(voice, "cpu", 1, {})
+    with low.start(job) as run, exact.start(job) as reference:
+        errors = [run.denoise([segment]) - reference.denoise([segment]) for segment in tokens]
+    return [float(np.sqrt(np.mean(error**2))) for error in errors]
+
+
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    values = (*graph.value_info, *graph.input, *graph.output)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
