@@ -1,0 +1,312 @@
+"""diffusers' SpectrogramDiffusionPipeline and this engine side by side: same weights, tokens, sampler and steps.
+
+The peer runs in an environment of its own, made here, with the last versions that work together. Every side makes a
+segment in turn, round after round, so that ratios hold though the machine's speed drifts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from notewave.benchmarks.bench import TYPICAL_TOKENS, Settings, Trial, synthetic_song, voice_sha256
+from notewave.benchmarks.report import (
+    Case,
+    Result,
+    Setting,
+    Spread,
+    add_output_arguments,
+    finish,
+    machine,
+    new_figure,
+    save_plot,
+)
+from notewave.codec import Tokens
+from notewave.errors import BackendError
+from notewave.kernels.reference import sampler_step
+from notewave.mel import FRAMES, MELS, SEGMENT_SECONDS
+from notewave.samplers import sampler_table
+from notewave.synthesizer import Synthesizer
+from notewave.voice import PRECISIONS, Voice
+
+if TYPE_CHECKING:
+    from notewave.export.checkpoints import Checkpoint
+
+log = logging.getLogger(__name__)
+
+PINS = {"diffusers": "0.26.3", "transformers": "4.37.2", "huggingface_hub": "0.23.5"}  # the last that work together
+INSTALL = (*(f"{name}=={number}" for name, number in PINS.items()), "torch==2.13.0", "numpy<2")
+PEER = f"diffusers {PINS['diffusers']}"
+PEER_STEPS = 100  # its default
+SAMPLER = "ddpm"  # its only one
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one segment with a context took."""
+
+    encoders_s: float
+    steps_s: list[float]
+
+
+class Side(Protocol):
+    """One of those compared."""
+
+    name: str
+
+    def segment(self, tokens: Tokens, steps: int) -> Timing:
+        """Make a segment with a context."""
+
+
+class Peer:
+    """The pipeline in its own process."""
+
+    name = PEER
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.versions: dict[str, str] = self._answer()
+
+    def segment(self, tokens: Tokens, steps: int) -> Timing:
+        """See ``Side``."""
+        return Timing(**self.ask(do="segment", tokens=tokens.tolist(), steps=steps))
+
+    def ask(self, **request: Any) -> Any:
+        """A request of ``notewave.benchmarks.peer_worker`` and its answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise BackendError(
+                "The peer's process ended early. Its error is above; --venv NEW makes its environment anew."
+            )
+        return json.loads(line)
+
+
+class Engine:
+    """This engine on a voice."""
+
+    def __init__(self, voice: Voice, threads: int | None, song: Sequence[Tokens], steps: int) -> None:
+        self.name = f"notewave {voice.precision}"
+        self.voice = voice
+        self._trial = Trial(Settings(str(voice.folder), "cpu", threads, SAMPLER, steps, 1.0), song)
+
+    def segment(self, tokens: Tokens, steps: int) -> Timing:
+        """See ``Side``; tokens and steps are those given before."""
+        values = self._trial.values
+        values.clear()
+        self._trial.play()
+        encoders = ("note_encoder_s", "context_encoder_s", "cross_attention_s")
+        return Timing(sum(values[name][-1] for name in encoders), list(values["step_s"]))
+
+
+class Modules:
+    """This project's PyTorch modules, from which the voice's graphs are exported."""
+
+    def __init__(self, checkpoint: Checkpoint, threads: int | None, compiled: bool) -> None:
+        import torch
+
+        self.name = "our modules, compiled" if compiled else "our modules, eager"
+        self._checkpoint, self._torch = checkpoint, torch
+        model = checkpoint.model
+        networks = [model.note_encoder, model.context_encoder, model.cross_attention, model.decoder]
+        self._networks = [torch.compile(network, dynamic=False) if compiled else network for network in networks]
+        torch.set_num_threads(threads or os.cpu_count() or 1)
+
+    def segment(self, tokens: Tokens, steps: int) -> Timing:
+        """See ``Side``."""
+        torch, checkpoint = self._torch, self._checkpoint
+        note_encoder, context_encoder, cross_attention, decoder = self._networks
+        table = sampler_table(SAMPLER, steps, checkpoint.schedule, checkpoint.prediction)
+        random = np.random.default_rng(0)
+        x, x0, noise = random.standard_normal((3, 1, FRAMES, MELS), np.float32)
+        mask = torch.zeros(1, 1, 1, len(tokens) + FRAMES)
+        steps_s = []
+        with torch.inference_mode():
+            film = checkpoint.model.time_embedding(torch.from_numpy(table.time))
+            start = time.perf_counter()
+            notes = note_encoder(torch.from_numpy(tokens)[None])
+            keys_values = cross_attention(notes, context_encoder(torch.from_numpy(x).clamp(-1, 1)))
+            encoders_s = time.perf_counter() - start
+            for index, row in enumerate(table.rows):
+                start = time.perf_counter()
+                prediction = decoder(torch.from_numpy(x), film[index : index + 1], mask, *keys_values)
+                sampler_step(x, x0, prediction.numpy(), row, noise)
+                steps_s.append(time.perf_counter() - start)
+        return Timing(encoders_s, steps_s)
+
+
+def cache_folder() -> Path:
+    """Where the peer's environment and the random checkpoint are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "notewave" / "peer"
+
+
+def peer_python(venv: Path) -> Path:
+    """The interpreter of an environment with the peer, which is made if need be. Raises BackendError if it can't be."""
+    python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    versions = f"from importlib.metadata import version; print(*map(version, {list(PINS)}))"
+    if python.exists():
+        found = subprocess.run([python, "-c", versions], capture_output=True, text=True, check=False)
+        if found.stdout.split() == list(PINS.values()):
+            return python
+    log.warning("making the peer's environment in %s", venv)
+    for command in (
+        [sys.executable, "-m", "venv", str(venv)],
+        [str(python), "-m", "pip", "install", "--quiet", *INSTALL],
+    ):
+        if subprocess.run(command, check=False).returncode:
+            raise BackendError(
+                f"The peer's environment in {venv} was not made: pip's error is above. It needs Python 3.10 to 3.12, "
+                "the package index and 3 GB; name one that stands with --venv."
+            )
+    return python
+
+
+@contextlib.contextmanager
+def open_peer(venv: Path, checkpoint: Path, threads: int | None) -> Iterator[Peer]:
+    """Start the pipeline on a checkpoint in the diffusers layout; random weights are made where there is none."""
+    worker = Path(__file__).with_name("peer_worker.py")
+    command = [str(peer_python(venv)), str(worker), str(checkpoint), str(threads or os.cpu_count() or 1)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield Peer(process)
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+
+
+def mel_difference(peer: Peer, voice: Voice, song: Sequence[Tokens], steps: int, folder: Path) -> float:
+    """Largest difference in nats between the pipeline's mel of a song and the engine's, from the same noise."""
+    out = folder / "peer.npz"
+    peer.ask(do="song", song=[tokens.tolist() for tokens in song], steps=steps, out=str(out))
+    with np.load(out) as found:
+        ours = Synthesizer(voice.folder, backend="cpu").spectrogram(
+            list(song), sampler=SAMPLER, steps=steps, guidance=1.0, noise=found["noise"]
+        )
+        return float(np.abs(ours - found["mel"]).max())
+
+
+def take_turns(sides: Sequence[Side], tokens: Tokens, steps: dict[str, int], repeat: int) -> dict[str, list[Timing]]:
+    """Each side's segments with as many steps as named, after one to warm up."""
+    timings: dict[str, list[Timing]] = {side.name: [] for side in sides}
+    for round_ in range(repeat + 1):
+        for side in sides:
+            timing = side.segment(tokens, steps[side.name])
+            if round_:
+                timings[side.name].append(timing)
+    return timings
+
+
+def cases(timings: dict[str, list[Timing]], steps: dict[str, int], default_steps: dict[str, int]) -> list[Case]:
+    """Figures of each side and how many times faster than the peer it is, round by round.
+
+    A segment at its side's default steps is its encoders and that many of its mean step: measured where as many were
+    run, else extrapolated.
+    """
+    found = []
+    peer = _seconds(timings[PEER], default_steps[PEER])
+    for name, rounds in timings.items():
+        seconds = _seconds(rounds, default_steps[name])
+        figures = {f"{what}_s": Spread.of(values) for what, values in seconds.items()}
+        figures["real_time_factor"] = Spread.of(seconds["segment"] / SEGMENT_SECONDS)
+        figures |= {f"{what}_speedup": Spread.of(peer[what] / values) for what, values in seconds.items()}
+        settings: dict[str, Setting] = {
+            "side": name,
+            "default_steps": default_steps[name],
+            "segment": "measured" if steps[name] == default_steps[name] else f"extrapolated from {steps[name]} steps",
+        }
+        found.append(Case(settings, figures))
+    return found
+
+
+def _seconds(rounds: Sequence[Timing], default_steps: int) -> dict[str, Any]:
+    encoders = np.array([timing.encoders_s for timing in rounds])
+    segment = encoders + default_steps * np.array([np.mean(timing.steps_s) for timing in rounds])
+    return {
+        "step": np.array([np.median(timing.steps_s) for timing in rounds]),
+        "encoders": encoders,
+        "segment": segment,
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the options of ``notewave bench peer``."""
+    cache = cache_folder()
+    parser.add_argument("--venv", type=Path, default=cache / "venv", help="the peer's environment, made if need be")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=cache / "base", help="weights; random ones are made if need be"
+    )
+    parser.add_argument("--precision", nargs="+", default=["fp32", "int8"], choices=PRECISIONS, help="of our voices")
+    parser.add_argument("--tokens", type=int, default=TYPICAL_TOKENS, help="of a segment")
+    parser.add_argument("--steps", type=int, default=4, help="denoising steps to time in a segment (default 4)")
+    parser.add_argument("--our-steps", type=int, help="our default steps, for whole segments (default: the voice's)")
+    parser.add_argument("--full", action="store_true", help="run each side's default steps instead of extrapolating")
+    parser.add_argument("--no-modules", action="store_true", help="leave out our PyTorch modules")
+    parser.add_argument("--threads", type=int, help="of every side (default: all cores)")
+    add_output_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run ``notewave bench peer`` with parsed options."""
+    from notewave.export.checkpoints import load_diffusers
+    from notewave.export.convert import export_checkpoint
+
+    song = synthetic_song(options.tokens, 2)
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        open_peer(options.venv, options.checkpoint, options.threads) as peer,
+    ):
+        facts = machine() | {f"peer {name}": number for name, number in peer.versions.items()}
+        voices = [
+            export_checkpoint(options.checkpoint, Path(temporary) / precision, precision=precision)
+            for precision in options.precision
+        ]
+        our_steps = options.our_steps or voices[0].sampling.steps
+        engines = [Engine(v, options.threads, song, our_steps if options.full else options.steps) for v in voices]
+        sides: list[Side] = [peer, *engines]
+        if not options.no_modules:
+            checkpoint = load_diffusers(options.checkpoint)
+            sides += [Modules(checkpoint, options.threads, compiled) for compiled in (False, True)]
+        defaults = {side.name: PEER_STEPS if side is peer else our_steps for side in sides}
+        steps = {side.name: defaults[side.name] if options.full else options.steps for side in sides}
+        found = cases(take_turns(sides, song[-1], steps, options.repeat), steps, defaults)
+        for voice, case in zip(voices, found[1:], strict=False):
+            difference = mel_difference(peer, voice, song, options.steps, Path(temporary))
+            case.figures["mel_difference_nats"] = Spread.of([difference])
+        sums = {f"{voice.name} {voice.precision}": voice_sha256(voice) for voice in voices}
+    result = Result("peer", facts, sums, found)
+    finish(result, options, result.table(), save_peer_plot)
+
+
+def save_peer_plot(result: Result, path: str) -> None:
+    """Draw how many times faster than the peer each side is."""
+    figure = new_figure(8, 1.5 + 0.5 * len(result.cases))
+    axis = figure.subplots()
+    names = [str(case.settings["side"]) for case in result.cases]
+    for offset, what in ((-0.2, "step"), (0.2, "encoders")):
+        speedups = [case.figures[f"{what}_speedup"] for case in result.cases]
+        medians = np.array([speedup.median for speedup in speedups])
+        errors = np.array([[s.median - s.low for s in speedups], [s.high - s.median for s in speedups]])
+        axis.barh(np.arange(len(names)) + offset, medians, 0.4, xerr=errors, label=what)
+    axis.set_yticks(range(len(names)), names)
+    axis.set(xscale="log", xlabel=f"times as fast as {PEER}", title=result.machine["processor"])
+    axis.legend()
+    save_plot(figure, path)

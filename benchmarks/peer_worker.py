@@ -1,0 +1,120 @@
+"""diffusers' SpectrogramDiffusionPipeline behind a pipe: for an environment of its own, importing nothing of ours.
+
+``python peer_worker.py CHECKPOINT THREADS``: makes a random checkpoint of the base size if there is none there, says
+which versions run, then answers requests, one JSON object a line.
+"""
+
+# mypy: disable-error-code="import-not-found, operator, unused-ignore"
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from diffusers import DDPMScheduler
+from diffusers.models import T5FilmDecoder
+from diffusers.pipelines.deprecated.spectrogram_diffusion.continuous_encoder import SpectrogramContEncoder
+from diffusers.pipelines.deprecated.spectrogram_diffusion.notes_encoder import SpectrogramNotesEncoder
+from diffusers.pipelines.deprecated.spectrogram_diffusion.pipeline_spectrogram_diffusion import (
+    SpectrogramDiffusionPipeline,
+)
+
+MAX_TOKENS, FRAMES, MELS = 2048, 256, 128
+BLOCKS = {"d_model": 768, "num_layers": 12, "num_heads": 12, "d_kv": 64, "d_ff": 2048, "dropout_rate": 0.1}
+
+
+def main() -> None:
+    """Answer requests on the real stdout; whatever else prints goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    checkpoint = Path(sys.argv[1])
+    if not (checkpoint / "model_index.json").exists():
+        random_pipeline().save_pretrained(checkpoint)
+    diffusers.logging.set_verbosity_error()
+    torch.set_num_threads(int(sys.argv[2]))
+    pipeline = load(checkpoint)
+    versions = {module.__name__: module.__version__ for module in (diffusers, transformers, torch, np)}
+    print(json.dumps(versions), file=answers)
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = {"segment": time_segment, "song": sing}[request.pop("do")](pipeline, **request)
+        print(json.dumps(answer), file=answers)
+
+
+def random_pipeline() -> SpectrogramDiffusionPipeline:
+    """The published base size with random weights as PyTorch starts them."""
+    torch.manual_seed(0)
+    encoders = {**BLOCKS, "feed_forward_proj": "gated-gelu"}
+    return SpectrogramDiffusionPipeline(
+        SpectrogramNotesEncoder(max_length=MAX_TOKENS, vocab_size=1536, **encoders),
+        SpectrogramContEncoder(input_dims=MELS, targets_context_length=FRAMES, **encoders),
+        T5FilmDecoder(input_dims=MELS, targets_length=FRAMES, max_decoder_noise_time=20000.0, **BLOCKS),
+        DDPMScheduler(beta_schedule="squaredcos_cap_v2", variance_type="fixed_large", timestep_spacing="leading"),
+        None,
+    )
+
+
+def load(checkpoint: Path) -> SpectrogramDiffusionPipeline:
+    """A checkpoint without its vocoder; part by part, as the pipeline's own loader no longer finds its encoders."""
+    parts = {
+        "notes_encoder": SpectrogramNotesEncoder,
+        "continuous_encoder": SpectrogramContEncoder,
+        "decoder": T5FilmDecoder,
+        "scheduler": DDPMScheduler,
+    }
+    loaded = {name: part.from_pretrained(checkpoint / name, local_files_only=True) for name, part in parts.items()}
+    pipeline = SpectrogramDiffusionPipeline(**loaded, melgan=None)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@torch.no_grad()
+def time_segment(pipeline: SpectrogramDiffusionPipeline, tokens: list[int], steps: int) -> dict[str, Any]:
+    """One segment after another, as the pipeline's loop does it: seconds of the encoders and of each step."""
+    generator = torch.Generator().manual_seed(0)
+    context = torch.rand((1, FRAMES, MELS), generator=generator) * 2 - 1
+    start = time.perf_counter()
+    encodings = pipeline.encode(torch.tensor([pad(tokens)]), context, torch.ones((1, FRAMES), dtype=torch.bool))
+    encoders_s = time.perf_counter() - start
+    x = torch.randn(context.shape, generator=generator)
+    pipeline.scheduler.set_timesteps(steps)
+    steps_s = []
+    for t in pipeline.scheduler.timesteps:
+        start = time.perf_counter()
+        noise = pipeline.decode(encodings, x, t / pipeline.scheduler.config.num_train_timesteps)
+        x = pipeline.scheduler.step(noise, t, x, generator=generator).prev_sample
+        steps_s.append(time.perf_counter() - start)
+    return {"encoders_s": encoders_s, "steps_s": steps_s}
+
+
+def sing(pipeline: SpectrogramDiffusionPipeline, song: list[list[int]], steps: int, out: str) -> dict[str, Any]:
+    """A song by the pipeline itself; its mel [T, M] and the noise [draws, T, M] that it drew go to an .npz file."""
+    start = time.perf_counter()
+    mel = pipeline(
+        [pad(tokens) for tokens in song],
+        num_inference_steps=steps,
+        generator=torch.Generator().manual_seed(0),
+        output_type="mel",
+    ).audios[0]
+    song_s = time.perf_counter() - start
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.randn((FRAMES, MELS), generator=generator).numpy() for _ in range(len(song) * steps)]
+    np.savez(out, mel=mel, noise=np.stack(noise))
+    return {"song_s": song_s}
+
+
+def pad(tokens: list[int]) -> list[int]:
+    """To the length that the pipeline's own MIDI processor gives every segment."""
+    return tokens + [0] * (MAX_TOKENS - len(tokens))
+
+
+if __name__ == "__main__":
+    main()

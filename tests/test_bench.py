@@ -1,0 +1,311 @@
+"""The benchmarks: figures come from repeats, results survive the disk, operations are those counted by hand."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from notewave.benchmarks import bench, peer, roofline
+from notewave.benchmarks.bench import Settings, benchmark, launch, save_stage_plot, synthetic_song
+from notewave.benchmarks.ceilings import FLOAT_CEILING, INT8_CEILING, Ceilings
+from notewave.benchmarks.peer import PEER, Timing
+from notewave.benchmarks.report import Case, Result, Spread, compare
+from notewave.benchmarks.roofline import CARDS, operations, predict, products, traffic
+from notewave.codec import EOS
+from notewave.errors import NotewaveError, OutputError, SamplingError
+from notewave.export.checkpoints import RANDOM_SIZES
+from notewave.export.training.data import SOUNDFONT
+
+DATA = Path(__file__).parent / "data"
+BASE = RANDOM_SIZES["base"]
+GIGA = 1e-9
+
+
+@pytest.fixture(scope="module")
+def measured(reference_voice: Path) -> Result:
+    """Two cases of two repeats: a song by itself, and two guided songs side by side."""
+    alone = Settings(str(reference_voice), "cpu", threads=1, steps=3, tokens=20)
+    cases = [alone, dataclasses.replace(alone, guidance=2.0, batch=2)]
+    return benchmark(cases, segments=2, repeat=2)
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def result(**figures: float) -> Result:
+    spreads = {name: Spread(value, 0.9 * value, 1.1 * value, 3) for name, value in figures.items()}
+    return Result("bench", {"processor": "a", "torch": "1"}, {"v fp32": "0f"}, [Case({"steps": 4}, spreads)])
+
+
+def test_every_stage_is_timed_in_every_repeat(measured: Result) -> None:
+    repeats, segments, steps = 2, 2, 3
+    expected = {
+        "load_s": 1,
+        "real_time_factor": repeats,
+        "first_audio_s": repeats,
+        "time_embedding_s": repeats,
+        "note_encoder_s": repeats * segments,
+        "cross_attention_s": repeats * segments,
+        "context_encoder_s": repeats * (segments - 1),
+        "decoder_s": repeats * segments * steps,
+        "step_s": repeats * segments * (steps - 1),
+        "overhead_s": repeats * segments * (steps - 1),
+        "overhead_share": repeats * segments * (steps - 1),
+    }
+    alone, guided = measured.cases
+    assert {name: figure.repeats for name, figure in alone.figures.items()} == expected
+    assert guided.figures["unconditional_decoder_s"].repeats == repeats * segments * steps
+    for case in measured.cases:
+        for name, figure in case.figures.items():
+            assert figure.median > 0 and figure.low <= figure.median <= figure.high, name
+        assert case.figures["first_audio_s"].median < case.figures["real_time_factor"].high * 4 * 5.12
+    assert (alone.settings["sampler"], alone.settings["guidance"], alone.settings["tokens"]) == ("ddpm", 1.0, 20)
+    assert (guided.settings["batch"], guided.settings["guidance"]) == (2, 2.0)
+
+
+def test_watching_leaves_the_networks_as_they_were(reference_voice: Path) -> None:
+    trial = bench.Trial(Settings(str(reference_voice), "cpu", threads=1, steps=2), synthetic_song(5, 1))
+    before = trial.synthesizer.spectrogram(trial.song, steps=2)
+    session = trial.backend.graphs["decoder"].session
+    trial.play()
+    assert trial.backend.graphs["decoder"].session is session
+    np.testing.assert_array_equal(trial.synthesizer.spectrogram(trial.song, steps=2), before)
+
+
+def test_backends_without_graphs_are_measured_by_their_slope(reference_voice: Path) -> None:
+    trial = bench.Trial(Settings(str(reference_voice), "cpu", threads=1, steps=4), synthetic_song(20, 2))
+    trial._note_slope()
+    (step_s,), (encoders_s,) = trial.values["step_s"], trial.values["encoders_s"]
+    segment_s = trial._segment_s(trial.job)
+    assert 0 < encoders_s + 4 * step_s < 100 * segment_s
+
+
+def test_batches_sing_what_each_song_alone_would(reference_voice: Path) -> None:
+    settings = Settings(str(reference_voice), "cpu", threads=1, sampler="ancestral", steps=2, batch=2)
+    trial = bench.Trial(settings, synthetic_song(9, 1))
+    with trial.backend.start(trial.job) as run:
+        together = run.denoise([trial.song[0]] * 2).copy()
+    for seed, mel in enumerate(together):
+        with trial.backend.start(dataclasses.replace(trial.job, seeds=(seed,))) as run:
+            np.testing.assert_allclose(run.denoise(trial.song)[0], mel, atol=1e-4)
+
+
+def test_a_process_reports_first_audio_and_memory(reference_voice: Path) -> None:
+    settings = Settings(str(reference_voice), "cpu", threads=1, steps=1)
+    first_s, peak_mib = launch(settings, str(DATA / "midi" / "piano_scale.mid"))
+    assert first_s > 0
+    assert 10 < peak_mib < 1000
+
+
+def test_a_process_that_fails_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(NotewaveError, match="exit code 1"):
+        launch(Settings(str(tmp_path)), synthetic_song(3, 1))
+
+
+def test_songs_have_the_density_asked_for() -> None:
+    song = synthetic_song(300, 3)
+    assert [len(tokens) for tokens in song] == [300] * 3
+    assert all(tokens[-1] == EOS and (tokens[:-1] > EOS).all() for tokens in song)
+    assert not np.array_equal(song[0], song[1])
+    for tokens, segments in ((0, 1), (2049, 1), (5, 0)):
+        with pytest.raises(SamplingError):
+            synthetic_song(tokens, segments)
+
+
+def test_results_survive_the_disk(measured: Result, tmp_path: Path) -> None:
+    measured.save(tmp_path / "a.json")
+    assert Result.load(tmp_path / "a.json") == measured
+    assert measured.machine["processor"]
+    assert [*measured.voices] == ["reference fp32"]
+    save_stage_plot(measured, str(tmp_path / "a.png"))
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(OutputError):
+        save_stage_plot(measured, str(tmp_path / "a.unknown"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.png"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "cases": 3}', "[" * 100_000])
+def test_other_files_are_no_results(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(NotewaveError, match="no result of a benchmark"):
+        Result.load(tmp_path / "a.json")
+
+
+def test_tables_tell_cases_apart_and_show_units(measured: Result) -> None:
+    lines = measured.table().splitlines()
+    assert lines[0].split() == ["guidance", "1.0", "2.0"]
+    assert next(line for line in lines if line.startswith("batch")).split() == ["batch", "1", "2"]
+    assert "unconditional decoder" in measured.table()
+    assert result(step_s=0.25, peak_memory_mib=80.0, of_ceiling=0.5).table().splitlines()[2:] == [
+        "step         250 ±25 ms",
+        "peak memory   80 ±8 MiB",
+        "of ceiling    0.5 ±0.05",
+    ]
+
+
+def test_compare_prints_ratios_and_what_else_changed() -> None:
+    before, after = result(step_s=0.4, load_s=1.0), result(step_s=0.2, load_s=1.05)
+    after = dataclasses.replace(after, machine={"processor": "a", "torch": "2"})
+    text = compare(before, after).splitlines()
+    assert next(line for line in text if " step " in line).split()[-1] == "0.500"
+    assert next(line for line in text if " load " in line).split()[-2:] == ["1.050", "~"]
+    assert text[-1] == "torch: 1 -> 2"
+    other = dataclasses.replace(after, cases=[*after.cases, Case({"steps": 9}, after.cases[0].figures)])
+    assert compare(before, other).count("0.500") == 1
+    with pytest.raises(NotewaveError, match="No case"):
+        compare(dataclasses.replace(before, cases=[]), after)
+
+
+def test_the_command_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, seconds in (("a.json", 2.0), ("b.json", 1.0)):
+        result(step_s=seconds).save(tmp_path / name)
+    options = parse("--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"))
+    options.run(options)
+    assert "0.500" in capsys.readouterr().out
+
+
+def test_the_command_measures_every_combination(reference_voice: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    song = str(DATA / "midi" / "piano_scale.mid")
+    arguments = ["--voice", str(reference_voice), "--song", song, "--segments", "1", "--steps", "1", "2"]
+    options = parse(*arguments, "--guidance", "1", "2", "--launches", "0", "--repeat", "1", "--json", str(out))
+    options.run(options)
+    cases = Result.load(out).cases
+    assert {(case.settings["steps"], case.settings["guidance"]) for case in cases} == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    assert all("tokenise_s" in case.figures for case in cases)
+    assert "step_s" not in cases[0].figures  # a single step has no next one to end before
+
+
+def test_operations_are_those_counted_by_hand() -> None:
+    # Figures of the base decoder: 99.1 M weights of the layers over 256 frames; attention over 256 and over J keys.
+    layers = [product for product in products("decoder", BASE, 2048) if product.layers == 12]
+    assert operations(layers, weights=True) == 2 * 256 * 12 * (6 * 768**2 + 3 * 768 * 2048)
+    assert operations(layers, weights=True) * GIGA == pytest.approx(50.7, abs=0.05)
+    own = operations(products("unconditional_decoder", BASE, 300), weights=False)
+    assert own * GIGA == pytest.approx(2.4, abs=0.05)
+    for tokens, cross in ((2048, 21.7), (300, 5.2)):
+        both = operations(products("decoder", BASE, tokens), weights=False)
+        assert (both - own) * GIGA == pytest.approx(cross, abs=0.06)
+    assert operations(products("cross_attention", BASE, 2048)) * GIGA == pytest.approx(65, abs=0.3)
+
+
+def test_weights_counted_are_the_networks_own() -> None:
+    torch = pytest.importorskip("torch")
+    from notewave.export.modules import SpectrogramDiffusion
+
+    with torch.device("meta"):
+        model = SpectrogramDiffusion(BASE)
+    for network in ("note_encoder", "context_encoder", "cross_attention", "time_embedding", "decoder"):
+        linear = [module for module in getattr(model, network).modules() if isinstance(module, torch.nn.Linear)]
+        counted = [product for product in products(network, BASE, 300) if product.weights]
+        assert traffic(counted, 4) == 4 * sum(module.weight.numel() for module in linear), network
+
+
+def test_operations_grow_as_they_should() -> None:
+    for network in roofline.COUNTED:
+        one, two = (operations(products(network, BASE, 300, batch=batch)) for batch in (1, 2))
+        assert two == one if network == "time_embedding" else two == 2 * one
+    film = [operations(products("time_embedding", BASE, 1, steps=steps)) for steps in (1, 20)]
+    assert film[1] == 20 * film[0]
+    without = operations(products("decoder", BASE, 300, context=False))
+    assert without == operations(products("decoder", BASE, 44))
+
+
+def test_predictions_are_slower_than_their_bounds() -> None:
+    found = products("decoder", BASE, 300)
+    bounds = [predict(card, found) for card in CARDS]
+    assert all(bound < predicted for bound, predicted in bounds)
+    assert bounds[0][0] == pytest.approx(operations(found) / 65e12)  # T4
+
+
+def test_ceilings_and_shares(reference_voice: Path) -> None:
+    pytest.importorskip("onnx")
+    ceilings = Ceilings([(4, 8, 16), (4, 16, 8)], threads=1)
+    for _ in range(2):
+        ceilings.play()
+    found = {str(case.settings["ceiling"]): case.figures for case in ceilings.cases()}
+    assert {FLOAT_CEILING, INT8_CEILING} <= found.keys()
+    for figures in found.values():
+        assert [*figures] == ["all_gflops", "4x8x16_gflops", "4x16x8_gflops"]
+        assert all(figure.repeats == 2 for figure in figures.values())
+    trial = bench.Trial(Settings(str(reference_voice), "cpu", threads=1, steps=2), synthetic_song(20, 2))
+    trial.play()
+    stages = roofline.stage_cases(trial, ceilings.cases())
+    assert {case.settings["stage"] for case in stages} == set(roofline.COUNTED) - {"unconditional_decoder"}
+    for case in stages:
+        times = trial.values[f"{case.settings['stage']}_s"]
+        assert case.figures["of_ceiling"].median == np.median(case.figures["bound_s"].median / np.array(times))
+
+
+def test_the_roofline_command(reference_voice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--voice", str(reference_voice), "--tokens", "20", "--steps", "2", "--repeat", "1", "--threads", "1"]
+    options = parse("roofline", *arguments, "--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "r.png"))
+    options.run(options)
+    cases = Result.load(tmp_path / "r.json").cases
+    assert [case.settings["card"] for case in cases if "card" in case.settings] == [card.name for card in CARDS]
+    assert "Predictions, not measured" in capsys.readouterr().out
+
+
+def test_speedups_are_taken_round_by_round() -> None:
+    timings = {
+        PEER: [Timing(10.0, [1.0, 1.0]), Timing(20.0, [2.0, 2.0])],
+        "ours": [Timing(1.0, [0.5, 0.5]), Timing(2.0, [1.0, 1.0])],
+    }
+    cases = peer.cases(timings, {PEER: 2, "ours": 8}, {PEER: 100, "ours": 8})
+    figures = cases[1].figures
+    assert (figures["step_speedup"], figures["encoders_speedup"]) == (Spread(2, 2, 2, 2), Spread(10, 10, 10, 2))
+    assert figures["segment_speedup"].median == pytest.approx(110 / 5)
+    assert [case.settings["segment"] for case in cases] == ["extrapolated from 2 steps", "measured"]
+
+
+def test_our_modules_and_engine_take_turns(reference_voice: Path) -> None:
+    pytest.importorskip("torch")
+    from notewave.export.checkpoints import load_diffusers
+    from notewave.voice import Voice
+
+    song = synthetic_song(20, 2)
+    engine = peer.Engine(Voice.load(reference_voice), 1, song, 3)
+    modules = peer.Modules(load_diffusers(DATA / "reference" / "checkpoint"), 1, compiled=False)
+    timings = peer.take_turns([engine, modules], song[-1], {engine.name: 3, modules.name: 3}, repeat=2)
+    assert {name: len(rounds) for name, rounds in timings.items()} == {"notewave fp32": 2, "our modules, eager": 2}
+    assert len(timings[modules.name][0].steps_s) == 3
+    assert all(timing.encoders_s > 0 for rounds in timings.values() for timing in rounds)
+
+
+def test_an_environment_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(NotewaveError, match="was not made"):
+        peer.peer_python(tmp_path / "venv")
+
+
+def test_every_subcommand_parses() -> None:
+    for command in ("roofline", "peer", "quality"):
+        assert parse(command, "--repeat", "2").run.__module__.endswith(command)
+    assert parse().run is bench.run
+
+
+@pytest.mark.skipif(
+    shutil.which("fluidsynth") is None or not SOUNDFONT.is_file(), reason="FluidSynth or its soundfont is not installed"
+)
+def test_quality_judges_every_way_of_sampling(vocoded_voice: Path, tmp_path: Path) -> None:
+    for package in ("basic_pitch", "mir_eval"):
+        pytest.importorskip(package)
+    song = str(DATA / "midi" / "piano_scale.mid")
+    arguments = ["--voice", str(vocoded_voice), "--song", song, "--segments", "1", "--sampler", "ddim", "ancestral"]
+    arguments += ["--steps", "3", "--reference-steps", "3", "--reference-segments", "1", "--threads", "1"]
+    options = parse("quality", *arguments, "--json", str(tmp_path / "q.json"), "--plot", str(tmp_path / "q.png"))
+    options.run(options)
+    ddim, reference = Result.load(tmp_path / "q.json").cases
+    assert (ddim.settings["sampler"], reference.settings["sampler"]) == ("ddim", "ancestral")
+    assert {"note_f1", "mel_error", "mel_difference", "real_time_factor"} <= ddim.figures.keys()
+    assert reference.figures["mel_difference"].median == 0.0 < ddim.figures["mel_difference"].median
+    assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
