@@ -20,7 +20,8 @@ from notewave.voice import Voice
 FloatArray = NDArray[np.float32]
 log = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "cpu", "cuda", "tensorrt")
+AUTO = ("tensorrt", "cuda", "cpu")  # the best first
+BACKENDS = ("auto", *AUTO)
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,28 @@ def pad_tokens(tokens: Sequence[Tokens], length: int | None = None) -> NDArray[n
 
 
 def open_backend(name: str, voice: Voice, threads: int | None, options: dict[str, Any]) -> Backend:
-    """Backend by name; "auto" takes the best that works here and logs why. Raises BackendError when it cannot run."""
-    from notewave import ort_backend
-
+    """Backend by name; "auto" takes the first of AUTO that works and logs why. Raises BackendError where none does."""
     if name not in BACKENDS:
         raise BackendError(f"there is no backend {name!r}. Choose one of {', '.join(BACKENDS)}.")
-    if name == "auto":
-        name = "cuda" if "cuda" in ort_backend.usable_devices() else "cpu"
-        log.info("backend auto: taking %s", name)
-    return ort_backend.OrtBackend(voice, name, threads, options)
+    if name != "auto":
+        return _open(name, voice, threads, options)
+    for candidate in AUTO[:-1]:
+        try:
+            backend = _open(candidate, voice, threads, options)
+        except BackendError as error:
+            log.info("backend auto: not %s, since %s", candidate, error)
+        else:
+            log.info("backend auto: %s", candidate)
+            return backend
+    log.info("backend auto: %s", AUTO[-1])
+    return _open(AUTO[-1], voice, threads, options)
+
+
+def _open(name: str, voice: Voice, threads: int | None, options: dict[str, Any]) -> Backend:
+    if name == "tensorrt":
+        from notewave.trt_backend import TensorRTBackend
+
+        return TensorRTBackend(voice, options)
+    from notewave.ort_backend import OrtBackend
+
+    return OrtBackend(voice, name, threads, options)
