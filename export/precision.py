@@ -14,8 +14,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
-from notewave.export.graphs import EMBEDDED_BYTES
-
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 _STEPS = 127  # quantised values on either side of zero
 _ZERO = 128  # of activations: x86 multiplies uint8 by int8 fastest (before VNNI, with a rare saturation)
@@ -23,17 +21,22 @@ _SMALLEST = 1e-30  # in place of a scale of 0
 
 
 def store_half(graph: ir.Graph, keep: Collection[ir.Value] = ()) -> None:
-    """Store large float32 weights as float16, each behind a Cast; ``keep`` and what overflows float16 stay."""
+    """Store float32 matrices as float16, each behind a Cast, but for ``keep`` and those that overflow float16.
+
+    Vectors stay: they are small, and the frequencies of the time embedding bear no rounding.
+    """
     for name, value in list(graph.initializers.items()):
         weight = weight_of(value)
-        if weight.dtype != np.float32 or weight.nbytes < EMBEDDED_BYTES or value in keep:
-            continue
-        if np.abs(weight).max() <= _FLOAT16_MAX:
+        if weight.dtype == np.float32 and weight.ndim == 2 and value not in keep and _fits(weight):
             half = _initializer(graph, f"{name}.half", weight.astype(np.float16))
             cast = ir.node("Cast", [half], attributes={"to": ir.DataType.FLOAT})
             graph.insert_before(graph[0], cast)
             ir.convenience.replace_all_uses_with(value, cast.outputs[0])
             del graph.initializers[name]
+
+
+def _fits(weight: NDArray[np.generic]) -> bool:
+    return bool(np.abs(weight).max() <= _FLOAT16_MAX)
 
 
 def store_int8(graph: ir.Graph) -> None:

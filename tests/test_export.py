@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import onnxruntime
 import pytest
 import torch
 
-from notewave.contracts import NETWORKS, contracts
+from notewave.contracts import NETWORKS, Dimensions, contracts
 from notewave.errors import OutputError, VoiceError
 from notewave.export.checkpoints import load_diffusers, random_checkpoint
 from notewave.export.convert import export_checkpoint, export_voice
-from notewave.export.graphs import WeightFile
+from notewave.export.graphs import WeightFile, export_graph, relative_error
+from notewave.export.modules import TimeEmbedding
 from notewave.export.precision import store_half, store_int8
 from notewave.voice import NoiseSchedule, Sampling, Voice
 
@@ -192,13 +194,45 @@ def test_int8_songs_of_a_batch_are_independent(smaller: dict[str, Graphs]) -> No
     np.testing.assert_allclose(both[:1], alone, atol=1e-5)
 
 
+def test_time_embedding_keeps_its_precision_in_float16(tmp_path: Path) -> None:
+    """Its frequencies are multiplied by times up to 20000, so they must stay float32 at any width."""
+    size = Dimensions(512, 1, 8, 8, 1, 1, 1)
+    module = TimeEmbedding(size)
+    model = export_graph(module, contracts(size)["time_embedding"])
+    store_half(model.graph)
+    ir.save(model, tmp_path / "time_embedding.onnx")
+    assert (tmp_path / "time_embedding.onnx").stat().st_size < 0.51 * 4 * sum(p.numel() for p in module.parameters())
+    assert relative_error(tmp_path / "time_embedding.onnx", module, (torch.linspace(0, 0.999, 9),)) < 5e-3
+
+
+def product(weight: np.ndarray) -> ir.Model:
+    """The graph y = x weight."""
+    kind = ir.TensorType(ir.DataType.FLOAT)
+    x = ir.Value(name="x", type=kind, shape=ir.Shape(["B", len(weight)]))
+    matrix = ir.Value(name="weight", const_value=ir.tensor(weight, name="weight"))
+    node = ir.node("MatMul", [x, matrix])
+    y = node.outputs[0]
+    y.name, y.type, y.shape = "y", kind, ir.Shape(["B", weight.shape[1]])
+    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[matrix], opset_imports={"": 23}, name="product")
+    return ir.Model(graph, ir_version=10)
+
+
 def test_weights_beyond_float16_stay_float32() -> None:
-    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1, 32]))
-    large = ir.Value(name="large", const_value=ir.tensor(np.full((32, 32), 1e6, np.float32), name="large"))
-    node = ir.node("MatMul", [x, large])
-    graph = ir.Graph([x], [node.outputs[0]], nodes=[node], initializers=[large], opset_imports={"": 23})
+    graph = product(np.full((32, 32), 1e6, np.float32)).graph
     store_half(graph)
     assert [node.op_type for node in graph] == ["MatMul"]
+
+
+def test_weights_beyond_two_gigabytes(tmp_path: Path) -> None:
+    x, weight = noise(3, 32), noise(32, 32)
+    model = product(weight)
+    weights = WeightFile(tmp_path / "weights.bin")
+    os.truncate(tmp_path / "weights.bin", (3 << 30) + 5)  # a hole, which takes no room on the disk
+    weights.take(model)
+    ir.save(model, tmp_path / "product.onnx")
+    onnx.checker.check_model(str(tmp_path / "product.onnx"), full_check=True)
+    (y,) = onnxruntime.InferenceSession(tmp_path / "product.onnx").run(None, {"x": x})
+    np.testing.assert_allclose(y, x @ weight, rtol=1e-4, atol=1e-4)
 
 
 def test_random_int8_voice_with_a_published_vocoder(vocoded_voice: Path, tmp_path: Path) -> None:
