@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from notewave.backend import BACKENDS, Backend
+from notewave.benchmarks.clock import CLOCK, add_clock_arguments, set_clock
 from notewave.benchmarks.report import (
     Case,
     Result,
@@ -89,7 +90,7 @@ class Settings:
         return {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance}
 
 
-class StageClock:
+class StageTimer:
     """Times each run of a backend's graphs where it happens, inside the loop, and the end of each denoising step."""
 
     def __init__(self) -> None:
@@ -98,7 +99,7 @@ class StageClock:
 
     def step(self) -> None:
         """To be called after each denoising step."""
-        self.step_ends.append(time.perf_counter())
+        self.step_ends.append(CLOCK.now())
 
     @contextlib.contextmanager
     def watch(self, backend: Backend, networks: Sequence[str]) -> Iterator[None]:
@@ -129,9 +130,9 @@ class _TimedSession:
         return self._time(self.session.run_with_iobinding, arguments)
 
     def _time(self, call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        start = time.perf_counter()
+        start = CLOCK.now()
         result = call(*arguments)
-        self._seconds.append(time.perf_counter() - start)
+        self._seconds.append(CLOCK.now() - start)
         return result
 
 
@@ -139,9 +140,9 @@ class Trial:
     """A case made ready; every ``play`` adds a repeat."""
 
     def __init__(self, settings: Settings, song: Sequence[Tokens]) -> None:
-        start = time.perf_counter()
+        start = CLOCK.now()
         self.synthesizer = Synthesizer(settings.voice, **settings.open)
-        self.values: dict[str, list[float]] = defaultdict(list, load_s=[time.perf_counter() - start])
+        self.values: dict[str, list[float]] = defaultdict(list, load_s=[CLOCK.now() - start])
         self.settings = settings
         self.backend = self.synthesizer._backend
         self.song, job = self.synthesizer._prepare(list(song), settings.sampling)
@@ -159,14 +160,14 @@ class Trial:
         """Sing the song once and note what it took."""
         with self.backend.start(self.job):
             pass  # prepares the schedule, should other cases have pushed it out
-        clock = StageClock()
-        with clock.watch(self.backend, self.networks):
-            start = time.perf_counter()
-            ends = [time.perf_counter() for _ in self._sing(clock)]
+        stages = StageTimer()
+        with stages.watch(self.backend, self.networks):
+            start = CLOCK.now()
+            ends = [CLOCK.now() for _ in self._sing(stages)]
         self.values["first_audio_s"].append(ends[0] - start)
         self.values["real_time_factor"].append((ends[-1] - start) / (len(self.song) * self.job_seconds))
-        if clock.seconds:
-            self._note_stages(clock)
+        if stages.seconds:
+            self._note_stages(stages)
         else:
             self._note_slope()
 
@@ -191,11 +192,11 @@ class Trial:
         }
         return Case(settings, {name: Spread.of(values) for name, values in self.values.items() if values})
 
-    def _sing(self, clock: StageClock) -> Iterator[object]:
+    def _sing(self, stages: StageTimer) -> Iterator[object]:
         """Yield whenever there is more to hear, or to see if the voice has no vocoder."""
-        job = dataclasses.replace(self.job, on_step=clock.step)
+        job = dataclasses.replace(self.job, on_step=stages.step)
         if self.voice.vocoder is not None and len(job.seeds) == 1:
-            options: SamplingOptions = {**self.settings.sampling, "on_step": clock.step}
+            options: SamplingOptions = {**self.settings.sampling, "on_step": stages.step}
             yield from self.synthesizer.stream(self.song, **options)
             return
         streams = [VocoderStream(self.backend.vocode, self.voice.vocoder) for _ in job.seeds if self.voice.vocoder]
@@ -205,16 +206,21 @@ class Trial:
                 last = index == len(self.song) - 1
                 yield [stream.push(mel, last) for stream, mel in zip(streams, mels, strict=False)]
 
-    def _note_stages(self, clock: StageClock) -> None:
-        """Seconds of each graph's run; of a step, and the share of it that no graph takes."""
-        for name in ("note_encoder", "context_encoder", "cross_attention"):
-            self.values[f"{name}_s"] += clock.seconds[name]
-        if vocoder := clock.seconds["vocoder"]:
+    def _note_stages(self, stages: StageTimer) -> None:
+        """Seconds of each graph's run; of a step, and the share of it that no graph takes.
+
+        A song's first segment, which has no context to attend to, does not count if there are others.
+        """
+        first = min(1, len(self.song) - 1)
+        self.values["context_encoder_s"] += stages.seconds["context_encoder"]
+        for name in ("note_encoder", "cross_attention"):
+            self.values[f"{name}_s"] += stages.seconds[name][first:]
+        if vocoder := stages.seconds["vocoder"]:
             self.values["vocoder_s"].append(sum(vocoder) / (len(self.song) * len(self.job.seeds)))
         shape = (len(self.song), self.job.table.steps)
-        step = np.diff(np.reshape(clock.step_ends, shape), axis=1)
-        networks = [name for name in STEPWISE if clock.seconds[name]]
-        graphs = {name: np.reshape(clock.seconds[name], shape) for name in networks}
+        step = np.diff(np.reshape(stages.step_ends, shape), axis=1)[first:]
+        networks = [name for name in STEPWISE if stages.seconds[name]]
+        graphs = {name: np.reshape(stages.seconds[name], shape)[first:] for name in networks}
         for name in networks:
             self.values[f"{name}_s"] += graphs[name].ravel().tolist()
         if step.size:
@@ -222,9 +228,8 @@ class Trial:
             self.values["step_s"] += step.ravel().tolist()
             self.values["overhead_s"] += overhead.ravel().tolist()
             self.values["overhead_share"] += (overhead / step).ravel().tolist()
-        start = time.perf_counter()
-        self.backend.graphs["time_embedding"].run({"time": self.job.table.time})  # type: ignore[attr-defined]
-        self.values["time_embedding_s"].append(time.perf_counter() - start)
+        time_embedding = self.backend.graphs["time_embedding"]  # type: ignore[attr-defined]
+        self.values["time_embedding_s"].append(CLOCK.seconds(lambda: time_embedding.run({"time": self.job.table.time})))
 
     def _note_slope(self) -> None:
         """A step from a segment of all steps and one of a single step; what remains of the latter is the encoders."""
@@ -239,19 +244,12 @@ class Trial:
         if self.voice.vocoder is not None:
             reach = self.voice.vocoder.left_frames + self.voice.vocoder.right_frames
             mel = np.zeros((1, FRAMES + reach, MELS), np.float32)
-            self.values["vocoder_s"].append(seconds(lambda: self.backend.vocode(mel, 0)))
+            self.values["vocoder_s"].append(CLOCK.seconds(lambda: self.backend.vocode(mel, 0)))
 
     def _segment_s(self, job: Any) -> float:
         with self.backend.start(job) as run:
             run.denoise([self.song[0]] * len(job.seeds))  # so that the timed one has a context
-            return seconds(lambda: run.denoise([self.song[-1]] * len(job.seeds)))
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """How long a call takes."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+            return CLOCK.seconds(lambda: run.denoise([self.song[-1]] * len(job.seeds)))
 
 
 def synthetic_song(tokens: int, segments: int, seed: int = 0) -> list[Tokens]:
@@ -332,7 +330,7 @@ def benchmark(
             trial.values[f"peak_memory_{length:g}_min_mib"].append(launch(short, trial.song, times, whole=True)[1])
         if song:
             full = len(tokenize(song))
-            trial.values["tokenise_s"] += [seconds(lambda: tokenize(song)) / full for _ in range(repeat)]
+            trial.values["tokenise_s"] += [CLOCK.seconds(lambda: tokenize(song)) / full for _ in range(repeat)]
     voices = {f"{trial.voice.name} {trial.voice.precision}": voice_sha256(trial.voice) for trial in trials}
     return Result("bench", facts, voices, [trial.case() for trial in trials])
 
@@ -384,7 +382,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", nargs="+", default=[None])
     parser.add_argument("--steps", nargs="+", type=int, default=[None])
     parser.add_argument("--guidance", nargs="+", type=float, default=[None])
-    parser.add_argument("--threads", nargs="+", type=int, default=[None])
+    add_clock_arguments(parser, nargs="+", default=[None])
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="songs side by side")
     parser.add_argument("--backend", nargs="+", default=["auto"], choices=BACKENDS)
     parser.add_argument("--launches", type=int, default=3, help="processes to start for the cold start (default 3)")
@@ -407,6 +405,7 @@ def run(options: argparse.Namespace) -> None:
     if options.compare:
         print(compare(*map(Result.load, options.compare)))
         return
+    set_clock(options)
     axes = (
         options.voice,
         options.backend,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
+from notewave.benchmarks.clock import CLOCK
 from notewave.benchmarks.report import Case, Spread
 from notewave.errors import BackendError
 
@@ -129,9 +129,4 @@ def _random(shape: tuple[int, int], dtype: type[Any] = np.float32) -> Any:
 
 def _quickest(call: Callable[[], object], tries: int = 3) -> float:
     """Seconds of the quickest of a few calls: a ceiling is what the machine can do when nothing disturbs it."""
-    times = []
-    for _ in range(tries):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(CLOCK.seconds(call) for _ in range(tries))

@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from notewave.benchmarks.bench import TYPICAL_TOKENS, Settings, Trial, synthetic_song, voice_sha256
+from notewave.benchmarks.clock import CLOCK, add_clock_arguments, set_clock
 from notewave.benchmarks.report import (
     Case,
     Result,
@@ -142,15 +142,15 @@ class Modules:
         steps_s = []
         with torch.inference_mode():
             film = checkpoint.model.time_embedding(torch.from_numpy(table.time))
-            start = time.perf_counter()
+            start = CLOCK.now()
             notes = note_encoder(torch.from_numpy(tokens)[None])
             keys_values = cross_attention(notes, context_encoder(torch.from_numpy(x).clamp(-1, 1)))
-            encoders_s = time.perf_counter() - start
+            encoders_s = CLOCK.now() - start
             for index, row in enumerate(table.rows):
-                start = time.perf_counter()
+                start = CLOCK.now()
                 prediction = decoder(torch.from_numpy(x), film[index : index + 1], mask, *keys_values)
                 sampler_step(x, x0, prediction.numpy(), row, noise)
-                steps_s.append(time.perf_counter() - start)
+                steps_s.append(CLOCK.now() - start)
         return Timing(encoders_s, steps_s)
 
 
@@ -184,7 +184,7 @@ def peer_python(venv: Path) -> Path:
 def open_peer(venv: Path, checkpoint: Path, threads: int | None) -> Iterator[Peer]:
     """Start the pipeline on a checkpoint in the diffusers layout; random weights are made where there is none."""
     worker = Path(__file__).with_name("peer_worker.py")
-    command = [str(peer_python(venv)), str(worker), str(checkpoint), str(threads or os.cpu_count() or 1)]
+    command = [str(peer_python(venv)), str(worker), str(checkpoint), str(threads or os.cpu_count() or 1), CLOCK.name]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield Peer(process)
@@ -260,7 +260,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--our-steps", type=int, help="our default steps, for whole segments (default: the voice's)")
     parser.add_argument("--full", action="store_true", help="run each side's default steps instead of extrapolating")
     parser.add_argument("--no-modules", action="store_true", help="leave out our PyTorch modules")
-    parser.add_argument("--threads", type=int, help="of every side (default: all cores)")
+    add_clock_arguments(parser)
     add_output_arguments(parser)
 
 
@@ -269,6 +269,7 @@ def run(options: argparse.Namespace) -> None:
     from notewave.export.checkpoints import load_diffusers
     from notewave.export.convert import export_checkpoint
 
+    set_clock(options)
     song = synthetic_song(options.tokens, 2)
     with (
         tempfile.TemporaryDirectory() as temporary,

@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from notewave.benchmarks.clock import CLOCK
 from notewave.errors import NotewaveError, OutputError
 from notewave.files import atomic_file
 
@@ -152,6 +153,7 @@ def machine() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **versions,
+        "clock": CLOCK.name,
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,  # at the start
     }
 

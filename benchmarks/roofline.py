@@ -16,6 +16,7 @@ import numpy as np
 
 from notewave.benchmarks.bench import TYPICAL_TOKENS, Settings, Trial, synthetic_song, voice_sha256
 from notewave.benchmarks.ceilings import FLOAT_CEILING, INT8_CEILING, Ceilings
+from notewave.benchmarks.clock import add_clock_arguments, set_clock
 from notewave.benchmarks.report import (
     Case,
     Result,
@@ -209,12 +210,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=TYPICAL_TOKENS, help="of a segment")
     parser.add_argument("--steps", type=int, default=8, help="denoising steps to time in a segment (default 8)")
     parser.add_argument("--guidance", type=float, help="weight; 1 for none (default: the voice's)")
-    parser.add_argument("--threads", type=int)
+    add_clock_arguments(parser)
     add_output_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Run ``notewave bench roofline`` with parsed options."""
+    set_clock(options)
     facts = machine()
     settings = Settings(options.voice, "cpu", options.threads, None, options.steps, options.guidance, 1, options.tokens)
     trial = Trial(settings, synthetic_song(options.tokens, 2))

@@ -70,9 +70,9 @@ class TensorRTBackend:
             raise BackendError(
                 f"backend 'tensorrt' has no option {', '.join(sorted(unknown))}. Known: {', '.join(OPTIONS)}."
             )
-        trt = trt or load_tensorrt()
         self.voice = voice
-        self.device = device or CudaDevice(options.get("device", 0))
+        self.device = device or CudaDevice(options.get("device", 0))  # first: without a GPU it fails at once
+        trt = trt or load_tensorrt()
         with self.device:
             folder = find_plans(voice, trt, self.device.capability, options.get("precision"))
             self.engines = Engines(folder, trt, self.device, graphs=options.get("graphs", True))

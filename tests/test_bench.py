@@ -6,12 +6,13 @@ import argparse
 import dataclasses
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from notewave.benchmarks import bench, peer, roofline
+from notewave.benchmarks import bench, clock, peer, roofline
 from notewave.benchmarks.bench import Settings, benchmark, launch, save_stage_plot, synthetic_song
 from notewave.benchmarks.ceilings import FLOAT_CEILING, INT8_CEILING, Ceilings
 from notewave.benchmarks.peer import PEER, Timing
@@ -47,23 +48,23 @@ def result(**figures: float) -> Result:
 
 
 def test_every_stage_is_timed_in_every_repeat(measured: Result) -> None:
-    repeats, segments, steps = 2, 2, 3
+    repeats, with_context, steps = 2, 1, 3
     expected = {
         "load_s": 1,
         "real_time_factor": repeats,
         "first_audio_s": repeats,
         "time_embedding_s": repeats,
-        "note_encoder_s": repeats * segments,
-        "cross_attention_s": repeats * segments,
-        "context_encoder_s": repeats * (segments - 1),
-        "decoder_s": repeats * segments * steps,
-        "step_s": repeats * segments * (steps - 1),
-        "overhead_s": repeats * segments * (steps - 1),
-        "overhead_share": repeats * segments * (steps - 1),
+        "note_encoder_s": repeats * with_context,
+        "cross_attention_s": repeats * with_context,
+        "context_encoder_s": repeats * with_context,
+        "decoder_s": repeats * with_context * steps,
+        "step_s": repeats * with_context * (steps - 1),
+        "overhead_s": repeats * with_context * (steps - 1),
+        "overhead_share": repeats * with_context * (steps - 1),
     }
     alone, guided = measured.cases
     assert {name: figure.repeats for name, figure in alone.figures.items()} == expected
-    assert guided.figures["unconditional_decoder_s"].repeats == repeats * segments * steps
+    assert guided.figures["unconditional_decoder_s"].repeats == repeats * with_context * steps
     for case in measured.cases:
         for name, figure in case.figures.items():
             assert figure.median > 0 and figure.low <= figure.median <= figure.high, name
@@ -309,3 +310,13 @@ def test_quality_judges_every_way_of_sampling(vocoded_voice: Path, tmp_path: Pat
     assert {"note_f1", "mel_error", "mel_difference", "real_time_factor"} <= ddim.figures.keys()
     assert reference.figures["mel_difference"].median == 0.0 < ddim.figures["mel_difference"].median
     assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_cpu_time_is_that_of_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "CLOCK", clock.Clock())
+    for command in ([], ["roofline"], ["peer"]):
+        with pytest.raises(SamplingError, match="--threads 1"):
+            clock.set_clock(parse(*command, "--cpu-time"))
+        clock.set_clock(parse(*command, "--cpu-time", "--threads", "1"))
+    assert clock.CLOCK.name == "CPU"
+    assert clock.CLOCK.seconds(lambda: time.sleep(0.05)) < 0.04

@@ -1,5 +1,9 @@
 import dataclasses
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +15,10 @@ from notewave.codec import encode_notes
 from notewave.contracts import Dimensions
 from notewave.export.modules import SpectrogramDiffusion
 from notewave.export.training.config import Config, Data, Stage
-from notewave.export.training.data import Song, save_song
+from notewave.export.training.data import SEGMENT_SAMPLES, Song, load_song, save_song
 from notewave.export.training.diffusion import MelBatch, predict
 from notewave.export.training.loop import plain_state, scale_queries
+from notewave.export.training.pairs import make_pairs
 from notewave.export.training.pieces import PIANO, compose
 from notewave.export.training.stages import fresh_model, plot_log, train_mel, train_symbolic
 from notewave.mel import FRAMES, LOG_MIN, MELS
@@ -23,12 +28,12 @@ TINY = Dimensions(
 )
 
 
-def config(symbolic: int, mel: int, held_out: int = 0) -> Config:
+def config(symbolic: int, mel: int, held_out: int = 0, rate: float = 1e-3) -> Config:
     return Config(
         name="tiny",
         dimensions=TINY,
         symbolic=(Stage(symbolic, segments=4, tokens=1800, frames=32, learning_rate=1e-3, pinned=2),),
-        mel=(Stage(mel, segments=2, crops=2, frames=48, context=0.5),),
+        mel=(Stage(mel, segments=2, crops=2, frames=48, context=0.5, learning_rate=rate, learning_rate_end=rate),),
         data=Data(songs=2, held_out_songs=held_out),
         structured=False,
         threads=2,
@@ -49,8 +54,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, data: Path, symbolic: int, mel: int) -> dict[str, torch.Tensor] | None:
-    settings = config(symbolic, mel)
+def run(folder: Path, data: Path, symbolic: int, mel: int, rate: float = 1e-3) -> dict[str, torch.Tensor] | None:
+    settings = config(symbolic, mel, rate=rate)
     model = train_symbolic(settings, folder)
     assert model is not None
     if mel == 0:
@@ -71,13 +76,25 @@ def test_a_run_in_pieces_ends_where_an_unbroken_one_does(tmp_path: Path, data: P
 
 
 def test_training_lowers_the_loss_on_what_it_sees(tmp_path: Path, data: Path) -> None:
-    run(tmp_path, data, symbolic=1, mel=40)
+    run(tmp_path, data, symbolic=1, mel=60, rate=1e-2)
     losses = [
         entry["loss"]
         for line in (tmp_path / "log.jsonl").read_text().splitlines()
         if "loss" in (entry := json.loads(line))
     ]
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_signal_stops_it_with_a_checkpoint(tmp_path: Path) -> None:
+    def stop_when_it_runs() -> None:
+        while not (tmp_path / "log.jsonl").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_when_it_runs, daemon=True).start()
+    assert train_symbolic(config(symbolic=1_000_000, mel=0), tmp_path) is None
+    steps = torch.load(tmp_path / "symbolic.pt", weights_only=True)["step"]
+    assert 20 <= steps < 1000 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_validation_is_logged_and_drawn(tmp_path: Path, data: Path) -> None:
@@ -133,3 +150,18 @@ def test_crops_at_the_start_of_a_whole_segment_are_the_networks_own_forward() ->
             ~keep,
         )
     torch.testing.assert_close(crop[:, 0], whole)
+
+
+def test_pairs_hold_true_samples_and_a_voices_mels(tmp_path: Path, data: Path) -> None:
+    run(tmp_path / "run", data, symbolic=1, mel=1)
+    songs = tmp_path / "songs"
+    songs.mkdir()
+    tokens = load_song(data / "train-00000.npz").tokens[:2]
+    samples = np.arange(2 * SEGMENT_SAMPLES) % 99
+    save_song(
+        Song(samples.astype(np.int16), np.zeros((2, FRAMES, MELS), np.float16), tokens), songs / "train-00000.npz"
+    )
+    make_pairs(tmp_path / "run" / "ema.safetensors", songs, tmp_path / "pairs", songs=1, segments=1, steps=2)
+    pair = load_song(tmp_path / "pairs" / "train-00000.npz")
+    np.testing.assert_array_equal(pair.samples, samples[:SEGMENT_SAMPLES])
+    assert pair.mel.shape == (1, FRAMES, MELS) and pair.mel.any() and len(pair.tokens) == 1

@@ -34,6 +34,12 @@ TIME_RATE = 0.03  # learning rate factor of the time embedding: its wide layers 
 LOG_EVERY = 20  # steps
 
 
+def low_precision(device: str) -> torch.autocast:
+    """Context that computes in bfloat16 where the device has instructions for it; elsewhere it would be far slower."""
+    capable = device != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.autocast(device, torch.bfloat16, enabled=capable, cache_enabled=False)
+
+
 class ScaledQueries(nn.Module):
     """Trains query weights as if dot products were divided by sqrt(K), which T5's attention does not do."""
 
@@ -173,8 +179,8 @@ class Run:
 
     def generator(self, share: int) -> torch.Generator:
         """Randomness of one share of the present step."""
-        identity = hash((self.config.seed, self.stage == "mel", self.step, share))
-        return torch.Generator().manual_seed(identity & (1 << 62) - 1)
+        identity = np.random.SeedSequence((self.config.seed, self.stage == "mel", self.step, share))
+        return torch.Generator().manual_seed(int(identity.generate_state(1)[0]))
 
     def update(self) -> float:
         """One optimiser step on the gradients there are; returns their norm."""
@@ -228,12 +234,8 @@ class Run:
         entry = {"stage": self.stage, "step": self.step, "seconds": round(seconds, 1), **values}
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
-        log.info(
-            "%s",
-            " ".join(
-                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in entry.items()
-            ),
-        )
+        figures = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+        log.info("%s step %d, %.0f s: %s", self.stage, self.step, seconds, figures)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

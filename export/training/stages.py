@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ from notewave.export.modules import SpectrogramDiffusion
 from notewave.export.training.config import Config, Stage
 from notewave.export.training.data import Segments, load_song
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE, MelBatch, mel_batch, mel_loss, mel_scores
-from notewave.export.training.loop import Run, plain_state, scale_queries
+from notewave.export.training.loop import Run, low_precision, plain_state, scale_queries
 from notewave.export.training.pieces import held_out
 from notewave.export.training.structure import hold_film, pass_on_heads, structure
 from notewave.export.training.symbolic import (
@@ -49,12 +48,11 @@ def fresh_model(config: Config) -> SpectrogramDiffusion:
 
 def kind_of(name: str) -> str:
     """Which learning rate a parameter has: that of new or of pretrained layers, or of the time embedding."""
-    early = tuple(f"decoder.layers.{index}." for index in range(SYMBOLIC_LAYERS))
     if name.startswith("time_embedding."):
         return "time"
-    return (
-        "pretrained" if name.startswith(("note_encoder.", "cross_attention.", "decoder.positions", *early)) else "new"
-    )
+    early = tuple(f"decoder.layers.{index}." for index in range(SYMBOLIC_LAYERS))
+    seen = ("note_encoder.", "cross_attention.", "decoder.positions", *early)
+    return "pretrained" if name.startswith(seen) else "new"
 
 
 def train_symbolic(config: Config, folder: Path) -> SpectrogramDiffusion | None:
@@ -70,11 +68,11 @@ def train_symbolic(config: Config, folder: Path) -> SpectrogramDiffusion | None:
     def loss(phase: Stage, share: int) -> Tensor:
         rng, shares = np.random.default_rng((config.seed, 1, run.step, share)), config.threads
         batch = to_device(symbolic_batch(rng, phase.segments // shares, phase.tokens // shares), config.device)
-        with torch.autocast(config.device, torch.bfloat16, cache_enabled=False):
+        with low_precision(config.device):
             return symbolic_loss(model, heads, batch, phase.frames, run.generator(share))
 
     def validate() -> dict[str, float]:
-        with torch.autocast(config.device, torch.bfloat16):
+        with low_precision(config.device):
             return symbolic_scores(model, heads, songs) if songs else {}
 
     if run.phase() is not None and not run.train(loss, validate):
@@ -96,22 +94,19 @@ def train_mel(config: Config, folder: Path, data: Path, model: SpectrogramDiffus
     groups = [{"params": parameters, "kind": kind} for kind, parameters in kinds.items()]
     run = Run(folder, "mel", config, model, groups)
     segments = Segments(data, "train", config.data.songs)
-    held = [
-        load_song(data / f"heldout-{index:05d}.npz", with_samples=False) for index in range(config.data.held_out_songs)
-    ]
+    paths = [data / f"heldout-{index:05d}.npz" for index in range(config.data.held_out_songs)]
+    held = [load_song(path, with_samples=False) for path in paths]
     check = [(song.tokens[:VALIDATION_SEGMENTS], song.mel[:VALIDATION_SEGMENTS].astype(np.float32)) for song in held]
-    mean: NDArray[np.float32] = np.mean([mel.mean(axis=0, dtype=np.float64) for mel in segments.mels], axis=0).astype(
-        np.float32
-    )
+    mean = np.mean([mel.mean(axis=0, dtype=np.float32) for mel in segments.mels], axis=0)
 
     def loss(phase: Stage, share: int) -> Tensor:
         batch = mel_batch(segments, config.seed, run.step, phase, slice(share, None, config.threads))
-        with torch.autocast(config.device, torch.bfloat16, cache_enabled=False):
+        with low_precision(config.device):
             return mel_loss(model, to_device(batch, config.device), phase, run.generator(share))
 
     def validate() -> dict[str, float]:
         write_weights(run, model, dict(model.named_parameters()))
-        with torch.autocast(config.device, torch.bfloat16):
+        with low_precision(config.device):
             return mel_scores(model, check, mean) if check else {}
 
     finished = run.train(loss, validate)
@@ -164,6 +159,7 @@ def plot_log(folder: Path) -> None:
             if points:
                 axes.plot(*zip(*points, strict=True), label=name, linewidth=0.8, marker="" if name == "loss" else ".")
         axes.set(title=stage, xlabel="step", yscale="log")
-        axes.legend()
+        if axes.lines:
+            axes.legend()
     with atomic_file(folder / "curve.png") as temporary:
         figure.savefig(temporary)

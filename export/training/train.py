@@ -7,14 +7,11 @@ import json
 import logging
 from pathlib import Path
 
-from safetensors.torch import load_file
-
-from notewave.contracts import Dimensions
 from notewave.export.convert import export_voice
-from notewave.export.modules import SpectrogramDiffusion
 from notewave.export.training.config import load_config
 from notewave.export.training.data import make_data
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE
+from notewave.export.training.pairs import load_weights
 from notewave.export.training.stages import plot_log, train_mel, train_symbolic
 from notewave.export.vocoders import load_vocoder
 from notewave.voice import Sampling, Voice
@@ -55,10 +52,8 @@ def train(
 def write_voice(weights: Path, out: Path, vocoder: str | Path | None = None, precision: str = "fp16") -> Voice:
     """Write a voice folder of averaged weights and, if there is one, a trained vocoder."""
     about = json.loads(weights.with_suffix(".json").read_text())
-    model = SpectrogramDiffusion(Dimensions(**about["dimensions"]))
-    model.load_state_dict(load_file(weights))
     return export_voice(
-        model.eval(),
+        load_weights(weights),
         out,
         name=out.name,
         licence=LICENCE,

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from notewave.errors import VoiceError
+from notewave.export.training.loop import low_precision
 from notewave.export.vocoders import Tonewheel, save_vocoder
 from notewave.files import atomic_file
 from notewave.mel import FFT, HOP, MAGNITUDE_MAX, MAGNITUDE_MIN, MELS, SAMPLE_RATE, WINDOW, hann, mel_weights
@@ -186,7 +187,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         frame = torch.tensor([self.step * 7919 % Tonewheel.PERIOD])
-        with torch.autocast("cpu", torch.bfloat16):  # the amplitudes and the audio stay in float32
+        with low_precision("cpu"):  # the amplitudes and the audio stay in float32
             features = self.model.trunk(mel)
         predicted = self.model.synthesise(features.float(), mel, frame)
         inner = slice(EDGE * HOP, -EDGE * HOP)  # the crop's edges lack what comes before and after
