@@ -122,12 +122,14 @@ def _build(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from notewave.export.training.train import train
 
+    logging.getLogger("notewave").setLevel(logging.INFO)  # its progress, for it takes hours
     voice = train(
         options.config,
         options.out,
         state=options.state,
         data=options.data,
         vocoder=options.vocoder,
+        start=options.start,
         precision=options.precision,
     )
     print(f"{options.out}: {'a voice' if voice else 'not finished; the same command goes on where this run stopped'}")
@@ -198,7 +200,8 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     train.add_argument("--out", metavar="VOICE", required=True, type=Path)
     train.add_argument("--state", metavar="FOLDER", type=Path, help="checkpoints, log, curve (default VOICE.training)")
     train.add_argument("--data", metavar="FOLDER", type=Path, help="rendered songs (default: in the state folder)")
-    train.add_argument("--vocoder", metavar="FILE", type=Path, help="a trained vocoder")
+    train.add_argument("--from", dest="start", metavar="VOICE", type=Path, help="go on from a voice's networks")
+    train.add_argument("--vocoder", metavar="FILE", type=Path, help="a trained vocoder (default: train one)")
     train.add_argument("--precision", default="fp16", choices=PRECISIONS)
 
     bench = add("bench", lambda options: options.run(options), "measure speed")

@@ -21,5 +21,9 @@ class SamplingError(NotewaveError):
     """A sampling argument (sampler, steps, guidance, seed, noise) is out of range or of the wrong shape."""
 
 
+class TrainingError(NotewaveError):
+    """A training configuration, or the state or data of a training run, cannot be used."""
+
+
 class OutputError(NotewaveError):
     """A result could not be written; whatever stood at the path before is untouched."""

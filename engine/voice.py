@@ -1,7 +1,8 @@
 """A voice is a folder: ``voice.json``, which says what it is, beside the ONNX graphs that it lists.
 
 Voices may come from anywhere, so nothing in them is trusted: names must be plain file names inside the folder, sizes
-and SHA-256 sums must agree, numbers must be in range. Export writes a voice, the engine reads it.
+and SHA-256 sums must agree, numbers must be in range, graphs must read no file but those listed. Export writes a
+voice, the engine reads it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any, TypeVar
 
 from notewave.contracts import NETWORKS, Dimensions
 from notewave.errors import VoiceError
+from notewave.graph_files import external_files
 
 FORMAT = 1  # of voice.json
 DESCRIPTION = "voice.json"
@@ -27,6 +30,7 @@ PREDICTIONS = ("epsilon", "x0", "v")
 PRECISIONS = ("fp32", "fp16", "int8")
 SCHEDULES = ("squaredcos_cap_v2", "cosine")
 MAX_RECEPTIVE_FRAMES = 4096
+_GRAPH = ".onnx"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -130,7 +134,8 @@ class Voice:
     def load(cls, voice: str | os.PathLike[str]) -> Voice:
         """Read and check a voice: a folder, or the name of a bundled voice.
 
-        Raises VoiceError when there is none, or if a file is missing, outside it, or of the wrong size or checksum.
+        Raises VoiceError when there is none, or if a file is missing, outside it, of the wrong size or checksum, or a
+        graph that reads others.
         """
         folder = _find(voice)
         try:
@@ -139,6 +144,9 @@ class Voice:
             raise VoiceError(f"{folder / DESCRIPTION} cannot be used: {error}") from error
         for name, record in loaded.files.items():
             _check_file(folder, name, record)
+        for name in loaded.files:
+            if name.endswith(_GRAPH):
+                _check_graph(folder / name, loaded.files)
         return loaded
 
     def save_description(self) -> None:
@@ -165,7 +173,7 @@ class Voice:
 
 def graph_name(network: str) -> str:
     """File name of a network's graph in a voice folder."""
-    return f"{network}.onnx"
+    return f"{network}{_GRAPH}"
 
 
 def bundled_voices() -> dict[str, Path]:
@@ -216,6 +224,19 @@ def _check_file(folder: Path, name: str, record: FileRecord) -> None:
     if FileRecord.of(path).sha256 != record.sha256:
         raise VoiceError(
             f"{path} does not match its SHA-256 in {DESCRIPTION}: it was changed. Copy or export the voice again."
+        )
+
+
+def _check_graph(path: Path, listed: Collection[str]) -> None:
+    """Refuse a graph that reads a file which the voice does not list."""
+    try:
+        others = external_files(path.read_bytes()) - set(listed)
+    except VoiceError as error:
+        raise VoiceError(f"{path} cannot be used: {error}") from error
+    if others:
+        raise VoiceError(
+            f"{path} reads {', '.join(sorted(map(repr, others)))}, which {DESCRIPTION} does not list. Do not trust "
+            "this voice."
         )
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from notewave.codec import EOS, Notes, decode_tokens, encode_notes
+from notewave.errors import TrainingError
 from notewave.export.training.config import CONFIGS, load_config, parse_config
 from notewave.export.training.data import (
     SEGMENT_SAMPLES,
@@ -145,9 +146,9 @@ def test_bundled_configurations_are_sound(name: str) -> None:
 
 
 def test_a_misspelt_setting_is_named() -> None:
-    with pytest.raises(ValueError, match="stepz"):
+    with pytest.raises(TrainingError, match="stepz"):
         parse_config({"name": "x", "dimensions": {}, "mel": [{"stepz": 1}]})
-    with pytest.raises(ValueError, match="piano"):
+    with pytest.raises(TrainingError, match="piano"):
         load_config("no-such-thing")
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from notewave.codec import encode_notes
 from notewave.contracts import Dimensions
+from notewave.errors import TrainingError, VoiceError
 from notewave.export.modules import SpectrogramDiffusion
 from notewave.export.training.config import Config, Data, Stage
 from notewave.export.training.data import SEGMENT_SAMPLES, Song, load_song, save_song
@@ -20,7 +21,15 @@ from notewave.export.training.diffusion import MelBatch, predict
 from notewave.export.training.loop import plain_state, scale_queries
 from notewave.export.training.pairs import make_pairs
 from notewave.export.training.pieces import PIANO, compose
-from notewave.export.training.stages import fresh_model, plot_log, train_mel, train_symbolic
+from notewave.export.training.stages import (
+    fresh_model,
+    plot_log,
+    prepare_for_mel,
+    train_mel,
+    train_symbolic,
+    trained_model,
+)
+from notewave.export.training.train import write_voice
 from notewave.mel import FRAMES, LOG_MIN, MELS
 
 TINY = Dimensions(
@@ -60,6 +69,7 @@ def run(folder: Path, data: Path, symbolic: int, mel: int, rate: float = 1e-3) -
     assert model is not None
     if mel == 0:
         return None
+    prepare_for_mel(model, settings)
     weights = train_mel(settings, folder, data, model)
     assert weights is not None
     return load_file(weights)
@@ -117,7 +127,7 @@ def test_weights_of_a_run_load_into_plain_networks(tmp_path: Path, data: Path) -
 def test_a_checkpoint_of_other_dimensions_is_refused(tmp_path: Path, data: Path) -> None:
     run(tmp_path, data, symbolic=1, mel=0)
     other = dataclasses.replace(config(1, 1), dimensions=dataclasses.replace(TINY, feed_forward=64))
-    with pytest.raises(ValueError, match="other dimensions"):
+    with pytest.raises(TrainingError, match="other dimensions"):
         train_symbolic(other, tmp_path)
 
 
@@ -165,3 +175,17 @@ def test_pairs_hold_true_samples_and_a_voices_mels(tmp_path: Path, data: Path) -
     pair = load_song(tmp_path / "pairs" / "train-00000.npz")
     np.testing.assert_array_equal(pair.samples, samples[:SEGMENT_SAMPLES])
     assert pair.mel.shape == (1, FRAMES, MELS) and pair.mel.any() and len(pair.tokens) == 1
+
+
+def test_training_goes_on_from_a_voice(tmp_path: Path, data: Path) -> None:
+    before = run(tmp_path / "run", data, symbolic=1, mel=1)
+    assert before is not None
+    voice = write_voice(tmp_path / "run" / "ema.safetensors", tmp_path / "voice", precision="fp32")
+    settings = config(symbolic=1, mel=1, rate=0.0)
+    weights = train_mel(settings, tmp_path / "more", data, trained_model(settings, voice))
+    assert weights is not None
+    for name, value in load_file(weights).items():
+        torch.testing.assert_close(value, before[name], msg=name)
+    other = dataclasses.replace(settings, dimensions=dataclasses.replace(TINY, feed_forward=80))
+    with pytest.raises(VoiceError, match="other dimensions"):
+        trained_model(other, voice)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from notewave.codec import encode_notes
 from notewave.contracts import Dimensions
+from notewave.errors import TrainingError
 from notewave.export.modules import SpectrogramDiffusion, masked_bias
 from notewave.export.training.pieces import PIANO, compose
 from notewave.export.training.structure import (
@@ -102,5 +103,5 @@ def test_spread_codes_hardly_overlap() -> None:
 
 
 def test_networks_too_small_for_it_are_refused() -> None:
-    with pytest.raises(ValueError, match="width 256"):
+    with pytest.raises(TrainingError, match="width 256"):
         structure(SpectrogramDiffusion(Dimensions(64, 4, 64, 64, 2, 1, 2)))

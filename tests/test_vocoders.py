@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from notewave.errors import VoiceError
-from notewave.export.training.vocoder import Crops, Recording, Trainer, VocoderTraining, log_mel, train_vocoder
+from notewave.export.training.config import VocoderTraining
+from notewave.export.training.vocoder import Crops, Recording, Trainer, log_mel, train_vocoder
 from notewave.export.vocoders import (
     MelGAN,
     Tonewheel,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from notewave import Synthesizer, Voice, VoiceError
+from notewave.graph_files import external_files
 from notewave.voice import DESCRIPTION, FileRecord
 
 
@@ -133,10 +138,43 @@ def test_wrong_dimensions(copy: Path) -> None:
         Synthesizer(copy, backend="cpu")
 
 
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "voice.json", "link.bin"])
+def test_graphs_that_read_other_files(copy: Path, location: str) -> None:
+    (copy / "link.bin").symlink_to(copy.parent)
+    graph = onnx.load(copy / "note_encoder.onnx", load_external_data=False)
+    moved = next(tensor for tensor in graph.graph.initializer if tensor.external_data)
+    next(entry for entry in moved.external_data if entry.key == "location").value = location
+    replace(copy, "note_encoder.onnx", graph.SerializeToString())
+    with pytest.raises(VoiceError, match="does not list"):
+        Voice.load(copy)
+
+
+def test_graphs_hidden_in_graphs_are_searched() -> None:
+    tensor = onnx.TensorProto(data_type=onnx.TensorProto.FLOAT, data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="offset", value="0")
+    tensor.external_data.add(key="location", value="there")
+    constant = onnx.helper.make_node("Constant", [], ["c"], value=tensor)
+    branch = onnx.helper.make_graph([constant], "branch", [], [])
+    choice = onnx.helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    function = onnx.helper.make_function("own", "f", [], ["y"], [choice], [onnx.helper.make_opsetid("", 23)])
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], []), functions=[function])
+    assert external_files(model.SerializeToString()) == {"there"}
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_graph_or_an_error(content: bytes) -> None:
+    with contextlib.suppress(VoiceError):
+        external_files(content)
+
+
 def test_truncated_graph_with_a_matching_checksum(copy: Path) -> None:
-    graph = copy / "note_encoder.onnx"
-    graph.write_bytes(graph.read_bytes()[:500])
-    record = FileRecord.of(graph)
-    edit(copy, set_path("files", {**json.loads((copy / DESCRIPTION).read_text())["files"], graph.name: vars(record)}))
-    with pytest.raises(VoiceError, match="does not load"):
-        Synthesizer(copy, backend="cpu")
+    replace(copy, "note_encoder.onnx", (copy / "note_encoder.onnx").read_bytes()[:500])
+    with pytest.raises(VoiceError, match="not a whole ONNX graph"):
+        Voice.load(copy)
+
+
+def replace(voice: Path, name: str, content: bytes) -> None:
+    """Give a file of a voice other content, and its record with it."""
+    (voice / name).write_bytes(content)
+    files = json.loads((voice / DESCRIPTION).read_text())["files"]
+    edit(voice, set_path("files", {**files, name: vars(FileRecord.of(voice / name))}))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from notewave.contracts import Dimensions
+from notewave.errors import TrainingError
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -42,6 +43,26 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class VocoderTraining:
+    """What vocoder to train and how long."""
+
+    steps: int = 6000
+    batch: int = 16  # B
+    frames: int = 64  # V
+    learning_rate: float = 1e-3  # of the plateau
+    warm_up: int = 100  # steps to the plateau
+    decay: float = 0.3  # share of the steps that lead down from it
+    mel_weight: float = 1.0  # of the mel L1 beside the spectral losses
+    gain_db: tuple[float, float] = (-12.0, 3.0)  # of the random gain of each crop
+    average: float = 0.998  # of the exponential moving average of the weights, which is what is kept
+    pair_fraction: float = 0.5  # of each batch that comes from the pairs, where there are any
+    validate_every: int = 200  # steps
+    checkpoint_seconds: float = 60.0
+    seed: int = 0
+    model: dict[str, Any] = field(default_factory=dict)  # constructor arguments of Tonewheel
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole run."""
 
@@ -49,6 +70,7 @@ class Config:
     dimensions: Dimensions
     symbolic: tuple[Stage, ...]
     mel: tuple[Stage, ...]
+    vocoder: VocoderTraining | None = None  # without, the voice gets none
     data: Data = field(default_factory=Data)
     seed: int = 0
     ema: float = 0.998  # decay of the averaged weights
@@ -60,12 +82,12 @@ class Config:
 
 
 def load_config(source: str | Path) -> Config:
-    """Read a configuration, a JSON file or the name of a bundled one. Raises ValueError saying what is wrong."""
+    """Read a configuration, a JSON file or the name of a bundled one. Raises TrainingError."""
     path = Path(source)
     path = path if path.suffix == ".json" else CONFIGS / f"{source}.json"
     if not path.exists():
         bundled = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.json")))
-        raise ValueError(f"there is no configuration {source}: {path} does not exist. Bundled ones: {bundled}.")
+        raise TrainingError(f"there is no configuration {source}: {path} does not exist. Bundled ones: {bundled}.")
     return parse_config(json.loads(path.read_text()))
 
 
@@ -76,13 +98,15 @@ def parse_config(values: dict[str, Any]) -> Config:
         values[name] = tuple(_build(Stage, stage) for stage in values.get(name, ()))
     values["dimensions"] = _build(Dimensions, values["dimensions"])
     values["data"] = _build(Data, values.get("data", {}))
+    if "vocoder" in values:
+        values["vocoder"] = _build(VocoderTraining, values["vocoder"])
     return _build(Config, values)
 
 
 def _build(kind: type[Any], values: dict[str, Any]) -> Any:
     unknown = set(values) - {f.name for f in fields(kind)}
     if unknown:
-        raise ValueError(
+        raise TrainingError(
             f"a {kind.__name__} has no {', '.join(sorted(unknown))}; it has {', '.join(f.name for f in fields(kind))}."
         )
     return kind(**values)

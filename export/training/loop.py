@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from notewave.contracts import Dimensions
+from notewave.errors import TrainingError
 from notewave.export.modules import SelfAttention, SpectrogramDiffusion
 from notewave.export.training.config import Config, Stage
 from notewave.files import atomic_file
@@ -219,7 +220,7 @@ class Run:
     def _load(self) -> None:
         state = torch.load(self.checkpoint, weights_only=True)
         if Dimensions(**state["config"]["dimensions"]) != self.config.dimensions:
-            raise ValueError(
+            raise TrainingError(
                 f"{self.checkpoint} holds networks of other dimensions; remove it or use its configuration."
             )
         self.model.load_state_dict(state["model"])

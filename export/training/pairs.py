@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
 
 from notewave.contracts import Dimensions
@@ -25,31 +23,16 @@ def load_weights(weights: Path) -> SpectrogramDiffusion:
 
 
 def make_pairs(weights: Path, data: Path, out: Path, songs: int, segments: int, steps: int = 20) -> None:
-    """Write the first segments of the first songs of ``data`` to ``out``, true samples beside generated mels."""
+    """Write the first segments of the first songs of ``data`` to ``out``, true samples beside generated mels.
+
+    Songs that are there already stay.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    model, paths = load_weights(weights), sorted(data.glob("train-*.npz"))[:songs]
+    model = load_weights(weights)
+    paths = [path for path in sorted(data.glob("train-*.npz"))[:songs] if not (out / path.name).exists()]
     for start in range(0, len(paths), 8):
         originals = [load_song(path) for path in paths[start : start + 8]]
         made = generate(model, [song.tokens[:segments] for song in originals], steps)
         for path, song, mel in zip(paths[start : start + 8], originals, made, strict=True):
             samples = song.samples[: len(mel) * SEGMENT_SAMPLES]
             save_song(Song(samples, mel.astype(np.float16), song.tokens[: len(mel)]), out / path.name)
-
-
-def main() -> None:
-    """Write generated mels beside true audio: ``python -m notewave.export.training.pairs WEIGHTS DATA OUT``."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("weights", type=Path, help="ema.safetensors of a run")
-    parser.add_argument("data", type=Path, help="rendered songs")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--songs", type=int, default=32)
-    parser.add_argument("--segments", type=int, default=6, help="of each song")
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    make_pairs(options.weights, options.data, options.out, options.songs, options.segments, options.steps)
-
-
-if __name__ == "__main__":
-    main()

@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from notewave.contracts import Dimensions
+from notewave.errors import VoiceError
 from notewave.export.modules import SpectrogramDiffusion
+from notewave.export.restore import restore_voice
 from notewave.export.training.config import Config, Stage
 from notewave.export.training.data import Segments, load_song
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE, MelBatch, mel_batch, mel_loss, mel_scores
@@ -29,6 +31,7 @@ from notewave.export.training.symbolic import (
     symbolic_scores,
 )
 from notewave.files import atomic_file
+from notewave.voice import Voice
 
 Batch = TypeVar("Batch", SymbolicBatch, MelBatch)
 
@@ -82,12 +85,28 @@ def train_symbolic(config: Config, folder: Path) -> SpectrogramDiffusion | None:
     return model
 
 
-def train_mel(config: Config, folder: Path, data: Path, model: SpectrogramDiffusion) -> Path | None:
-    """Run or resume the mel stage on symbolically trained networks; returns the weights' file, or None if stopped."""
+def prepare_for_mel(model: SpectrogramDiffusion, config: Config) -> None:
+    """Let the layers that the symbolic stage left alone begin where those that it trained stand."""
     torch.manual_seed(config.seed)
     hold_film(model)
     if config.structured:
         pass_on_heads(model, SYMBOLIC_LAYERS)
+
+
+def trained_model(config: Config, voice: Voice) -> SpectrogramDiffusion:
+    """A voice's networks, to be trained further. Raises VoiceError if they aren't of the configuration's size."""
+    if voice.dimensions != config.dimensions or voice.prediction != PREDICTION or voice.schedule != SCHEDULE:
+        raise VoiceError(
+            f"{voice.folder} has other dimensions, prediction or schedule than the configuration {config.name}: "
+            "training can't go on from it. Use the configuration that it was trained by."
+        )
+    model = restore_voice(voice)
+    scale_queries(model)
+    return model.to(config.device)
+
+
+def train_mel(config: Config, folder: Path, data: Path, model: SpectrogramDiffusion) -> Path | None:
+    """Run or resume the mel stage; returns the file of the averaged weights, or None if it was stopped."""
     kinds: dict[str, list[Tensor]] = {"new": [], "pretrained": [], "time": []}
     for name, parameter in model.named_parameters():
         kinds[kind_of(name)].append(parameter)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from notewave.codec import DRUM, EOS, PITCH, PROGRAM, SHIFT, STEPS_PER_SECOND, TIE, VELOCITY
+from notewave.errors import TrainingError
 from notewave.export.modules import SpectrogramDiffusion
 from notewave.mel import HOP, SAMPLE_RATE
 
@@ -148,7 +149,7 @@ def structure(model: SpectrogramDiffusion, symbolic_layers: int = 2) -> None:
         or size.head_width < MIN_HEAD_WIDTH
         or size.note_encoder_layers < 2
     ):
-        raise ValueError(
+        raise TrainingError(
             "the structured start needs width 256, 4 heads of 64 and 2 note-encoder layers, or more of each."
         )
     _embed_tokens(model)

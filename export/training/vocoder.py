@@ -6,16 +6,14 @@ started again, training goes on from it as if nothing had happened, as each batc
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from notewave.errors import VoiceError
+from notewave.export.training.config import VocoderTraining
 from notewave.export.training.loop import low_precision
 from notewave.export.vocoders import Tonewheel, save_vocoder
 from notewave.files import atomic_file
@@ -35,26 +34,6 @@ RESOLUTIONS = (256, 1024, 2048, 4096)  # samples of each window of the training 
 PITCH_HZ = 200.0  # log magnitudes above it count less, as 1 / frequency: octaves alike, where pitches are told apart
 EDGE = 4  # frames at both ends of a crop that the losses leave out
 MAGNITUDE_FLOOR = 1e-3  # added to STFT magnitudes before the logarithm: about -110 dB of full scale
-
-
-@dataclass(frozen=True)
-class VocoderTraining:
-    """What to train and how long."""
-
-    steps: int = 6000
-    batch: int = 16  # B
-    frames: int = 64  # V
-    learning_rate: float = 1e-3  # of the plateau
-    warm_up: int = 100  # steps to the plateau
-    decay: float = 0.3  # share of the steps that lead down from it
-    mel_weight: float = 1.0  # of the mel L1 beside the spectral losses
-    gain_db: tuple[float, float] = (-12.0, 3.0)  # of the random gain of each crop
-    average: float = 0.998  # of the exponential moving average of the weights, which is what is kept
-    pair_fraction: float = 0.5  # of each batch that comes from the pairs, where there are any
-    validate_every: int = 200  # steps
-    checkpoint_seconds: float = 60.0
-    seed: int = 0
-    model: dict[str, Any] = field(default_factory=dict)  # constructor arguments of Tonewheel
 
 
 def log_mel(audio: Tensor) -> Tensor:
@@ -284,23 +263,3 @@ def plot_losses(folder: Path) -> None:
     axes.legend()
     with atomic_file(folder / "losses.png") as temporary:
         figure.savefig(temporary)
-
-
-def main() -> None:
-    """Train the vocoder: ``python -m notewave.export.training.vocoder OUT --data FOLDER[=SHARE] ...``."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument(
-        "--data", nargs="+", required=True, metavar="FOLDER[=SHARE]", help="songs, and their share of a batch"
-    )
-    parser.add_argument("--pairs", type=Path, help="songs with generated mels, for fine-tuning")
-    parser.add_argument("--songs", type=int, help="use only this many of each folder")
-    parser.add_argument("--config", type=json.loads, default={}, metavar="JSON", help="fields of VocoderTraining")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    data = {Path(folder): float(share or 1) for folder, _, share in (item.partition("=") for item in options.data)}
-    train_vocoder(VocoderTraining(**options.config), data, options.out, options.pairs, options.songs)
-
-
-if __name__ == "__main__":
-    main()
