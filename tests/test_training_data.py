@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from notewave.codec import EOS, Notes, decode_tokens, encode_notes
+from notewave.codec import EOS, SLAKH_PROGRAM, Notes, decode_tokens, encode_notes
 from notewave.errors import TrainingError
-from notewave.export.training.config import CONFIGS, load_config, parse_config
+from notewave.export.training.config import CONFIGS, Data, load_config, parse_config
 from notewave.export.training.data import (
     SEGMENT_SAMPLES,
     SOUNDFONT,
@@ -22,6 +22,7 @@ from notewave.export.training.pieces import (
     PIANO,
     Instrument,
     as_notes,
+    band,
     compose,
     corpus_paths,
     held_out,
@@ -105,6 +106,22 @@ def test_a_medley_fills_its_time() -> None:
     assert 15 < notes.seconds < 40
 
 
+def test_bands_are_of_many_kinds() -> None:
+    bands = [band(np.random.default_rng(seed)) for seed in range(40)]
+    assert {len(players) for players in bands} == set(range(2, 7))
+    programs = {player.program for players in bands for player in players if not player.is_drum}
+    assert programs == {0, 16, 24, 33, 48, 56, 64, 73} == {int(SLAKH_PROGRAM[program]) for program in programs}
+    notes = compose(np.random.default_rng(2), next(b for b in bands if len(b) == 6), 20.0)
+    assert notes.is_drum.any() and len(np.unique(notes.program[~notes.is_drum])) >= 4
+
+
+def test_parts_of_a_score_are_shared_out() -> None:
+    pytest.importorskip("music21")
+    notes = medley(np.random.default_rng(3), 20.0, (Instrument(33, low=28), Instrument(73, low=60)))
+    flute, bass = (notes.pitch[notes.program == program].mean() for program in (73, 33))
+    assert flute > bass
+
+
 def test_songs_are_stored_whole(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tokens = [np.array([5, 6, EOS], np.int32), np.array([EOS], np.int32)]
@@ -133,9 +150,9 @@ def test_audio_mel_and_tokens_agree_about_time() -> None:
 @needs_fluidsynth
 def test_a_set_is_rendered_once(tmp_path: Path) -> None:
     pytest.importorskip("music21")
-    make_data(tmp_path, songs=1, held_out_songs=0, seed=0, seconds=6.0)
+    make_data(tmp_path, Data(songs=1, held_out_songs=0, seconds=6.0))
     before = (tmp_path / "train-00000.npz").stat().st_mtime_ns
-    make_data(tmp_path, songs=1, held_out_songs=0, seed=0, seconds=6.0)
+    make_data(tmp_path, Data(songs=1, held_out_songs=0, seconds=6.0))
     assert (tmp_path / "train-00000.npz").stat().st_mtime_ns == before
 
 

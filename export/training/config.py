@@ -21,6 +21,7 @@ class Data:
     held_out_songs: int = 8
     seconds: float = 160.0  # of a song
     seed: int = 0
+    bands: float = 0.0  # share of the songs that a band plays; a piano plays the others
 
 
 @dataclass(frozen=True)

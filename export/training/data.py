@@ -7,7 +7,6 @@ One ``.npz`` a song of S segments: ``samples`` int16 [S * 81920], mono at 16 kHz
 
 from __future__ import annotations
 
-import argparse
 import logging
 import subprocess
 import tempfile
@@ -19,7 +18,8 @@ import pretty_midi
 from numpy.typing import NDArray
 
 from notewave.codec import MAX_TOKENS, Notes, encode_notes
-from notewave.export.training.pieces import PIANO, VELOCITY, compose, held_out, medley
+from notewave.export.training.config import Data
+from notewave.export.training.pieces import PIANO, VELOCITY, band, compose, held_out, medley
 from notewave.files import atomic_file
 from notewave.mel import FRAMES, HOP, MELS, SAMPLE_RATE, log_mel
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 SOUNDFONT = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")  # Debian's fluid-soundfont-gm, MIT licence
 SEGMENT_SAMPLES = FRAMES * HOP
+HELD_OUT_SECONDS = 41.0
 TICKS_PER_BEAT = 500  # at 120 beats a minute one tick is 1 ms, so the codec's grid is exact
 
 
@@ -88,20 +89,29 @@ def load_song(path: Path, with_samples: bool = True) -> Song:
         return Song(samples, arrays["mel"], tokens)
 
 
-def make_song(index: int, seed: int, seconds: float) -> Notes:
-    """Song number ``index`` of a training set: three of five are procedural, the others from scores."""
+def make_song(index: int, seed: int, seconds: float, bands: float = 0.0) -> Notes:
+    """Song number ``index`` of a training set: three of five are procedural, the others from scores.
+
+    A share ``bands`` of the songs is played by a band of random instruments, the others by a piano.
+    """
     rng = np.random.default_rng((seed, index))
-    return compose(rng, PIANO, seconds) if index % 5 < 3 else medley(rng, seconds)
+    ensemble = band(rng) if bands and rng.random() < bands else PIANO
+    return compose(rng, ensemble, seconds) if index % 5 < 3 else medley(rng, seconds, ensemble)
 
 
-def make_data(folder: Path, songs: int, held_out_songs: int, seed: int, seconds: float) -> None:
+def make_data(folder: Path, data: Data) -> None:
     """Render the songs that the folder still lacks, as ``train-00000.npz`` ... and ``heldout-00000.npz`` ..."""
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [("heldout", index) for index in range(held_out_songs)] + [("train", index) for index in range(songs)]
+    wanted = [("heldout", index) for index in range(data.held_out_songs)]
+    wanted += [("train", index) for index in range(data.songs)]
     for kind, index in wanted:
         path = folder / f"{kind}-{index:05d}.npz"
         if not path.exists():
-            song = render_song(held_out(index, 41.0) if kind == "heldout" else make_song(index, seed, seconds))
+            if kind == "heldout":
+                notes = held_out(index, HELD_OUT_SECONDS, bands=data.bands > 0)
+            else:
+                notes = make_song(index, data.seed, data.seconds, data.bands)
+            song = render_song(notes)
             save_song(song, path)
             peak = np.abs(song.samples.astype(np.int32)).max() / 32767
             log.info("%s: %d segments, peak %.2f", path.name, len(song.tokens), peak)
@@ -127,20 +137,3 @@ class Segments:
 
     def __len__(self) -> int:
         return len(self.tokens)
-
-
-def main() -> None:
-    """Render a training set: ``python -m notewave.export.training.data FOLDER --songs 150``."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--songs", type=int, default=150)
-    parser.add_argument("--held-out", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=160.0)
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    make_data(options.folder, options.songs, options.held_out, options.seed, options.seconds)
-
-
-if __name__ == "__main__":
-    main()

@@ -53,6 +53,22 @@ class Bars:
 
 Texture = Callable[[np.random.Generator, Bars], list[Event]]
 PIANO = (Instrument(0),)
+BASSES = (Instrument(33, role="bass", low=28, high=55),)
+DRUMS = (Instrument(0, is_drum=True, role="drums"),)
+PLUCKED = (Instrument(24, role="harmony", low=40, high=84), Instrument(0, role="harmony"))
+SUSTAINED = (Instrument(48, role="harmony", low=36, high=96), Instrument(16, role="harmony", low=36, high=96))
+WINDS = (
+    Instrument(73, role="melody", low=60, high=96),
+    Instrument(64, role="melody", low=50, high=86),
+    Instrument(56, role="melody", low=52, high=84),
+)
+
+
+def band(rng: np.random.Generator) -> tuple[Instrument, ...]:
+    """Two to six players: of each kind none or one, of those that make chords perhaps two."""
+    kinds = (BASSES, PLUCKED, PLUCKED, SUSTAINED, WINDS, DRUMS)
+    chosen = sorted(rng.choice(len(kinds), int(rng.integers(2, len(kinds) + 1)), replace=False))
+    return tuple(kinds[index][rng.integers(len(kinds[index]))] for index in chosen)
 
 
 def compose(rng: np.random.Generator, ensemble: Sequence[Instrument], seconds: float) -> Notes:
@@ -320,8 +336,13 @@ def _read_score(path: str) -> Any:
     return corpus.parse(path) if not path.startswith("/") else converter.parse(path)
 
 
-def score_notes(path: str, rng: np.random.Generator, program: int = 0) -> list[tuple[float, float, int, int, bool]]:
-    """Rows for ``as_notes`` of one score, at a random tempo and transposition; of a collection, one tune."""
+def score_notes(
+    path: str, rng: np.random.Generator, programs: Sequence[int] = (0,)
+) -> list[tuple[float, float, int, int, bool]]:
+    """Rows for ``as_notes`` of one score, at a random tempo and transposition; of a collection, one tune.
+
+    The programs take its parts in turn, from the highest part down.
+    """
     from music21 import stream
 
     score = _read_score(path)
@@ -330,7 +351,8 @@ def score_notes(path: str, rng: np.random.Generator, program: int = 0) -> list[t
         score = tunes[rng.integers(len(tunes))]
     quarter_s, shift = 60.0 / rng.uniform(55, 150), int(rng.integers(-7, 8))
     rows = []
-    for part in score.parts or [score]:
+    for index, part in enumerate(score.parts or [score]):
+        program = programs[index % len(programs)]
         for note in part.stripTies().flatten().notes:
             onset_s, length_s = float(note.offset) * quarter_s, float(note.quarterLength) * quarter_s
             pitches = [pitch.midi + shift for pitch in getattr(note, "pitches", ())]
@@ -342,23 +364,27 @@ def score_notes(path: str, rng: np.random.Generator, program: int = 0) -> list[t
     return rows
 
 
-def medley(rng: np.random.Generator, seconds: float, program: int = 0) -> Notes:
-    """Scores of the corpus one after the other until the time is full, chorales most often."""
+def medley(rng: np.random.Generator, seconds: float, ensemble: Sequence[Instrument] = PIANO) -> Notes:
+    """Scores of the corpus one after the other until the time is full, chorales most often; drums pause."""
+    pitched = sorted((one for one in ensemble if not one.is_drum), key=lambda one: -one.low)
     folders = corpus_paths()
     weights = np.array([CORPUS_WEIGHTS[folder] for folder in folders])
     rows: list[tuple[float, float, int, int, bool]] = []
     start = 0.0
     while start < seconds:
         scores = folders[list(folders)[rng.choice(len(weights), p=weights / weights.sum())]]
-        tune = score_notes(scores[rng.integers(len(scores))], rng, program)
+        tune = score_notes(scores[rng.integers(len(scores))], rng, [one.program for one in pitched] or [0])
         rows += [(start + on, start + off, *key) for on, off, *key in tune if on < 60 and start + on < seconds]  # type: ignore[misc]
         start += min(60.0, max((row[1] for row in tune), default=0.0)) + rng.uniform(0.2, 1.0)
     return as_notes(rows)
 
 
-def held_out(index: int, seconds: float) -> Notes:
-    """Songs never trained on: the held-out scores, then procedural pieces from a random stream of their own."""
+def held_out(index: int, seconds: float, bands: bool = False) -> Notes:
+    """Songs never trained on: the held-out scores on a piano, then procedural pieces from a random stream of their own.
+
+    The procedural pieces are played by bands if there are any.
+    """
     rng = np.random.default_rng((7, index))
     if index < len(HELD_OUT_SCORES):
         return as_notes([row for row in score_notes(HELD_OUT_SCORES[index], rng) if row[0] < seconds])
-    return compose(rng, PIANO, seconds)
+    return compose(rng, band(rng) if bands else PIANO, seconds)

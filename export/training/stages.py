@@ -17,7 +17,7 @@ from notewave.errors import VoiceError
 from notewave.export.modules import SpectrogramDiffusion
 from notewave.export.restore import restore_voice
 from notewave.export.training.config import Config, Stage
-from notewave.export.training.data import Segments, load_song
+from notewave.export.training.data import HELD_OUT_SECONDS, Segments, load_song
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE, MelBatch, mel_batch, mel_loss, mel_scores
 from notewave.export.training.loop import Run, low_precision, plain_state, scale_queries
 from notewave.export.training.pieces import held_out
@@ -35,7 +35,6 @@ from notewave.voice import Voice
 
 Batch = TypeVar("Batch", SymbolicBatch, MelBatch)
 
-HELD_OUT_SECONDS = 41.0
 VALIDATION_SEGMENTS = 3  # of each held-out song
 
 
