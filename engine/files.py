@@ -51,9 +51,13 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(0o777 & ~_umask())
         if target.exists():
             retired = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-            target.replace(retired / "old")
-            temporary.replace(target)
-            shutil.rmtree(retired)
+            try:
+                target.replace(retired / "old")
+                temporary.replace(target)
+            finally:
+                if not target.exists():
+                    (retired / "old").replace(target)
+                shutil.rmtree(retired)
         else:
             temporary.replace(target)
     except OSError as error:

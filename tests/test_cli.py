@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +71,26 @@ def test_errors_are_one_line_and_leave_nothing(
     assert words in captured.err
     assert captured.out == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_leaves_the_old_file(vocoded_voice: Path, midi_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "song.wav"
+    out.write_text("what was here before")
+    command = ["render", str(midi_folder / "piano_scale.mid"), "-o", str(out), "--voice", str(vocoded_voice)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "notewave.cli", *command, "--steps", "1000", "--sampler", "ddpm"],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while len(list(tmp_path.iterdir())) < 2:  # until it writes its temporary file
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "notewave: stopped; nothing was left half-written.\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["song.wav"]
+    assert out.read_text() == "what was here before"
 
 
 def test_info_tells_the_voice(reference_voice: Path, capsys: pytest.CaptureFixture[str]) -> None:
