@@ -155,14 +155,18 @@ def evaluate(
     tokens = _tokens(songs)
     transcriber = Transcriber()
     synthesizer = Synthesizer(voice, backend=backend, threads=threads, vocoder=vocoder)
-    references = {name: _reference(song[:max_segments], soundfont) for name, song in tokens.items()}
-    renderings = {name: _render(synthesizer, song.tokens, options) for name, song in references.items()}
+    references, renderings = {}, {}
+    for number, (name, song) in enumerate(tokens.items(), 1):
+        log.info("%s, %d of %d", name, number, len(tokens))
+        references[name] = _reference(song[:max_segments], soundfont)
+        renderings[name] = _render(synthesizer, references[name].tokens, options)
+    log.info("judging")
     mean_mel = np.concatenate([song.mel for song in references.values()]).mean(axis=0)
     others = [*references.values()][1:] + [*references.values()][:1] if len(references) > 1 else [None]
     scores = {}
-    for (name, song), other in zip(references.items(), others, strict=True):
-        scores[name] = _note_scores(transcriber, synthesizer, song, renderings[name], other)
-        scores[name] |= _mel_scores(song, renderings[name], other, mean_mel)
+    for (name, reference), other in zip(references.items(), others, strict=True):
+        scores[name] = _note_scores(transcriber, synthesizer, reference, renderings[name], other)
+        scores[name] |= _mel_scores(reference, renderings[name], other, mean_mel)
     report = Report(
         {
             "name": synthesizer.voice.name,
@@ -178,9 +182,9 @@ def evaluate(
     )
     if out is not None:
         report.save(out / "report.json")
-        for name, song in references.items():
+        for name, reference in references.items():
             titles = f"{name}, FluidSynth", f"{name}, voice {synthesizer.voice.name}"
-            mels = song.mel, renderings[name].audio_mel
+            mels = reference.mel, renderings[name].audio_mel
             save_mel_picture(dict(zip(titles, mels, strict=True)), out / f"{name}.png")
     return report
 

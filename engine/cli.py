@@ -138,6 +138,7 @@ def _train(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from notewave.benchmarks.evaluate import evaluate
 
+    logging.getLogger("notewave").setLevel(logging.INFO)  # its progress
     report = evaluate(
         options.voice,
         options.songs,
