@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from notewave.audio import Audio
-    from notewave.errors import BackendError, MidiError, NotewaveError, OutputError, SamplingError, VoiceError
+    from notewave.errors import (
+        BackendError,
+        MidiError,
+        NotewaveError,
+        OutputError,
+        SamplingError,
+        TrainingError,
+        VoiceError,
+    )
     from notewave.midi import tokenize
     from notewave.synthesizer import Synthesizer
     from notewave.voice import Voice, bundled_voices
@@ -23,6 +31,7 @@ __all__ = [
     "OutputError",
     "SamplingError",
     "Synthesizer",
+    "TrainingError",
     "Voice",
     "VoiceError",
     "bundled_voices",
