@@ -69,7 +69,7 @@ def run(folder: Path, data: Path, symbolic: int, mel: int, rate: float = 1e-3) -
     assert model is not None
     if mel == 0:
         return None
-    prepare_for_mel(model, settings)
+    prepare_for_mel(model, settings, data)
     weights = train_mel(settings, folder, data, model)
     assert weights is not None
     return load_file(weights)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from notewave.codec import encode_notes
+from notewave.codec import PAD, encode_notes
 from notewave.contracts import Dimensions
 from notewave.errors import TrainingError
 from notewave.export.modules import SpectrogramDiffusion, masked_bias
@@ -13,6 +13,7 @@ from notewave.export.training.pieces import PIANO, compose
 from notewave.export.training.structure import (
     TIME_FREQUENCIES,
     Slots,
+    attend_to_context,
     code,
     spread_codes,
     structure,
@@ -105,3 +106,33 @@ def test_spread_codes_hardly_overlap() -> None:
 def test_networks_too_small_for_it_are_refused() -> None:
     with pytest.raises(TrainingError, match="width 256"):
         structure(SpectrogramDiffusion(Dimensions(64, 4, 64, 64, 2, 1, 2)))
+
+
+def test_later_layers_attend_to_the_contexts_end_and_earlier_ones_not_at_all(batch: SymbolicBatch) -> None:
+    torch.manual_seed(0)
+    model = SpectrogramDiffusion(SIZE)
+    structure(model)
+    count, size = len(batch.tokens), model.size
+    context = torch.rand(count, 256, size.mels) - 0.5
+    attend_to_context(model, batch.tokens, context, 2)
+    noise = torch.randn(count, 256, size.mels)
+
+    def hidden(past: Tensor) -> list[Tensor]:
+        keep = torch.cat([batch.tokens != PAD, torch.ones(count, 256, dtype=torch.bool)], dim=1)
+        keys_values = model.cross_attention(model.note_encoder(batch.tokens), model.context_encoder(past))
+        film = model.time_embedding(torch.ones(1))
+        x, outputs = model.decoder.input(noise) + model.decoder.positions, []
+        for index, layer in enumerate(model.decoder.layers):
+            x = layer(x, film[:, index], (keys_values[2 * index], keys_values[2 * index + 1]), masked_bias(keep))
+            outputs.append(x)
+        return outputs
+
+    def change(first: int, last: int) -> list[float]:
+        other = context.clone()
+        other[:, first:last] = torch.rand(count, last - first, size.mels) - 0.5
+        return [float((a - b).abs().mean()) for a, b in zip(hidden(context), hidden(other), strict=True)]
+
+    with torch.no_grad():
+        end, middle = change(236, 256), change(110, 130)
+    assert max(end[:2]) < 1e-3 < min(end[2:])
+    assert end[2] > 3 * middle[2]

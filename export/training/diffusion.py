@@ -21,7 +21,11 @@ from notewave.voice import NoiseSchedule
 
 PREDICTION, SCHEDULE = "x0", NoiseSchedule("squaredcos_cap_v2", 1000)
 SORTED = 8  # batches that are drawn together
-CONTEXT_NOISE = 0.1  # largest standard deviation of noise on a true context, in network range
+CONTEXT_NOISE = 0.03  # largest standard deviation of noise on a true context, in network range
+DRIFT = 0.1  # largest standard deviation of a drift through the end of the context, in network range
+DRIFT_FRAMES = 12.0  # in which a segment returns from the drift by a factor of e
+DRIFT_BINS = 4  # over which drifts are alike
+FIRST_WEIGHT, FIRST_FRAMES = 3.0, 4.0  # errors at a segment's start count more, by this at first, falling like this
 CONTEXT_DROP = 0.15  # share of segments that are trained as the first of a song even where context is given
 
 
@@ -54,8 +58,28 @@ def mel_batch(data: Segments, seed: int, step: int, phase: Stage, share: slice =
         ]
         level = rng.uniform(0, CONTEXT_NOISE, (len(chosen), 1, 1))
         noisy = np.stack([to_network(past) for past in before]) + level * rng.normal(size=mel.shape)
-        context = torch.from_numpy(np.clip(noisy, -1, 1).astype(np.float32)) * torch.from_numpy(keep)[:, None, None]
+        past_drift, drift = drifts(rng, len(chosen))
+        context = torch.from_numpy(np.clip(noisy + past_drift, -1, 1).astype(np.float32))
+        context *= torch.from_numpy(keep)[:, None, None]
+        mel = (mel + torch.from_numpy(drift * keep[:, None, None]).float()).clamp(-1, 1)
     return MelBatch(pad_tokens([data.tokens[index] for index in chosen]), mel, context, torch.from_numpy(keep))
+
+
+def drifts(rng: np.random.Generator, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Errors [B, T, M] that a context ends with, and their fading [B, T, M] in the segment that goes on from it.
+
+    A voice's own contexts have errors. Trained on true ones alone, it starts each segment where the truth would be,
+    and the mel jumps at every join; so it is taught to start where its context ends.
+    """
+    kernel = np.hanning(2 * DRIFT_BINS + 1)
+    raw = rng.normal(size=(count, MELS + 2 * DRIFT_BINS))
+    smooth = np.lib.stride_tricks.sliding_window_view(raw, 2 * DRIFT_BINS + 1, axis=1) @ (
+        kernel / np.linalg.norm(kernel)
+    )
+    shape = smooth[:, None] * rng.uniform(0, DRIFT, (count, 1, 1))
+    frames = np.arange(FRAMES)[:, None]
+    past = np.exp((frames + 1 - FRAMES) / rng.uniform(4, 80, (count, 1, 1)))
+    return shape * past, shape * np.exp(-(frames + 1) / DRIFT_FRAMES)
 
 
 def predict(
@@ -100,7 +124,8 @@ def mel_loss(model: SpectrogramDiffusion, batch: MelBatch, phase: Stage, generat
     x = bar.sqrt() * clean + (1 - bar).sqrt() * noise
     fed = torch.from_numpy(times)[level].float().to(device)
     error = predict(model, batch, x, fed, offsets.to(device), conditioned.to(device)).float() - clean
-    return error.abs().mean() + (error**2).mean()
+    weight = 1 + FIRST_WEIGHT * torch.exp(-window.to(device)[..., None] / FIRST_FRAMES)
+    return (weight * (error.abs() + error**2)).mean() / weight.mean()
 
 
 @torch.no_grad()

@@ -21,20 +21,23 @@ from notewave.export.training.data import HELD_OUT_SECONDS, Segments, load_song
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE, MelBatch, mel_batch, mel_loss, mel_scores
 from notewave.export.training.loop import Run, low_precision, plain_state, scale_queries
 from notewave.export.training.pieces import held_out
-from notewave.export.training.structure import hold_film, pass_on_heads, structure
+from notewave.export.training.structure import attend_to_context, hold_film, pass_on_heads, structure
 from notewave.export.training.symbolic import (
     SYMBOLIC_LAYERS,
     SymbolicBatch,
     SymbolicHeads,
+    pad_tokens,
     symbolic_batch,
     symbolic_loss,
     symbolic_scores,
 )
 from notewave.files import atomic_file
+from notewave.mel import to_network
 from notewave.voice import Voice
 
 Batch = TypeVar("Batch", SymbolicBatch, MelBatch)
 
+FITTED_SONGS = 2  # on which the attention to the context is fitted
 VALIDATION_SEGMENTS = 3  # of each held-out song
 
 
@@ -84,12 +87,17 @@ def train_symbolic(config: Config, folder: Path) -> SpectrogramDiffusion | None:
     return model
 
 
-def prepare_for_mel(model: SpectrogramDiffusion, config: Config) -> None:
+def prepare_for_mel(model: SpectrogramDiffusion, config: Config, data: Path) -> None:
     """Let the layers that the symbolic stage left alone begin where those that it trained stand."""
     torch.manual_seed(config.seed)
     hold_film(model)
     if config.structured:
         pass_on_heads(model, SYMBOLIC_LAYERS)
+        segments = Segments(data, "train", FITTED_SONGS)
+        later = [index for index, first in enumerate(segments.first) if not first]
+        tokens = pad_tokens([segments.tokens[index] for index in later])
+        before = np.stack([to_network(segments.mels[index - 1].astype(np.float32)) for index in later])
+        attend_to_context(model, tokens.to(config.device), torch.from_numpy(before).to(config.device), SYMBOLIC_LAYERS)
 
 
 def trained_model(config: Config, voice: Voice) -> SpectrogramDiffusion:

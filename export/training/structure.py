@@ -22,12 +22,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from notewave.codec import DRUM, EOS, PITCH, PROGRAM, SHIFT, STEPS_PER_SECOND, TIE, VELOCITY
+from notewave.codec import DRUM, EOS, PAD, PITCH, PROGRAM, SHIFT, STEPS_PER_SECOND, TIE, VELOCITY
 from notewave.errors import TrainingError
-from notewave.export.modules import SpectrogramDiffusion
+from notewave.export.modules import SpectrogramDiffusion, masked_bias, modulate
 from notewave.mel import HOP, SAMPLE_RATE
 
 FRAMES_PER_STEP = SAMPLE_RATE / HOP / STEPS_PER_SECOND  # frames in one shift step
+END_LOGIT, END_FRAMES, NOTES_LOGIT = 8.0, 8.0, -6.0  # of a context head, where EOS has 0: most at the context's end
+AWAY_LOGIT = -20.0  # of context frames, for all other heads
 PIANO_LOW, PIANO_KEYS = 21, 88  # pitches fold into the 88 keys of a piano
 MIN_WIDTH, MIN_HEADS, MIN_HEAD_WIDTH = 256, 4, 64
 
@@ -330,6 +332,59 @@ def pass_on_heads(model: SpectrogramDiffusion, trained_layers: int) -> None:
             rows, from_rows = slice(head * count, (head + 1) * count), slice(learned * count, (learned + 1) * count)
             queries[layer][rows] = queries[source][from_rows]
             keys[layer][rows] = keys[source][from_rows]
+
+
+@torch.no_grad()
+def attend_to_context(model: SpectrogramDiffusion, tokens: Tensor, context: Tensor, first_layer: int) -> None:
+    """Point one head of each later decoder layer at the context's end, and all other heads away from the context.
+
+    tokens int64 [B, N], context mel [B, T, M] in network range: segments to fit the logits on, whatever the residual
+    streams hold by now. Left to themselves, the heads that were trained on notes alone find some context frames more
+    alluring than any note, and training rids them of the context for good.
+    """
+    size, head = model.size, model.size.heads - 1
+    rows = slice(head * size.head_width, (head + 1) * size.head_width)
+    notes, frames = model.note_encoder(tokens), model.context_encoder(context)
+    age = torch.arange(size.frames - 1, -1, -1, device=tokens.device)
+    wanted = torch.where(tokens == EOS, 0.0, NOTES_LOGIT).where(tokens != PAD, 0.0)
+    wanted = torch.cat([wanted, (END_LOGIT * torch.exp(-age / END_FRAMES)).expand(len(tokens), -1)], dim=1)
+    memory = torch.cat([notes, frames], dim=1)
+    seen = torch.cat([tokens != PAD, torch.ones_like(context[..., 0], dtype=torch.bool)], dim=1)
+    key = _least_squares(memory[seen], wanted[seen])
+    away = _least_squares(
+        memory[seen],
+        torch.where(torch.arange(wanted.shape[1]) < notes.shape[1], 0.0, AWAY_LOGIT).to(wanted).expand_as(wanted)[seen],
+    )
+    parts = model.cross_attention.projection.weight.chunk(2 * size.decoder_layers)
+    mask = masked_bias(seen)
+    hidden = model.decoder.input(torch.randn_like(context)) + model.decoder.positions
+    film = model.time_embedding(torch.ones(1, device=tokens.device))
+    layers: Any = model.decoder.layers
+    for index, layer in enumerate(layers):
+        attended = hidden + layer.attention(modulate(layer.attention_norm(hidden), film[:, index, 0]))
+        normed = layer.cross_norm(attended)
+        keys = parts[2 * index].unflatten(0, (size.heads, -1))
+        mean_query = layer.cross_queries(normed).mean(dim=(0, 1)).unflatten(0, (size.heads, -1))
+        keys += (mean_query / mean_query.square().sum(dim=1, keepdim=True))[..., None] * away
+        if index >= first_layer:
+            mean = normed.mean(dim=(0, 1))
+            queries = torch.randn(size.head_width, size.width, device=mean.device) * 0.02
+            queries[0] = mean / mean.square().sum()
+            unscale = math.sqrt(size.head_width) if hasattr(layer.cross_queries, "parametrizations") else 1.0
+            _trained_weight(layer.cross_queries)[rows] = queries * unscale
+            keys[head] = torch.randn_like(queries) * 0.02
+            keys[head, 0] = key
+            parts[2 * index + 1][rows] = torch.randn_like(queries) / math.sqrt(size.width)
+            layer.cross_out.weight[:, rows] = torch.randn(size.width, size.head_width, device=mean.device) * 0.02
+        pair = model.cross_attention(notes, frames)[2 * index : 2 * index + 2]
+        hidden = layer(hidden, film[:, index], pair, mask)
+
+
+def _least_squares(vectors: Tensor, wanted: Tensor) -> Tensor:
+    """Weights [D] whose products with vectors [n, D] come near the wanted numbers [n]."""
+    rows = vectors.double()
+    ridge = 1e-4 * rows.square().sum() / rows.shape[1] * torch.eye(rows.shape[1], device=rows.device).double()
+    return torch.linalg.solve(rows.T @ rows + ridge, rows.T @ wanted.double()).float()
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ def train(
     if start is not None:
         model: SpectrogramDiffusion | None = trained_model(settings, Voice.load(start))
     elif (model := train_symbolic(settings, folder)) is not None:
-        prepare_for_mel(model, settings)
+        prepare_for_mel(model, settings, songs)
     weights = train_mel(settings, folder, songs, model) if model is not None else None
     if (folder / "log.jsonl").exists():
         plot_log(folder)

@@ -30,8 +30,8 @@ from notewave.mel import FFT, HOP, MAGNITUDE_MAX, MAGNITUDE_MIN, MELS, SAMPLE_RA
 
 logger = logging.getLogger(__name__)
 
-RESOLUTIONS = (256, 1024, 2048, 4096)  # samples of each window of the training loss; hops of a quarter
-PITCH_HZ = 200.0  # log magnitudes above it count less, as 1 / frequency: octaves alike, where pitches are told apart
+RESOLUTIONS = (256, 1024, 2048, 4096, 8192)  # samples of each window of the training loss; hops of a quarter
+PITCH_HZ = 100.0  # log magnitudes above it count less, as 1 / frequency: octaves alike, where pitches are told apart
 EDGE = 4  # frames at both ends of a crop that the losses leave out
 MAGNITUDE_FLOOR = 1e-3  # added to STFT magnitudes before the logarithm: about -110 dB of full scale
 
