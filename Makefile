@@ -1,11 +1,13 @@
 # make demo: render a bundled song with the bundled voice.    make test: run everything that needs no GPU.
+# make gpu-test, make gpu-bench: on a machine with an NVIDIA GPU, its driver, Python and a C++ compiler.
+# make bench: measure the bundled voice's speed and memory here, and how near that comes to what this machine can do.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 FOLDERS := engine export export/training kernels benchmarks
 
-.PHONY: demo test clean
+.PHONY: demo test bench gpu-test gpu-bench clean
 
 demo: .venv/render
 	$(BIN)/notewave render engine/songs/demo.mid --out demo.wav --plot demo.png
@@ -16,6 +18,17 @@ test: .venv/develop
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+bench: .venv/develop
+	mkdir -p build
+	$(BIN)/notewave bench --song engine/songs/demo.mid --minutes 1 30 --json build/bench.json --plot build/bench.png
+	$(BIN)/notewave bench roofline --json build/roofline.json --plot build/roofline.png
+
+gpu-test: .venv/gpu
+	$(BIN)/pytest -m gpu -rs --junitxml build/gpu/tests.xml tests/gpu tests/test_kernels.py
+
+gpu-bench: .venv/gpu
+	tests/gpu/bench.sh
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -23,11 +36,18 @@ test: .venv/develop
 .venv/render: .venv/bin/python pyproject.toml $(FOLDERS)
 	$(PIP) install -e '.[cpu,plot]'
 	touch $@
+	rm -f .venv/gpu
 
 .venv/develop: .venv/bin/python pyproject.toml constraints.txt $(FOLDERS)
 	$(PIP) install -c constraints.txt -e '.[cpu,plot,rtx,export,train,evaluate,dev]'
 	$(PIP) install --no-deps basic-pitch==0.4.0
 	touch $@ .venv/render
+	rm -f .venv/gpu
+
+.venv/gpu: pyproject.toml tests/gpu/prepare.sh $(FOLDERS)
+	PYTHON=$(PYTHON) tests/gpu/prepare.sh
+	touch $@
+	rm -f .venv/render .venv/develop
 
 clean:
 	rm -rf .venv build *.egg-info demo.wav demo.png

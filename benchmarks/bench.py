@@ -57,6 +57,7 @@ COLUMNS = (
     "step_s",
     "decoder_s",
     "unconditional_decoder_s",
+    "overhead_s",
     "overhead_share",
     "vocoder_s",
     "load_s",
@@ -207,7 +208,7 @@ class Trial:
                 yield [stream.push(mel, last) for stream, mel in zip(streams, mels, strict=False)]
 
     def _note_stages(self, stages: StageTimer) -> None:
-        """Seconds of each graph's run; of a step, and the share of it that no graph takes.
+        """Seconds of each graph's run; of a step, and of its overhead: sampler update, noise, and the loop itself.
 
         A song's first segment, which has no context to attend to, does not count if there are others.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -13,35 +14,46 @@ from notewave.benchmarks.report import Case, Spread
 from notewave.errors import BackendError
 
 INT8_CEILING, FLOAT_CEILING = "onnxruntime MatMulInteger", "onnxruntime MatMul float32"
-Shape = tuple[int, int, int]  # rows, inner, columns
-_Maker = Callable[[int, int, int, "int | None"], Callable[[], object]]
+Shape = tuple[int, ...]  # rows, inner, columns of a product with weights; before them, of attention, how many at once
+_Maker = Callable[[Shape, "int | None"], Callable[[], object]]
 
 
 class Ceilings:
     """Products of these shapes, ready to be timed; each ``play`` times every engine on every shape once."""
 
-    def __init__(self, shapes: Sequence[Shape], threads: int | None = None) -> None:
-        """Raises BackendError when onnx is missing."""
-        self.shapes = shapes
-        self.seconds: dict[str, list[list[float]]] = {}  # by engine, by round, by shape
-        self._calls = {name: [make(*shape, threads) for shape in shapes] for name, make in _engines(threads).items()}
+    def __init__(self, weights: Sequence[Shape], attention: Sequence[Shape] = (), threads: int | None = None) -> None:
+        """Integers multiply weights only. Raises BackendError when onnx is missing."""
+        self.kinds = {"weights": weights, "attention": attention}
+        self.seconds: dict[str, dict[Shape, list[float]]] = {}  # by engine, by shape, of each round
+        self._calls = {
+            name: {shape: make(shape, threads) for shape in (*weights, *(attention if "float32" in name else ()))}
+            for name, make in _engines(threads).items()
+        }
 
     def play(self) -> None:
         """Time everything once."""
         for name, calls in self._calls.items():
-            self.seconds.setdefault(name, []).append([_quickest(call) for call in calls])
+            for shape, call in calls.items():
+                self.seconds.setdefault(name, {}).setdefault(shape, []).append(_quickest(call))
 
     def cases(self) -> list[Case]:
-        """Speed of each engine, on all shapes one after the other and on each."""
-        giga = 2e-9 * np.prod(self.shapes, axis=1)
+        """Speed of each engine: on the shapes of each kind one after the other, and on each shape."""
         cases = []
-        for name, rounds in self.seconds.items():
-            figures = {"all_gflops": Spread.of(giga.sum() / np.sum(rounds, axis=1))}
-            for index, shape in enumerate(self.shapes):
-                times = np.array(rounds)[:, index]
-                figures["x".join(map(str, shape)) + "_gflops"] = Spread.of(giga[index] / times)
+        for name, times in self.seconds.items():
+            figures = {}
+            for kind, shapes in self.kinds.items():
+                if all(shape in times for shape in shapes) and shapes:
+                    total_s = np.sum([times[shape] for shape in shapes], axis=0)
+                    figures[f"{kind}_gflops"] = Spread.of(sum(map(_giga, shapes)) / total_s)
+            for shape, seconds in times.items():
+                figures["x".join(map(str, shape)) + "_gflops"] = Spread.of(_giga(shape) / np.array(seconds))
             cases.append(Case({"ceiling": name}, figures))
         return cases
+
+
+def _giga(shape: Shape) -> float:
+    """10^9 operations of a product."""
+    return 2e-9 * math.prod(shape)
 
 
 def _engines(threads: int | None) -> dict[str, _Maker]:
@@ -58,69 +70,87 @@ def _engines(threads: int | None) -> dict[str, _Maker]:
     return engines
 
 
-def _ort_float(rows: int, inner: int, columns: int, threads: int | None) -> Callable[[], object]:
-    x, weights = _random((rows, inner)), _random((inner, columns))
-    return _ort_product("MatMul", x, {"weights": weights}, np.empty((rows, columns), np.float32), threads)
+def _factors(shape: Shape, x: type[Any] = np.float32, y: type[Any] = np.float32) -> tuple[Any, Any]:
+    """Random factors of a product of this shape."""
+    *count, rows, inner, columns = shape
+    return _random((*count, rows, inner), x), _random((*count, inner, columns), y)
 
 
-def _ort_integer(rows: int, inner: int, columns: int, threads: int | None) -> Callable[[], object]:
-    x, weights = _random((rows, inner), np.uint8), _random((inner, columns), np.int8)
-    constants = {"weights": weights, "zero": np.array(128, np.uint8)}
-    return _ort_product("MatMulInteger", x, constants, np.empty((rows, columns), np.int32), threads)
+def _ort_float(shape: Shape, threads: int | None) -> Callable[[], object]:
+    x, y = _factors(shape)
+    constant = len(shape) == 3
+    return _ort_product(
+        "MatMul", {"x": x} if constant else {"x": x, "y": y}, {"y": y} if constant else {}, np.float32, threads
+    )
 
 
-def _ort_dynamic(rows: int, inner: int, columns: int, threads: int | None) -> Callable[[], object]:
-    x, weights = _random((rows, inner)), _random((inner, columns), np.int8)
-    constants = {"weights": weights, "scale": np.full(columns, 0.01, np.float32)}
-    out = np.empty((rows, columns), np.float32)
-    return _ort_product("DynamicQuantizeMatMul", x, constants, out, threads, "com.microsoft")
+def _ort_integer(shape: Shape, threads: int | None) -> Callable[[], object]:
+    x, y = _factors(shape, np.uint8, np.int8)
+    return _ort_product("MatMulInteger", {"x": x}, {"y": y, "zero": np.array(128, np.uint8)}, np.int32, threads)
+
+
+def _ort_dynamic(shape: Shape, threads: int | None) -> Callable[[], object]:
+    x, y = _factors(shape, y=np.int8)
+    constants = {"y": y, "scale": np.full(shape[-1], 0.01, np.float32)}
+    return _ort_product("DynamicQuantizeMatMul", {"x": x}, constants, np.float32, threads, "com.microsoft")
 
 
 def _ort_product(
-    operator: str, x: Any, constants: dict[str, Any], out: Any, threads: int | None, domain: str = ""
+    operator: str,
+    inputs: dict[str, Any],
+    constants: dict[str, Any],
+    kind: type[Any],
+    threads: int | None,
+    domain: str = "",
 ) -> Callable[[], object]:
-    """A graph of one operator, bound to its input and output."""
+    """A graph of one operator, bound to its inputs and its output of this kind."""
     try:
         import onnx
         import onnxruntime
     except ImportError as error:
         raise BackendError(f"The ceilings were not measured: {error}. Install notewave[export].") from error
     helper = onnx.helper
+    shape = (*inputs["x"].shape[:-1], {**inputs, **constants}["y"].shape[-1])
+    bound = {**inputs, "out": np.empty(shape, kind)}
     ends = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-        for name, array in (("x", x), ("y", out))
+        for name, array in bound.items()
     ]
     weights = [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()]
-    node = helper.make_node(operator, ["x", *constants], ["y"], domain=domain)
-    graph = helper.make_graph([node], "product", ends[:1], ends[1:], weights)
+    node = helper.make_node(operator, [*inputs, *constants], ["out"], domain=domain)
+    graph = helper.make_graph([node], "product", ends[:-1], ends[-1:], weights)
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads or 0
     session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
-    binding.bind_input("x", "cpu", 0, x.dtype, x.shape, x.ctypes.data)
-    binding.bind_output("y", "cpu", 0, out.dtype, out.shape, out.ctypes.data)
-    keep = (x, out)  # the binding has only their addresses
-    return lambda: (session.run_with_iobinding(binding), keep)
+    for name, array in bound.items():
+        bind = binding.bind_output if name == "out" else binding.bind_input
+        bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    return lambda: (session.run_with_iobinding(binding), bound)  # the binding has only addresses
 
 
-def _torch_float(rows: int, inner: int, columns: int, threads: int | None) -> Callable[[], object]:
+def _torch_float(shape: Shape, threads: int | None) -> Callable[[], object]:
     import torch
 
     if threads:
         torch.set_num_threads(threads)
-    x, weights, out = torch.randn(rows, inner), torch.randn(columns, inner), torch.empty(rows, columns)
-    return lambda: torch.mm(x, weights.T, out=out)
+    x, y = map(torch.from_numpy, _factors(shape))
+    if len(shape) == 3:
+        y = y.T.contiguous().T  # weights lie transposed in torch's Linear
+    out = torch.empty(*x.shape[:-1], y.shape[-1])
+    return lambda: torch.matmul(x, y, out=out)
 
 
-def _numpy_float(rows: int, inner: int, columns: int, threads: int | None) -> Callable[[], object]:
+def _numpy_float(shape: Shape, threads: int | None) -> Callable[[], object]:
     del threads
-    x, weights, out = _random((rows, inner)), _random((inner, columns)), np.empty((rows, columns), np.float32)
-    return lambda: np.matmul(x, weights, out=out)
+    x, y = _factors(shape)
+    out = np.empty((*x.shape[:-1], y.shape[-1]), np.float32)
+    return lambda: np.matmul(x, y, out=out)
 
 
-def _random(shape: tuple[int, int], dtype: type[Any] = np.float32) -> Any:
+def _random(shape: tuple[int, ...], dtype: type[Any]) -> Any:
     random = np.random.default_rng(0)
     if dtype is np.float32:
         return random.standard_normal(shape, np.float32)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,7 +42,7 @@ from notewave.kernels.reference import sampler_step
 from notewave.mel import FRAMES, MELS, SEGMENT_SECONDS
 from notewave.samplers import sampler_table
 from notewave.synthesizer import Synthesizer
-from notewave.voice import PRECISIONS, Voice
+from notewave.voice import DESCRIPTION, PRECISIONS, Voice
 
 if TYPE_CHECKING:
     from notewave.export.checkpoints import Checkpoint
@@ -193,6 +195,25 @@ def open_peer(venv: Path, checkpoint: Path, threads: int | None) -> Iterator[Pee
             process.stdin.close()
 
 
+def exported(checkpoint: Path, precision: str) -> Voice:
+    """The checkpoint as a voice, kept beside it from run to run until the exporting code or the checkpoint changes."""
+    from notewave import export
+    from notewave.export.convert import export_checkpoint
+
+    digest = hashlib.sha256()
+    for path in sorted(Path(export.__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    for path in sorted(checkpoint.rglob("*.*")):
+        digest.update(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+    folder = checkpoint.with_name(f"{checkpoint.name}-{precision}-{digest.hexdigest()[:12]}")
+    if (folder / DESCRIPTION).is_file():
+        return Voice.load(folder)
+    for old in checkpoint.parent.glob(f"{checkpoint.name}-{precision}-*"):
+        shutil.rmtree(old)
+    log.warning("exporting %s in %s to %s", checkpoint, precision, folder)
+    return export_checkpoint(checkpoint, folder, precision=precision)
+
+
 def mel_difference(peer: Peer, voice: Voice, song: Sequence[Tokens], steps: int, folder: Path) -> float:
     """Largest difference in nats between the pipeline's mel of a song and the engine's, from the same noise."""
     out = folder / "peer.npz"
@@ -267,7 +288,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run ``notewave bench peer`` with parsed options."""
     from notewave.export.checkpoints import load_diffusers
-    from notewave.export.convert import export_checkpoint
 
     set_clock(options)
     song = synthetic_song(options.tokens, 2)
@@ -276,10 +296,7 @@ def run(options: argparse.Namespace) -> None:
         open_peer(options.venv, options.checkpoint, options.threads) as peer,
     ):
         facts = machine() | {f"peer {name}": number for name, number in peer.versions.items()}
-        voices = [
-            export_checkpoint(options.checkpoint, Path(temporary) / precision, precision=precision)
-            for precision in options.precision
-        ]
+        voices = [exported(options.checkpoint, precision) for precision in options.precision]
         our_steps = options.our_steps or voices[0].sampling.steps
         engines = [Engine(v, options.threads, song, our_steps if options.full else options.steps) for v in voices]
         sides: list[Side] = [peer, *engines]

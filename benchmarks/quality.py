@@ -8,13 +8,16 @@ with the reference step count: mel difference. Its floor is the reference with a
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from notewave.benchmarks.bench import voice_sha256
+from notewave.benchmarks.clock import CLOCK, add_clock_arguments, set_clock
 from notewave.benchmarks.report import (
     Case,
     Result,
@@ -26,70 +29,161 @@ from notewave.benchmarks.report import (
     new_figure,
     save_plot,
 )
-from notewave.midi import tokenize
+from notewave.codec import Tokens
+from notewave.mel import SEGMENT_SECONDS, log_mel
 from notewave.samplers import SAMPLERS
 from notewave.synthesizer import DEFAULT_VOICE, GRIFFIN_LIM, SamplingOptions, Synthesizer
 
 STEPS = (2, 4, 6, 8, 12, 20, 50)
-SCORES = ("note_f1", "note_f1_ratio", "drum_f1", "mel_error", "mel_error_audio", "frechet", "seam")
+
+_Mel = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One voice sampled in one way."""
+
+    voice: int  # its place in the list of voices
+    sampler: str
+    steps: int
+    guidance: float
+
+    @property
+    def options(self) -> SamplingOptions:
+        """Keyword arguments of a render."""
+        return {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance}
+
+
+def ways(
+    voices: Sequence[Synthesizer], samplers: Iterable[str], steps: Iterable[int], weights: Iterable[float]
+) -> list[Way]:
+    """What to compare: every sampler with every step count; every guidance weight; every voice.
+
+    Only one thing departs at a time from what the first voice recommends, samplers and step counts apart.
+    """
+    best = voices[0].voice.sampling
+    usual = Way(0, best.sampler, best.steps, best.guidance)
+    found = [
+        dataclasses.replace(usual, sampler=name, steps=count) for name, count in itertools.product(samplers, steps)
+    ]
+    found += [dataclasses.replace(usual, guidance=weight) for weight in weights]
+    found += [dataclasses.replace(usual, voice=index) for index in range(len(voices))]
+    return list(dict.fromkeys(found))
+
+
+class Judge:
+    """Songs as FluidSynth plays them, and what was heard in that; made once for all ways of sampling."""
+
+    def __init__(self, songs: Sequence[str], most_songs: int, segments: int) -> None:
+        """Raises what ``evaluate`` raises."""
+        from notewave.benchmarks.evaluate import _check_tools, _reference, _tokens
+        from notewave.benchmarks.judges import PitchedNotes, Transcriber
+        from notewave.export.training.data import SOUNDFONT
+
+        _check_tools(SOUNDFONT)
+        self.transcriber = Transcriber()
+        chosen = [*_tokens(songs).items()][:most_songs]
+        self.names = [name for name, _ in chosen]
+        self.songs = [_reference(tokens[:segments], SOUNDFONT) for _, tokens in chosen]
+        self.written = [PitchedNotes.of(song.notes) for song in self.songs]
+
+    def ceiling(self, singer: Synthesizer) -> str:
+        """What FluidSynth's own sound scores, as it is and through the voice's vocoder."""
+        own = [song.samples for song in self.songs]
+        vocoded = [singer.vocode(song.mel).samples for song in self.songs]
+        return f"FluidSynth's own note-F1 {self._note_f1(own):.3f}, through the vocoder {self._note_f1(vocoded):.3f}"
+
+    def figures(self, singer: Synthesizer, options: SamplingOptions) -> dict[str, Spread]:
+        """Scores of the songs together, and seconds of work for one of sound."""
+        from notewave.benchmarks.judges import drum_f1, mel_error, seam_score
+
+        start = CLOCK.now()
+        mels = [singer.spectrogram(song.tokens, **options) for song in self.songs]
+        sounds = [singer.vocode(mel).samples for mel in mels]
+        seconds = CLOCK.now() - start
+        pairs = [*zip(mels, sounds, self.songs, strict=True)]
+        drums = [drum_f1(log_mel(sound), song.notes) for _, sound, song in pairs if song.notes.is_drum.any()]
+        scores: dict[str, float] = {
+            "note_f1": self._note_f1(sounds),
+            "drum_f1": float(np.mean(drums)) if drums else np.nan,
+            "mel_error": float(np.mean([mel_error(mel, song.mel) for mel, _, song in pairs])),
+            "mel_error_audio": float(np.mean([mel_error(log_mel(sound), song.mel) for _, sound, song in pairs])),
+            "seam": seam_score(mels),
+            "real_time_factor": seconds / (SEGMENT_SECONDS * sum(len(song.tokens) for song in self.songs)),
+        }
+        return {name: Spread.of([score]) for name, score in scores.items() if np.isfinite(score)}
+
+    def _note_f1(self, sounds: Sequence[_Mel]) -> float:
+        """Mean over the songs that have pitched notes; NaN where none has."""
+        from notewave.benchmarks.judges import note_f1
+
+        pairs = [(sound, written) for sound, written in zip(sounds, self.written, strict=True) if len(written.pitches)]
+        scores = [note_f1(self.transcriber(sound), written) for sound, written in pairs]
+        return float(np.mean(scores)) if scores else np.nan
+
+
+class Reference:
+    """What the voice would sing with unlimited steps."""
+
+    def __init__(self, singer: Synthesizer, tokens: list[Tokens], steps: int) -> None:
+        self._tokens = tokens
+        full: SamplingOptions = {"sampler": "ancestral", "steps": steps, "guidance": singer.voice.sampling.guidance}
+        self._mel = singer.spectrogram(tokens, **full)
+        reseeded: SamplingOptions = {**full, "seed": 1}
+        floor = self.difference(singer, reseeded)
+        self.summary = f"ancestral, {steps} steps; with another seed it differs by {floor:.3f} nats"
+
+    def difference(self, singer: Synthesizer, options: SamplingOptions) -> float:
+        """Of a voice that sings the same."""
+        return mel_difference(singer.spectrogram(self._tokens, **options), self._mel)
 
 
 def measure(
     voices: Sequence[str],
-    samplers: Sequence[SamplingOptions],
+    samplers: Sequence[str] = tuple(SAMPLERS),
+    steps: Sequence[int] = STEPS,
+    weights: Sequence[float] = (),
     songs: Sequence[str] = ("piano",),
     *,
-    segments: int = 8,
+    most_songs: int = 4,
+    segments: int = 4,
     reference_steps: int = 1000,
     reference_segments: int = 2,
     backend: str = "auto",
     threads: int | None = None,
     vocoder: str | None = None,
 ) -> Result:
-    """Judge every voice with every way of sampling on the first ``segments`` segments of each song.
+    """Judge the voices in the ways that ``ways`` lists, on the first segments of the first songs.
 
-    songs: MIDI files, or names of held-out sets. The reference is made of the first voice, and of the first
+    songs: MIDI files, or names of held-out sets. The reference is made of the first voice and the first
     ``reference_segments`` segments of the first song. Raises what ``evaluate`` raises.
     """
-    from notewave.benchmarks.evaluate import evaluate
-    from notewave.benchmarks.songs import HELD_OUT, held_out_tokens
-
     facts = machine()
-    first = songs[0]
-    tokens = (held_out_tokens(HELD_OUT[first][0]) if first in HELD_OUT else tokenize(first))[:reference_segments]
-    singers = [Synthesizer(voice, backend=backend, threads=threads) for voice in voices]
-    guidance = singers[0].voice.sampling.guidance
-    full: SamplingOptions = {"sampler": "ancestral", "steps": reference_steps, "guidance": guidance}
-    reference = singers[0].spectrogram(tokens, **full)
-    reseeded: SamplingOptions = {**full, "seed": 1}
-    floor = mel_difference(singers[0].spectrogram(tokens, **reseeded), reference)
-    facts["reference"] = (
-        f"ancestral, {reference_steps} steps, guidance {guidance:g}; with another seed {floor:.3f} nats"
-    )
+    judge = Judge(songs, most_songs, segments)
+    singers = [Synthesizer(voice, backend=backend, threads=threads, vocoder=vocoder) for voice in voices]
+    reference = Reference(singers[0], judge.songs[0].tokens[:reference_segments], reference_steps)
+    facts["reference"] = reference.summary
+    facts["ceiling"] = judge.ceiling(singers[0])
+    facts["songs"] = f"{segments} segments of {', '.join(judge.names)}"
     cases = []
-    for (path, singer), sampling in itertools.product(zip(voices, singers, strict=True), samplers):
-        report = evaluate(
-            path, songs, max_segments=segments, backend=backend, threads=threads, vocoder=vocoder, **sampling
-        )
+    for way in ways(singers, samplers, steps, weights):
+        singer = singers[way.voice]
         settings: dict[str, Setting] = {"voice": singer.voice.name, "precision": singer.voice.precision}
-        settings |= {key: report.sampling[key] for key in ("sampler", "steps", "guidance")}
-        figures = {name: Spread.of([report.summary[name]]) for name in SCORES if np.isfinite(report.summary[name])}
-        difference = mel_difference(singer.spectrogram(tokens, **sampling), reference)
-        figures["mel_difference"] = Spread.of([difference])
-        figures["real_time_factor"] = Spread.of([song["real_time_factor"] for song in report.songs.values()])
+        settings |= {"sampler": way.sampler, "steps": way.steps, "guidance": way.guidance}
+        difference = reference.difference(singer, way.options)
+        figures = judge.figures(singer, way.options) | {"mel_difference": Spread.of([difference])}
         cases.append(Case(settings, figures))
-    return Result(
-        "quality", facts, {f"{s.voice.name} {s.voice.precision}": voice_sha256(s.voice) for s in singers}, cases
-    )
+    sums = {f"{singer.voice.name} {singer.voice.precision}": voice_sha256(singer.voice) for singer in singers}
+    return Result("quality", facts, sums, cases)
 
 
-def mel_difference(mel: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+def mel_difference(mel: _Mel, reference: _Mel) -> float:
     """Mean absolute difference of two log-mels of one shape, in nats."""
     return float(np.abs(mel - reference).mean(dtype=np.float64))
 
 
 def save_quality_plot(result: Result, path: str) -> None:
-    """Draw note-F1 and both mel distances over the step count, a line for each voice, sampler and guidance weight."""
+    """Draw note-F1 and both mel distances over the step count, a line for each voice, sampler and guidance."""
     figure = new_figure(15, 4.5)
     panels = {
         "note_f1": "note-F1",
@@ -115,27 +209,31 @@ def save_quality_plot(result: Result, path: str) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give a parser the options of ``notewave bench quality``."""
-    parser.add_argument("--voice", nargs="+", default=[DEFAULT_VOICE], help="bundled names or folders")
+    parser.add_argument("voices", metavar="VOICE", nargs="*", help="bundled names or folders, as of several precisions")
     parser.add_argument("--song", nargs="+", default=["piano"], help="MIDI files, or the held-out sets piano and band")
-    parser.add_argument("--segments", type=int, default=8, help="of each song (default 8)")
+    parser.add_argument("--songs", type=int, default=4, help="how many of them at most (default 4)")
+    parser.add_argument("--segments", type=int, default=4, help="of each, 5.12 s long (default 4)")
     parser.add_argument("--sampler", nargs="+", default=list(SAMPLERS))
-    parser.add_argument("--steps", nargs="+", type=int, default=list(STEPS))
-    parser.add_argument("--guidance", nargs="+", type=float, default=[None])
+    parser.add_argument("--steps", nargs="+", type=int, default=list(STEPS), help="each with each sampler")
+    parser.add_argument("--guidance", nargs="+", type=float, default=[], help="weights to try beside the voice's own")
     parser.add_argument("--reference-steps", type=int, default=1000, help="of the reference (default 1000)")
     parser.add_argument("--reference-segments", type=int, default=2, help="of the first song (default 2)")
     parser.add_argument("--backend", default="auto")
-    parser.add_argument("--threads", type=int)
     parser.add_argument("--vocoder", choices=[GRIFFIN_LIM], help="in the place of the voice's own")
-    add_output_arguments(parser)
+    add_clock_arguments(parser)
+    add_output_arguments(parser, repeats=False)
 
 
 def run(options: argparse.Namespace) -> None:
     """Run ``notewave bench quality`` with parsed options."""
-    ways = itertools.product(options.sampler, options.steps, options.guidance)
+    set_clock(options)
     result = measure(
-        options.voice,
-        [{"sampler": sampler, "steps": steps, "guidance": guidance} for sampler, steps, guidance in ways],
+        options.voices or [DEFAULT_VOICE],
+        options.sampler,
+        options.steps,
+        options.guidance,
         options.song,
+        most_songs=options.songs,
         segments=options.segments,
         reference_steps=options.reference_steps,
         reference_segments=options.reference_segments,
@@ -143,4 +241,5 @@ def run(options: argparse.Namespace) -> None:
         threads=options.threads,
         vocoder=options.vocoder,
     )
-    finish(result, options, f"reference: {result.machine['reference']}\n{result.table()}", save_quality_plot)
+    facts = [f"{name}: {result.machine[name]}" for name in ("songs", "reference", "ceiling")]
+    finish(result, options, "\n".join([*facts, result.table()]), save_quality_plot)

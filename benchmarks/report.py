@@ -185,9 +185,10 @@ def _suffix(name: str) -> str:
     return next((suffix for suffix in UNITS if name.endswith(suffix)), "")
 
 
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+def add_output_arguments(parser: argparse.ArgumentParser, repeats: bool = True) -> None:
     """Options that every benchmark has."""
-    parser.add_argument("--repeat", type=int, default=5, help="rounds to take medians over (default 5)")
+    if repeats:
+        parser.add_argument("--repeat", type=int, default=5, help="rounds to take medians over (default 5)")
     parser.add_argument("--json", metavar="OUT.json", type=Path, help="write the result")
     parser.add_argument("--plot", metavar="OUT.png", help="draw the result")
 

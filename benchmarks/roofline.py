@@ -130,30 +130,33 @@ def predict(card: Card, found: Sequence[Product]) -> tuple[float, float]:
     return bound_s, predicted_s
 
 
-def bound(found: Sequence[Product], rate: float, float_rate: float) -> float:
-    """Seconds of products with weights at one rate (operations a second), and of the others at float32's."""
-    return operations(found, True) / rate + operations(found, False) / float_rate
+def bound(found: Sequence[Product], weights: float, attention: float) -> float:
+    """Seconds of products with weights at one rate (operations a second), and of attention's at another."""
+    return operations(found, True) / weights + operations(found, False) / attention
+
+
+def rates(ceilings: Sequence[Case], engine: str) -> tuple[float, float]:
+    """Operations a second of an engine's products with weights and of attention's, which integers leave to float32."""
+    figures = {str(case.settings["ceiling"]): case.figures for case in ceilings}
+    attention = figures[engine].get("attention_gflops", figures[FLOAT_CEILING]["attention_gflops"])
+    return figures[engine]["weights_gflops"].median * 1e9, attention.median * 1e9
 
 
 def step_bounds(ceilings: Sequence[Case], found: Sequence[Product]) -> list[Case]:
     """The ceilings, each with what it leaves as the least time of a denoising step of these products."""
-    rates = {str(case.settings["ceiling"]): case.figures["all_gflops"].median * 1e9 for case in ceilings}
     bounded = []
     for case in ceilings:
-        name = str(case.settings["ceiling"])
-        float_rate = rates[name if name.endswith("float32") else FLOAT_CEILING]
-        step_s = Spread.of([bound(found, rates[name], float_rate)])
-        bounded.append(Case(case.settings, {"step_bound_s": step_s, **case.figures}))
+        step_s = bound(found, *rates(ceilings, str(case.settings["ceiling"])))
+        bounded.append(Case(case.settings, {"step_bound_s": Spread.of([step_s]), **case.figures}))
     return bounded
 
 
 def stage_cases(trial: Trial, ceilings: Sequence[Case]) -> list[Case]:
     """Each stage of a trial that was played: operations, bytes, and how near it comes to the ceilings.
 
-    A stage's bound is its products with weights at ONNX Runtime's ceiling for the voice's precision, the others at its
-    ceiling for float32.
+    A stage's bound is its products at ONNX Runtime's ceilings: those with weights at the one for the voice's precision,
+    attention's at that for float32. The keys and values of the cross-attention are float32 in every voice.
     """
-    rates = {str(case.settings["ceiling"]): case.figures["all_gflops"].median * 1e9 for case in ceilings}
     int8 = trial.voice.precision == "int8"
     tokens = int(np.median([len(segment) for segment in trial.song]))
     cases = []
@@ -164,11 +167,12 @@ def stage_cases(trial: Trial, ceilings: Sequence[Case]) -> list[Case]:
         found = products(
             network, trial.voice.dimensions, tokens, steps=trial.job.table.steps, batch=len(trial.job.seeds)
         )
-        bound_s = bound(found, rates[INT8_CEILING if int8 else FLOAT_CEILING], rates[FLOAT_CEILING])
+        integer = int8 and network.endswith(("encoder", "decoder"))
+        bound_s = bound(found, *rates(ceilings, INT8_CEILING if integer else FLOAT_CEILING))
         figures = {
             "measured_s": Spread.of(measured),
             "gflop": Spread.of([operations(found) * 1e-9]),
-            "memory_mib": Spread.of([traffic(found, 1 if int8 else 4) / 2**20]),
+            "memory_mib": Spread.of([traffic(found, 1 if integer else 4) / 2**20]),
             "bound_s": Spread.of([bound_s]),
             "achieved_gflops": Spread.of(operations(found) * 1e-9 / np.array(measured)),
             "of_ceiling": Spread.of(bound_s / np.array(measured)),
@@ -221,8 +225,10 @@ def run(options: argparse.Namespace) -> None:
     settings = Settings(options.voice, "cpu", options.threads, None, options.steps, options.guidance, 1, options.tokens)
     trial = Trial(settings, synthetic_song(options.tokens, 2))
     size = trial.voice.dimensions
-    linear = [p for p in products("unconditional_decoder", size, 1) if p.weights and p.layers > 1]
-    ceilings = Ceilings([(p.rows, p.inner, p.columns) for p in linear], options.threads)
+    repeated = [p for p in products("decoder", size, options.tokens) if p.layers > 1]
+    shapes = {(p.rows, p.inner, p.columns) if p.weights else (p.count, p.rows, p.inner, p.columns) for p in repeated}
+    weights, attention = ([shape for shape in sorted(shapes) if len(shape) == length] for length in (3, 4))
+    ceilings = Ceilings(weights, attention, options.threads)
     for round_ in range(options.repeat + 1):  # in turn, so that both see the same machine
         ceilings.play()
         trial.play()

@@ -6,6 +6,7 @@ module that calls either; tests put a simulated device in its place.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 from collections.abc import Callable
 from types import TracebackType
@@ -19,6 +20,9 @@ from notewave.kernels.loader import SIGNATURES, THREADS
 
 Kernel = Callable[..., None]  # (grid, stream, *arguments), as in loader.SIGNATURES
 MIB = 1 << 20
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: not ordered with other libraries' work on the default stream
+
+_contexts: dict[int, Any] = {}  # each GPU's primary context, which a process holds to its end
 
 
 class CudaDevice:
@@ -26,6 +30,8 @@ class CudaDevice:
 
     def __init__(self, ordinal: int = 0) -> None:
         """Raises BackendError when PyCUDA, the driver or the GPU is missing."""
+        if not isinstance(ordinal, int) or ordinal < 0:
+            raise BackendError(f"there is no GPU {ordinal!r}: GPUs are numbered from 0. `nvidia-smi -L` lists them.")
         try:
             self._cuda = importlib.import_module("pycuda.driver")
         except ImportError as error:
@@ -36,7 +42,9 @@ class CudaDevice:
         try:
             self._cuda.init()
             device = self._cuda.Device(ordinal)
-            self._context = device.retain_primary_context()
+            if ordinal not in _contexts:
+                _contexts[ordinal] = device.retain_primary_context()
+            self._context = _contexts[ordinal]
         except self._cuda.Error as error:
             raise BackendError(
                 f"GPU {ordinal} cannot be used ({error}). Check nvidia-smi: the driver must be running and see it."
@@ -69,21 +77,35 @@ class CudaDevice:
         try:
             return self._cuda.mem_alloc(size)
         except self._cuda.MemoryError as error:
-            free, total = self._cuda.mem_get_info()
+            free, total = self.memory()
             raise BackendError(
                 f"out of GPU memory: {purpose} needs {size / MIB:.0f} MiB in one piece, and {free / MIB:.0f} of "
                 f"{total / MIB:.0f} MiB are free on {self.name}. "
                 "Close other programs on the GPU, or take fewer songs or steps."
             ) from error
 
+    def memory(self) -> tuple[int, int]:
+        """Bytes of device memory that are free, and all there are."""
+        free, total = self._cuda.mem_get_info()
+        return int(free), int(total)
+
     def pinned(self, size: int) -> NDArray[np.uint8]:
-        """Page-locked host memory, which copies run from and to while the host goes on."""
-        memory: NDArray[np.uint8] = self._cuda.pagelocked_empty(size, np.uint8)
+        """Page-locked host memory, which copies run from and to while the host goes on.
+
+        Raises BackendError with the size when there is not enough.
+        """
+        try:
+            memory: NDArray[np.uint8] = self._cuda.pagelocked_empty(size, np.uint8)
+        except self._cuda.MemoryError as error:
+            raise BackendError(
+                f"out of page-locked host memory: {size / MIB:.0f} MiB are needed in one piece. "
+                "Close other programs, or take fewer songs or steps."
+            ) from error
         return memory
 
     def stream(self) -> Any:
         """A new stream: an object with handle and synchronize()."""
-        return self._cuda.Stream()
+        return self._cuda.Stream(NON_BLOCKING)
 
     def upload(self, target: int, source: NDArray[Any], stream: Any) -> None:
         """Copy host memory to a device address."""
@@ -102,8 +124,14 @@ class CudaDevice:
         self._cuda.memset_d8_async(target, 0, size, stream)
 
     def kernels(self, image: bytes) -> dict[str, Kernel]:
-        """Load the project's kernels from a cubin, by name."""
-        module = self._cuda.module_from_buffer(image)
+        """Load the project's kernels from a cubin, by name. Raises BackendError when the driver refuses it."""
+        try:
+            module = self._cuda.module_from_buffer(image)
+        except self._cuda.Error as error:
+            raise BackendError(
+                f"the CUDA kernels do not load ({error}; driver for CUDA {self.driver} on {self.name}). "
+                "Update the driver, or build on this machine: notewave build VOICE."
+            ) from error
         return {name: self._kernel(module, name, signature) for name, signature in SIGNATURES.items()}
 
     def _kernel(self, module: Any, name: str, signature: str) -> Kernel:
@@ -128,7 +156,9 @@ class CudaDevice:
         try:
             issue()
         except BaseException as error:
-            driver.cuStreamEndCapture(handle)
+            ended, abandoned = driver.cuStreamEndCapture(handle)
+            if ended == driver.CUresult.CUDA_SUCCESS:
+                driver.cuGraphDestroy(abandoned)
             if isinstance(error, self._cuda.Error):
                 raise BackendError(f"a launch cannot be recorded in a graph ({error}). Update the driver.") from error
             raise
@@ -156,7 +186,8 @@ class Graph:
             self._executable = None
 
     def __del__(self) -> None:
-        self.free()
+        if _contexts:
+            self.free()
 
 
 def _checked(driver: Any, result: tuple[Any, ...]) -> Any:
@@ -165,3 +196,11 @@ def _checked(driver: Any, result: tuple[Any, ...]) -> Any:
     if error != driver.CUresult.CUDA_SUCCESS:
         raise BackendError(f"the CUDA driver refused a graph ({error.name}). Update the driver, or pass graphs=False.")
     return values[0] if values else None
+
+
+@atexit.register
+def _release_contexts() -> None:
+    """Give the contexts back by name: PyCUDA's destructor takes a primary context for one of its own, and complains."""
+    for context in _contexts.values():
+        context.detach()
+    _contexts.clear()

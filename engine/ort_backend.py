@@ -1,4 +1,8 @@
-"""ONNX Runtime: the voice's graphs on the CPU, or on a GPU by its CUDA provider, bound to buffers allocated once."""
+"""ONNX Runtime: the voice's graphs on the CPU, or on a GPU by its CUDA provider, bound to buffers allocated once.
+
+Options of the CUDA backend are those of ONNX Runtime's CUDA provider; any named trt_... are for its TensorRT provider,
+which then stands in front of CUDA's.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from notewave.backend import FloatArray, Job, pad_tokens
 from notewave.codec import PAD, Tokens
 from notewave.contracts import Contract, contracts, keys_values
 from notewave.errors import BackendError, VoiceError
-from notewave.kernels.reference import sampler_step
+from notewave.kernels.reference import mel_to_context, sampler_step
 from notewave.mel import FRAMES, MELS
 from notewave.samplers import SamplerTable
 from notewave.voice import Voice, graph_name
@@ -32,6 +36,8 @@ except ImportError as error:
     ) from error
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+TENSORRT = "TensorrtExecutionProvider"
+CUDA_DEFAULTS = {"use_tf32": "0"}  # float32 products as the CPU's, which TF32 would round to 10 bits
 KEPT_SCHEDULES = 4  # FiLM tables kept for the schedules used last
 
 
@@ -40,6 +46,17 @@ def usable_devices() -> list[str]:
     has_driver = ctypes.util.find_library("cuda") is not None
     available = onnxruntime.get_available_providers()
     return [device for device, name in PROVIDERS.items() if name in available and (device == "cpu" or has_driver)]
+
+
+def execution_providers(device: str, options: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """ONNX Runtime's providers for a device, the first asked first, each with its options."""
+    if device == "cpu":
+        return [(PROVIDERS["cpu"], options)]
+    tensorrt = {name: value for name, value in options.items() if name.startswith("trt_")}
+    cuda = CUDA_DEFAULTS | {name: value for name, value in options.items() if name not in tensorrt}
+    if tensorrt:
+        tensorrt |= {"device_id": cuda["device_id"]} if "device_id" in cuda else {}
+    return [*([(TENSORRT, tensorrt)] if tensorrt else []), (PROVIDERS["cuda"], cuda), (PROVIDERS["cpu"], {})]
 
 
 class Graph:
@@ -52,11 +69,22 @@ class Graph:
         settings.intra_op_num_threads = threads or 0
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
-        providers = [(PROVIDERS[device], options), (PROVIDERS["cpu"], {})][: 1 if device == "cpu" else 2]
+        providers = execution_providers(device, options)
         try:
             self.session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
         except Exception as error:  # ONNX Runtime raises many types of its own
+            if device != "cpu":
+                raise BackendError(
+                    f"{path} does not load in ONNX Runtime's {providers[0][0]} ({error}). Check its options and the "
+                    "GPU's free memory."
+                ) from error
             raise VoiceError(f"{path} does not load in ONNX Runtime ({error}). Export the voice again.") from error
+        if providers[0][0] not in (taken := self.session.get_providers()):  # a provider that fails is passed over
+            raise BackendError(
+                f"ONNX Runtime cannot load its {providers[0][0]} and took {', '.join(taken)}; why is on stderr. "
+                "Install the libraries it needs: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+                f"{' tensorrt' if providers[0][0] == TENSORRT else ''}."
+            )
         self.device = device
         _check_contract(path, contract, self.session)
 
@@ -69,12 +97,12 @@ class Graph:
 class Slab:
     """Float32 memory on the device, taken once; the pages of a CPU slab cost nothing until they are written."""
 
-    def __init__(self, size: int, device: str) -> None:
+    def __init__(self, size: int, device: str, ordinal: int) -> None:
         if device == "cpu":
             self.memory: Any = np.empty(size, np.float32)
             self.pointer = int(self.memory.ctypes.data)
         else:
-            self.memory = onnxruntime.OrtValue.ortvalue_from_shape_and_type([size], np.float32, device, 0)
+            self.memory = onnxruntime.OrtValue.ortvalue_from_shape_and_type([size], np.float32, device, ordinal)
             self.pointer = int(self.memory.data_ptr())
 
 
@@ -89,6 +117,9 @@ class OrtBackend:
             )
         self.name = device
         self.voice = voice
+        self._ordinal = int(options.get("device_id", 0))
+        if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()  # CUDA and cuDNN from pip's packages, where they are not installed otherwise
         self.graphs = _shared_graphs(voice, device, threads, options)
         self._idle: dict[int, list[Workspace]] = {}  # by batch
         self._lock = threading.Lock()
@@ -97,20 +128,35 @@ class OrtBackend:
     def start(self, job: Job) -> Iterator[OrtRun]:
         """Begin a batch of songs on buffers that no other run is using, and leave them to the next run."""
         batch = len(job.seeds)
-        with self._lock:
-            idle = self._idle.setdefault(batch, [])
-            workspace = idle.pop() if idle else Workspace(self.voice, batch, self.name)
-        try:
-            yield OrtRun(self.graphs, workspace, job)
-        finally:
-            idle.append(workspace)
+        with _failures(self.name):
+            with self._lock:
+                idle = self._idle.setdefault(batch, [])
+                workspace = idle.pop() if idle else Workspace(self.voice, batch, self.name, self._ordinal)
+            try:
+                yield OrtRun(self.graphs, workspace, job)
+            finally:
+                idle.append(workspace)
 
     def vocode(self, mel: FloatArray, frame: int) -> FloatArray:
         """See ``notewave.backend.Backend.vocode``."""
         inputs: dict[str, NDArray[Any]] = {"mel": mel}
         if self.voice.vocoder is not None and self.voice.vocoder.positional:
             inputs["frame"] = np.array([frame], np.int64)
-        return self.graphs["vocoder"].run(inputs)[0]
+        with _failures(self.name):
+            return self.graphs["vocoder"].run(inputs)[0]
+
+
+@contextlib.contextmanager
+def _failures(device: str) -> Iterator[None]:
+    """Make a BackendError of what ONNX Runtime raises on a GPU: out of memory, with sizes, or a failed call."""
+    try:
+        yield
+    except Exception as error:
+        if device == "cpu" or not type(error).__module__.startswith("onnxruntime"):
+            raise
+        raise BackendError(
+            f"ONNX Runtime failed on the GPU ({error}). Close other programs on it, or take fewer songs."
+        ) from error
 
 
 ALWAYS_NEEDED = ("note_encoder", "context_encoder", "cross_attention", "decoder", "vocoder")
@@ -169,8 +215,8 @@ def _shared_graphs(voice: Voice, device: str, threads: int | None, options: dict
 class Workspace:
     """Every buffer that one run needs, for a batch of B songs."""
 
-    def __init__(self, voice: Voice, batch: int, device: str) -> None:
-        self.batch, self.device = batch, device
+    def __init__(self, voice: Voice, batch: int, device: str, ordinal: int) -> None:
+        self.batch, self.device, self._ordinal = batch, device, ordinal
         self.size = size = voice.dimensions
         shape = (batch, FRAMES, MELS)
         self.x = np.empty(shape, np.float32)
@@ -182,14 +228,14 @@ class Workspace:
         self.keys = 0  # J of the segment at hand
         self._row = batch * size.heads * size.head_width  # floats a key or value takes in one layer
         self._capacity = (size.max_tokens + FRAMES) * self._row
-        self.keys_values = Slab(2 * size.decoder_layers * self._capacity, device)
+        self.keys_values = Slab(2 * size.decoder_layers * self._capacity, device, ordinal)
 
     def bind_keys_values(self, bind: Callable[..., None]) -> None:
         """Bind each layer's keys and values where they lie, as inputs or as outputs."""
         shape = (self.batch, self.size.heads, self.keys, self.size.head_width)
         for index, tensor in enumerate(keys_values(self.size)):
             pointer = self.keys_values.pointer + 4 * index * self._capacity
-            bind(tensor.name, self.device, 0, np.float32, shape, pointer)
+            bind(tensor.name, self.device, self._ordinal, np.float32, shape, pointer)
 
 
 class OrtRun:
@@ -238,7 +284,7 @@ class OrtRun:
         notes = self._graphs["note_encoder"].run({"tokens": tokens})[0]
         context = np.empty((space.batch, 0, space.size.width), np.float32)
         if self._segment:
-            context = self._graphs["context_encoder"].run({"mel": np.clip(space.x, -1.0, 1.0)})[0]
+            context = self._graphs["context_encoder"].run({"mel": mel_to_context(space.x)})[0]
         space.keys = notes.shape[1] + context.shape[1]
         space.mask = np.zeros((space.batch, 1, 1, space.keys), np.float32)
         space.mask[:, 0, 0, : tokens.shape[1]][tokens == PAD] = np.finfo(np.float32).min

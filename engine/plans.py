@@ -96,6 +96,9 @@ class PlanRecord:
 
 
 REBUILD = "Build the plans again: notewave build VOICE."
+NO_INTEGERS = (
+    "voice {!r} holds 8-bit weights, which GPU plans are not made of. Export it with --precision fp32 or fp16."
+)
 
 
 def load_tensorrt() -> Any:
@@ -168,6 +171,8 @@ def find_plans(voice: Voice, trt: Any, capability: tuple[int, int], precision: s
 
     Raises BackendError that says what is there instead and why it does not fit.
     """
+    if voice.precision == "int8":
+        raise BackendError(NO_INTEGERS.format(voice.name))
     home, tried = plans_home(), []
     for choice in (precision,) if precision else PRECISIONS:
         target = target_of(voice, trt, capability, choice)
@@ -195,7 +200,7 @@ def check_plans(folder: Path, target: Target) -> None:
         path = folder / name
         size = path.stat().st_size if path.is_file() else 0
         if size != expected.bytes:
-            raise BackendError(f"{path} has {size} bytes of {expected.bytes}: it was cut short. {REBUILD}")
+            raise BackendError(f"{path} has {size} bytes of {expected.bytes}: it was cut short or changed. {REBUILD}")
         if FileRecord.of(path) != expected:
             raise BackendError(f"{path} does not match its SHA-256 in {DESCRIPTION}: it was changed. {REBUILD}")
 

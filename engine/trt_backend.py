@@ -99,7 +99,11 @@ class TensorRTBackend:
             yield TensorRTRun(workspace, job)
         finally:
             with self.device, self._lock:
-                workspace.stream.synchronize()  # a run may be left with a segment under way
+                try:
+                    workspace.stream.synchronize()  # a run may be left with a segment under way
+                except BaseException:
+                    workspace.free()
+                    raise
                 self._idle.append(workspace)
                 while len(self._idle) > KEPT_WORKSPACES:
                     self._idle.popleft().free()
@@ -327,6 +331,7 @@ class Program:
         self._encoders = [networks[name] for name in ("note_encoder", "context_encoder", "cross_attention")]
         self._decoders = [network for name, network in networks.items() if name.endswith("decoder")]
         self._film_bytes = 4 * math.prod(shape_of(space.contracts["decoder"].inputs[1], {}))
+        self._blocks = grid(FRAMES * MELS, space.shape.batch)
         self._step = space.kernels[STEP_KERNELS[space.engines.dtype("decoder", "prediction")]]
         films, rows = space.address["films"], space.address["rows"]
         self._steps = [
@@ -360,7 +365,7 @@ class Program:
     def _issue(self) -> None:
         """Launch everything, in order; nothing here allocates, waits or computes."""
         space, device, stream, address = self._space, self._space.device, self._space.stream, self._space.address
-        blocks = grid(FRAMES * MELS, space.shape.batch)
+        blocks = self._blocks
         device.upload(address["staged"], space.staging.memory, stream)
         for encoder in self._encoders:
             encoder(stream)
@@ -415,7 +420,12 @@ class VocoderLane:
         addresses = {name: self._base + offset for name, offset in self._inputs.offsets.items()}
         addresses["audio"] = self._slab.address["audio"]
         self._stream = self._device.stream()
-        self._network = Executor(engines, "vocoder", addresses, (self._slab.address["scratch"], scratch))
+        try:
+            self._network = Executor(engines, "vocoder", addresses, (self._slab.address["scratch"], scratch))
+        except BaseException:
+            self._slab.free()
+            raise
+        self._engines, self._seen = engines, set[tuple[int, int]]()  # shapes that TensorRT has compiled for
 
     def __call__(self, mel: FloatArray, frame: int) -> FloatArray:
         """Log-mel [B, V, M] -> audio [B, HOP V]."""
@@ -434,6 +444,9 @@ class VocoderLane:
         self._network(self._stream)
         self._device.download(audio, self._slab.address["audio"], self._stream)
         self._stream.synchronize()
+        if (batch, frames) not in self._seen:
+            self._seen.add((batch, frames))
+            self._engines.save_caches()
         return audio.reshape(batch, HOP * frames).copy()
 
 

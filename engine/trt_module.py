@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from notewave.contracts import Tensor
-from notewave.device import CudaDevice
+from notewave.device import MIB, CudaDevice
 from notewave.errors import BackendError, OutputError
 from notewave.files import atomic_file
 from notewave.plans import REBUILD
@@ -29,7 +29,14 @@ class Engines:
         self.capture = graphs  # whether launches are captured in graphs of our own
         self._trt, self._graphs = trt, graphs
         self._log = _logger(trt)
-        self._runtime = trt.Runtime(self._log)
+        try:
+            self._runtime = trt.Runtime(self._log)
+        except (RuntimeError, TypeError) as error:  # what its bindings make of a null pointer
+            reason = self._log.last or error
+            raise BackendError(
+                f"{trt.__name__} {trt.__version__} does not start ({reason}; driver for CUDA {device.driver}). "
+                "Update the driver."
+            ) from error
         self._open: dict[str, Any] = {}
         self._caches: dict[str, Any] = {}
         self._lock = threading.RLock()
@@ -43,7 +50,8 @@ class Engines:
 
     def drop(self, network: str) -> None:
         """Give a network's memory back."""
-        self._open.pop(network, None)
+        with self._lock:
+            self._open.pop(network, None)
 
     def item_bytes(self, network: str, tensor: str) -> int:
         """Bytes of one element of a network's input or output."""
@@ -59,9 +67,12 @@ class Engines:
         return max(self[network].device_memory_size_v2 for network in networks)
 
     def context(self, network: str) -> Any:
-        """A new execution context, whose memory is ours to give."""
+        """A new execution context, whose memory is ours to give. Raises BackendError when there can be none."""
         with self._lock:
-            return self._context(self[network], network)
+            context = self._context(self[network], network)
+        if context is None:
+            raise self.failure(f"{network}.plan cannot be run; {self._free_memory()}")
+        return context
 
     def _context(self, engine: Any, network: str) -> Any:
         trt = self._trt
@@ -74,7 +85,8 @@ class Engines:
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         own = self._graphs and not self.capture
         config.cuda_graph_strategy = getattr(trt.CudaGraphStrategy, "WHOLE_GRAPH_CAPTURE" if own else "DISABLED")
-        config.set_runtime_cache(self._cache(network, config))
+        if not config.set_runtime_cache(self._cache(network, config)):
+            log.warning("TensorRT takes no cache of what it compiles; each start compiles again")
         return engine.create_execution_context(config)
 
     def failure(self, what: str) -> BackendError:
@@ -83,9 +95,11 @@ class Engines:
 
     def save_caches(self) -> None:
         """Keep what TensorRT-RTX compiled for this GPU, so that the next process need not compile it again."""
-        for network, cache in self._caches.items():
-            path, content = self._cache_path(network), bytes(cache.serialize())
-            if path.is_file() and path.stat().st_size == len(content):
+        with self._lock:
+            contents = {self._cache_path(network): cache.serialize() for network, cache in self._caches.items()}
+        for path, compiled in contents.items():
+            content = b"" if compiled is None else bytes(compiled)
+            if not content or (path.is_file() and path.read_bytes() == content):
                 continue
             try:
                 with atomic_file(path) as temporary:
@@ -102,12 +116,16 @@ class Engines:
                 _, bits = self._runtime.get_engine_validity(plan)
                 causes = self._trt.EngineInvalidityDiagnostics.__members__.items()
                 reason = "; ".join([name for name, cause in causes if int(bits) & int(cause)] + [reason])
-            free = f"driver for CUDA {self.device.driver} on {self.device.name}"
             raise BackendError(
-                f"{self.folder / network}.plan does not load ({reason}; {free}). Update the driver, free GPU memory, "
-                "or build the plans again: notewave build VOICE."
+                f"{self.folder / network}.plan, {len(plan) / MIB:.0f} MiB, does not load ({reason}; driver for CUDA "
+                f"{self.device.driver} on {self.device.name}; {self._free_memory()}). Update the driver, free GPU "
+                "memory, or build the plans again: notewave build VOICE."
             )
         return engine
+
+    def _free_memory(self) -> str:
+        free, total = self.device.memory()
+        return f"{free / MIB:.0f} of {total / MIB:.0f} MiB of GPU memory are free"
 
     def _cache(self, network: str, config: Any) -> Any:
         if network not in self._caches:
@@ -134,7 +152,8 @@ class Executor:
     def bind(self, addresses: Mapping[str, int]) -> None:
         """Say where inputs and outputs lie."""
         for name, address in addresses.items():
-            self.context.set_tensor_address(name, address)
+            if not self.context.set_tensor_address(name, address):
+                raise self.engines.failure(f"{self.network}.plan does not take {name} at {address:#x}")
 
     def reshape(self, inputs: Sequence[Tensor], axes: Axes) -> None:
         """Set the shapes of all inputs; raises BackendError when the plan does not take them."""

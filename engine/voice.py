@@ -178,8 +178,8 @@ def graph_name(network: str) -> str:
 
 def bundled_voices() -> dict[str, Path]:
     """Folders of the voices that ship with the package, by name."""
-    root = Path(str(resources.files("notewave"))) / "voices"
-    return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{DESCRIPTION}"))}
+    root = Path(str(resources.files("notewave"))) / "voices"  # in an editable install its files are links
+    return {path.parent.name: path.resolve().parent for path in sorted(root.glob(f"*/{DESCRIPTION}"))}
 
 
 def _find(voice: str | os.PathLike[str]) -> Path:

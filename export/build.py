@@ -20,6 +20,7 @@ from notewave.plans import (
     FORMAT,
     KERNELS,
     MAX_BATCH,
+    NO_INTEGERS,
     PRECISIONS,
     RTX,
     Extent,
@@ -57,10 +58,7 @@ def build_plans(
     if precision not in PRECISIONS:
         raise BackendError(f"there is no plan precision {precision!r}. Choose one of {', '.join(PRECISIONS)}.")
     if voice.precision == "int8":
-        raise VoiceError(
-            f"voice {voice.name!r} holds 8-bit weights, which GPU plans are not made of. "
-            "Export it with --precision fp32 or fp16."
-        )
+        raise VoiceError(NO_INTEGERS.format(voice.name))
     trt = trt or load_tensorrt()
     capability = compute_capability or _local_capability()
     _check_target(trt, capability, precision)

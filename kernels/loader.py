@@ -44,10 +44,14 @@ def compile_kernels(capability: tuple[int, int]) -> bytes:
     Raises BackendError when neither is there, or when it refuses.
     """
     target = f"sm_{capability[0]}{capability[1]}"
-    nvrtc = _nvrtc()
+    nvrtc, nvcc = _nvrtc(), shutil.which("nvcc")
     if nvrtc is not None:
-        return _by_nvrtc(nvrtc, target)
-    if shutil.which("nvcc"):
+        try:
+            return _by_nvrtc(nvrtc, target)
+        except BackendError:
+            if nvcc is None:
+                raise
+    if nvcc:
         return _by_nvcc(target)[0]
     raise BackendError(
         "the CUDA kernels cannot be compiled: neither NVRTC nor nvcc is here. "
@@ -77,17 +81,21 @@ def _by_nvrtc(nvrtc: Any, target: str) -> bytes:
     error, program = nvrtc.nvrtcCreateProgram(
         source().encode(), SOURCE.encode(), len(HEADERS), headers, [name.encode() for name in HEADERS]
     )
-    options = [flag.encode() for flag in (f"--gpu-architecture={target}", *FLAGS)]
-    (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        text = bytearray(nvrtc.nvrtcGetProgramLogSize(program)[1])
-        nvrtc.nvrtcGetProgramLog(program, text)
-        reason = text.rstrip(b"\0").decode(errors="replace").strip() or error.name
-        raise BackendError(f"NVRTC cannot compile the CUDA kernels for {target}: {reason}. {_CURE}")
-    image = bytearray(nvrtc.nvrtcGetCUBINSize(program)[1])
-    nvrtc.nvrtcGetCUBIN(program, image)
-    nvrtc.nvrtcDestroyProgram(program)
-    return bytes(image)
+        raise BackendError(f"NVRTC does not start ({error.name}). Install it again: nvidia-cuda-nvrtc.")
+    try:
+        options = [flag.encode() for flag in (f"--gpu-architecture={target}", *FLAGS)]
+        (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            text = bytearray(nvrtc.nvrtcGetProgramLogSize(program)[1])
+            nvrtc.nvrtcGetProgramLog(program, text)
+            reason = text.rstrip(b"\0").decode(errors="replace").strip() or error.name
+            raise BackendError(f"NVRTC cannot compile the CUDA kernels for {target}: {reason}. {_CURE}")
+        image = bytearray(nvrtc.nvrtcGetCUBINSize(program)[1])
+        nvrtc.nvrtcGetCUBIN(program, image)
+        return bytes(image)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
 
 
 _CURE = "A newer CUDA toolkit may know this GPU."

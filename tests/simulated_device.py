@@ -116,6 +116,9 @@ class SimulatedDevice:
         self.memories.append(Memory(self, size))
         return self.memories[-1]
 
+    def memory(self) -> tuple[int, int]:
+        return self.total - sum(memory.bytes.size for memory in self.memories), self.total
+
     def pinned(self, size: int) -> np.ndarray:
         self.pinned_bytes.append(size)
         return np.full(size, 0xFF, np.uint8)
@@ -307,13 +310,13 @@ class Runtime:
     def __init__(self, trt: SimulatedTensorRT, logger: object) -> None:
         self._trt, self._logger = trt, logger
 
-    def deserialize_cuda_engine(self, plan: bytes) -> ICudaEngine | None:
-        if not plan.startswith(b"{"):
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
+        if not serialized_engine.startswith(b"{"):
             self._logger.log(self._trt.ILogger.Severity.ERROR, "not a plan")
             return None
-        return ICudaEngine(self._trt, plan)
+        return ICudaEngine(self._trt, serialized_engine)
 
-    def get_engine_validity(self, plan: bytes) -> tuple[str, int]:
+    def get_engine_validity(self, buffer: bytes) -> tuple[str, int]:
         return "INVALID", 32
 
 
@@ -337,11 +340,12 @@ class ICudaEngine:
     def create_runtime_config(self) -> object:
         return self._trt.IRuntimeConfig(self._trt)
 
-    def create_execution_context(self, given: object) -> IExecutionContext:
+    def create_execution_context(self, strategy: object) -> IExecutionContext | None:
+        """Takes a strategy, or TensorRT-RTX's runtime_config."""
         if isinstance(self._trt, SimulatedTensorRTRTX):
-            self._trt.configs.append(given)
-            given = given._strategy
-        assert given is self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            self._trt.configs.append(strategy)
+            strategy = strategy._strategy
+        assert strategy is self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         return IExecutionContext(self)
 
 
@@ -369,8 +373,8 @@ class IExecutionContext:
         self._shapes[name] = tuple(shape)
         return True
 
-    def is_stream_capturable(self, stream_handle: int) -> bool:
-        assert stream_handle in self._trt.device.streams
+    def is_stream_capturable(self, stream: int) -> bool:
+        assert stream in self._trt.device.streams
         return self._trt.capturable
 
     def execute_async_v3(self, stream_handle: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shutil
 import sys
 import time
@@ -12,16 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from notewave.benchmarks import bench, clock, peer, roofline
+from notewave.benchmarks import bench, clock, peer, quality, roofline
 from notewave.benchmarks.bench import Settings, benchmark, launch, save_stage_plot, synthetic_song
 from notewave.benchmarks.ceilings import FLOAT_CEILING, INT8_CEILING, Ceilings
 from notewave.benchmarks.peer import PEER, Timing
+from notewave.benchmarks.quality import Way, ways
 from notewave.benchmarks.report import Case, Result, Spread, compare
 from notewave.benchmarks.roofline import CARDS, operations, predict, products, traffic
 from notewave.codec import EOS
 from notewave.errors import NotewaveError, OutputError, SamplingError
 from notewave.export.checkpoints import RANDOM_SIZES
 from notewave.export.training.data import SOUNDFONT
+from notewave.synthesizer import Synthesizer
 
 DATA = Path(__file__).parent / "data"
 BASE = RANDOM_SIZES["base"]
@@ -230,14 +233,18 @@ def test_predictions_are_slower_than_their_bounds() -> None:
 
 def test_ceilings_and_shares(reference_voice: Path) -> None:
     pytest.importorskip("onnx")
-    ceilings = Ceilings([(4, 8, 16), (4, 16, 8)], threads=1)
+    ceilings = Ceilings([(4, 8, 16), (4, 16, 8)], [(2, 4, 8, 4)], threads=1)
     for _ in range(2):
         ceilings.play()
     found = {str(case.settings["ceiling"]): case.figures for case in ceilings.cases()}
     assert {FLOAT_CEILING, INT8_CEILING} <= found.keys()
-    for figures in found.values():
-        assert [*figures] == ["all_gflops", "4x8x16_gflops", "4x16x8_gflops"]
+    for engine, figures in found.items():
+        attention = ["attention_gflops", "2x4x8x4_gflops"] if "float32" in engine else []
+        assert {*figures} == {"weights_gflops", "4x8x16_gflops", "4x16x8_gflops", *attention}
         assert all(figure.repeats == 2 for figure in figures.values())
+    weights, attention = roofline.rates(ceilings.cases(), INT8_CEILING)
+    assert weights == found[INT8_CEILING]["weights_gflops"].median * 1e9
+    assert attention == found[FLOAT_CEILING]["attention_gflops"].median * 1e9
     trial = bench.Trial(Settings(str(reference_voice), "cpu", threads=1, steps=2), synthetic_song(20, 2))
     trial.play()
     stages = roofline.stage_cases(trial, ceilings.cases())
@@ -282,6 +289,18 @@ def test_our_modules_and_engine_take_turns(reference_voice: Path) -> None:
     assert all(timing.encoders_s > 0 for rounds in timings.values() for timing in rounds)
 
 
+def test_voices_are_exported_once_for_each_checkpoint(tmp_path: Path) -> None:
+    checkpoint = Path(shutil.copytree(DATA / "reference" / "checkpoint", tmp_path / "checkpoint"))
+    first = peer.exported(checkpoint, "fp16")
+    written = (first.folder / "voice.json").stat().st_mtime_ns
+    again = peer.exported(checkpoint, "fp16")
+    assert (again.folder, (again.folder / "voice.json").stat().st_mtime_ns) == (first.folder, written)
+    weights = next(checkpoint.glob("decoder/*.bin"), None) or next(checkpoint.glob("decoder/*.safetensors"))
+    os.utime(weights, ns=(0, 0))
+    assert peer.exported(checkpoint, "fp16").folder != first.folder
+    assert not first.folder.exists()
+
+
 def test_an_environment_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(NotewaveError, match="was not made"):
@@ -290,20 +309,36 @@ def test_an_environment_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypa
 
 def test_every_subcommand_parses() -> None:
     for command in ("roofline", "peer", "quality"):
-        assert parse(command, "--repeat", "2").run.__module__.endswith(command)
+        assert parse(command, "--threads", "2").run.__module__.endswith(command)
     assert parse().run is bench.run
+
+
+def test_only_one_thing_at_a_time_departs_from_the_recommended(reference_voice: Path) -> None:
+    singers = [Synthesizer(reference_voice, backend="cpu")] * 2
+    usual = Way(0, "ddpm", 100, 1.0)
+    assert ways(singers, ["ddim", "ddpm"], [8, 100], [1.0, 2.0]) == [
+        Way(0, "ddim", 8, 1.0),
+        Way(0, "ddim", 100, 1.0),
+        Way(0, "ddpm", 8, 1.0),
+        usual,
+        dataclasses.replace(usual, guidance=2.0),
+        dataclasses.replace(usual, voice=1),
+    ]
 
 
 @pytest.mark.skipif(
     shutil.which("fluidsynth") is None or not SOUNDFONT.is_file(), reason="FluidSynth or its soundfont is not installed"
 )
-def test_quality_judges_every_way_of_sampling(vocoded_voice: Path, tmp_path: Path) -> None:
+def test_quality_judges_every_way_of_sampling(
+    vocoded_voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for package in ("basic_pitch", "mir_eval"):
         pytest.importorskip(package)
     song = str(DATA / "midi" / "piano_scale.mid")
-    arguments = ["--voice", str(vocoded_voice), "--song", song, "--segments", "1", "--sampler", "ddim", "ancestral"]
+    arguments = [str(vocoded_voice), "--song", song, "--segments", "1", "--sampler", "ddim", "ancestral"]
     arguments += ["--steps", "3", "--reference-steps", "3", "--reference-segments", "1", "--threads", "1"]
     options = parse("quality", *arguments, "--json", str(tmp_path / "q.json"), "--plot", str(tmp_path / "q.png"))
+    monkeypatch.setattr(quality, "ways", lambda *given: ways(*given)[:2])  # the recommended has 100 steps
     options.run(options)
     ddim, reference = Result.load(tmp_path / "q.json").cases
     assert (ddim.settings["sampler"], reference.settings["sampler"]) == ("ddim", "ancestral")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
 
 import pytest
+from default_voice import default_voice
 from simulated_device import SimulatedDevice, SimulatedTensorRT, SimulatedTensorRTRTX, simulated_plan
 from sounding_voice import sounding_voice
 
 from notewave import plans
-from notewave.errors import BackendError
+from notewave.errors import BackendError, VoiceError
 from notewave.export.build import build_plans
 from notewave.plans import DESCRIPTION, check_plans, find_plans, plans_home, target_of
-from notewave.voice import Voice, bundled_voices
+from notewave.voice import Voice
+
+GENERATIONS = [(7, 5), (8, 0), (8, 9), (12, 0)]
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +32,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9), (12, 0)])
-def test_all_plans_of_a_voice_build_for_every_generation(capability: tuple[int, int], voice: Voice) -> None:
+@pytest.mark.parametrize("capability", GENERATIONS)
+def test_all_plans_of_the_reference_voice_build_for_every_generation(capability: tuple[int, int], voice: Voice) -> None:
+    check_built(voice, capability)
+
+
+@pytest.mark.parametrize("capability", GENERATIONS)
+def test_all_plans_of_the_bundled_voice_build_for_every_generation(
+    capability: tuple[int, int], vocoded_voice: Path
+) -> None:
+    check_built(default_voice(Voice.load(vocoded_voice)), capability)
+
+
+def check_built(voice: Voice, capability: tuple[int, int]) -> None:
+    """Build float16 plans with the installed TensorRT-RTX and look at what is there."""
     trt = pytest.importorskip("tensorrt_rtx")
     folder = build_plans(voice, "fp16", capability)
     assert find_plans(voice, trt, capability, None) == folder
@@ -37,18 +53,17 @@ def test_all_plans_of_a_voice_build_for_every_generation(capability: tuple[int, 
     networks = ["note_encoder", "context_encoder", "cross_attention", "time_embedding", "decoder"]
     networks += ["unconditional_decoder", "vocoder"]
     assert list(content["seconds"]) == networks and set(content["files"]) >= {f"{name}.plan" for name in networks}
+    assert min(record["bytes"] for record in content["files"].values()) > 1000
     assert content["target"]["capability"] == "{}.{}".format(*capability)
     assert content["target"]["version"] == trt.__version__
     assert not list(plans_home().glob(".*")), "nothing temporary is left"
 
 
-@pytest.mark.parametrize("name", bundled_voices())
-def test_all_plans_of_a_bundled_voice_build(name: str) -> None:
-    trt = pytest.importorskip("tensorrt_rtx")
-    bundled = Voice.load(name)
-    if bundled.precision == "int8":
-        pytest.skip("plans are not made of 8-bit weights")
-    assert build_plans(bundled, "fp16", (8, 9)) == find_plans(bundled, trt, (8, 9), "fp16")
+def test_voices_of_8_bit_weights_are_refused(voice: Voice, home: Path) -> None:
+    integers = dataclasses.replace(voice, precision="int8")
+    with pytest.raises(VoiceError, match=r"'reference' holds 8-bit weights, .* --precision fp32 or fp16"):
+        build_plans(integers, "fp16", (8, 9), trt=SimulatedTensorRTRTX(SimulatedDevice()), compile_plan=simulated_plan)
+    assert not list(home.iterdir())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -183,15 +184,33 @@ def test_smaller_weights_stay_close(graphs: Graphs, smaller: dict[str, Graphs]) 
         assert size < share * whole
 
 
-def test_int8_songs_of_a_batch_are_independent(smaller: dict[str, Graphs]) -> None:
-    """Also where a neighbour is far louder: activations are scaled row by row."""
-    x, film = noise(2, 256, 128), smaller["int8"]("time_embedding", np.array([0.5], np.float32))[0]
-    keys_values = smaller["int8"]("cross_attention", noise(2, 9, 64), noise(2, 0, 64))
+def test_int8_songs_of_a_batch_keep_their_precision(graphs: Graphs, smaller: dict[str, Graphs]) -> None:
+    """Also beside one that is far louder: scales are of rows, or of values that a norm has made alike."""
+    x, film = noise(2, 256, 128), graphs("time_embedding", np.array([0.5], np.float32))[0]
+    keys_values = graphs("cross_attention", noise(2, 9, 64), noise(2, 0, 64))
     mask = np.zeros((2, 1, 1, 9), np.float32)
     x[1] *= 50
-    both = smaller["int8"]("decoder", x, film, mask, *keys_values)[0]
-    alone = smaller["int8"]("decoder", x[:1], film, mask[:1], *(part[:1] for part in keys_values))[0]
-    np.testing.assert_allclose(both[:1], alone, atol=1e-5)
+
+    def decode(each: Graphs, batch: int) -> np.ndarray:
+        return each("decoder", x[:batch], film, mask[:batch], *(part[:batch] for part in keys_values))[0][:1]
+
+    exact = decode(graphs, 1)
+    np.testing.assert_allclose(decode(graphs, 2), exact, atol=1e-5)
+    alone, beside = (relative(decode(smaller["int8"], batch), exact) for batch in (1, 2))
+    assert 0 < beside < 1.5 * alone
+
+
+def test_int8_graphs_have_the_patterns_that_onnx_runtime_fuses(smaller: dict[str, Graphs], tmp_path: Path) -> None:
+    settings = onnxruntime.SessionOptions()
+    settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    settings.log_severity_level = 3  # it warns that the file fits this machine only
+    path = smaller["int8"].folder / "decoder.onnx"
+    onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    optimized = onnx.load(tmp_path / "optimized.onnx", load_external_data=False)
+    found = Counter(node.op_type for node in optimized.graph.node)
+    written = Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
+    assert found["DynamicQuantizeMatMul"] + found["MatMulIntegerToFloat"] == written["MatMulInteger"] > 0
+    assert not {"MatMulInteger", "Cast", "ConstantOfShape"} & found.keys()
 
 
 def test_time_embedding_keeps_its_precision_in_float16(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -30,6 +32,7 @@ from notewave.ort_backend import OrtBackend
 from notewave.plans import DESCRIPTION, MAX_BATCH
 from notewave.samplers import sampler_table
 from notewave.trt_backend import KEPT_WORKSPACES, TensorRTBackend
+from notewave.trt_module import _logger
 from notewave.voice import Voice
 
 STEPS = 3
@@ -314,7 +317,7 @@ def test_a_plan_that_tensorrt_refuses_gives_its_reason(voice: Voice, spoilable: 
     spoil_header(spoilable, lambda content: content["files"].update({plan.name: vars(record)}))
     backend, device = opened(voice)
     with (
-        pytest.raises(BackendError, match=r"note_encoder\.plan does not load .*MALFORMED_ENGINE.*not a plan"),
+        pytest.raises(BackendError, match=r"note_encoder\.plan.* does not load .*MALFORMED_ENGINE.*not a plan"),
         backend.start(job(voice)),
     ):
         pass
@@ -329,6 +332,66 @@ def test_what_tensorrt_rtx_compiles_is_kept_for_the_next_start(
     backend, _ = opened(voice)
     sung(backend, job(voice), [segments[:1]])
     assert backend.engines._caches["decoder"].content == b"compiled"
+
+
+def test_what_the_vocoder_had_compiled_is_kept_too(voice: Voice, spoilable: Path) -> None:
+    backend, _ = opened(voice)
+    backend.vocode(np.zeros((1, 20, MELS), np.float32), 0)
+    kept = spoilable / "vocoder.runtime_cache"
+    assert kept.read_bytes() == b"compiled"
+    kept.unlink()
+    backend.vocode(np.zeros((1, 20, MELS), np.float32), 0)
+    assert not kept.exists()  # a shape that ran before is not written again
+    backend.vocode(np.zeros((1, 21, MELS), np.float32), 0)
+    assert kept.exists()
+
+
+@pytest.mark.parametrize("network", ["decoder", "vocoder"])
+def test_a_plan_that_cannot_be_run_is_named_and_leaks_nothing(
+    network: str, voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, device = opened(voice)
+    engine = backend.engines[network]
+    monkeypatch.setattr(engine, "create_execution_context", lambda _: None)
+    with pytest.raises(BackendError, match=rf"{network}\.plan cannot be run; \d+ of \d+ MiB of GPU memory are free"):
+        if network == "vocoder":
+            backend.vocode(np.zeros((1, 20, MELS), np.float32), 0)
+        else:
+            sung(backend, job(voice), [segments[:1]])
+    assert len(device.memories) == (0 if network == "vocoder" else 1), "the run's slab is kept for the next run"
+
+
+def test_tensorrt_that_does_not_start_is_explained(voice: Voice, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(self: object, logger: object) -> None:
+        logger.log(SimulatedTensorRT.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("factory function returned nullptr")
+
+    monkeypatch.setattr(SimulatedTensorRTRTX, "Runtime", refuses)
+    with pytest.raises(
+        BackendError, match=r"does not start \(CUDA init.* error: 35; driver for CUDA .*Update the driver"
+    ):
+        opened(voice)
+
+
+def test_a_gpu_that_fails_in_a_run_leaks_nothing(
+    voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, device = opened(voice)
+
+    def fails(*_: object) -> None:
+        raise BackendError("the GPU failed")
+
+    with pytest.raises(BackendError, match="the GPU failed"), backend.start(job(voice)) as run:
+        run.submit(segments[:1])
+        monkeypatch.setattr(device, "perform", fails)
+        run.result()
+    assert not device.memories
+
+
+def test_voices_of_8_bit_weights_are_refused(voice: Voice, home: Path) -> None:
+    integers = dataclasses.replace(voice, precision="int8")
+    with pytest.raises(BackendError, match=r"holds 8-bit weights, .* Export it with --precision fp32 or fp16"):
+        opened(integers)
 
 
 def test_the_simulation_notices_reads_that_come_too_early() -> None:
@@ -355,7 +418,7 @@ def device_operation(address: int) -> object:
 
 
 def test_every_name_of_the_simulated_tensorrt_is_in_the_real_one() -> None:
-    """The backend runs on these names alone, so all that it uses exists."""
+    """The backend runs on these names and arguments alone, so all that it uses exists."""
     real = pytest.importorskip("tensorrt_rtx")
     simulated = SimulatedTensorRTRTX(SimulatedDevice())
     names = [name for name in dir(SimulatedTensorRTRTX) if not name.startswith("_")]
@@ -364,8 +427,34 @@ def test_every_name_of_the_simulated_tensorrt_is_in_the_real_one() -> None:
         kind = getattr(simulated, name)
         for member in getattr(kind, "__members__", None) or dir(kind):
             assert member.startswith("_") or hasattr(getattr(real, name), member), f"{name}.{member}"
-    for kind in (Runtime, ICudaEngine, IExecutionContext):
-        for member in dir(kind):
-            assert member.startswith("_") or hasattr(getattr(real, kind.__name__), member), f"{kind.__name__}.{member}"
+    checked = set()
+    for kind in (
+        Runtime,
+        ICudaEngine,
+        IExecutionContext,
+        SimulatedTensorRTRTX.IRuntimeConfig,
+        SimulatedTensorRTRTX.IRuntimeCache,
+    ):
+        for member, value in vars(kind).items():
+            if member.startswith("_"):
+                continue
+            theirs = getattr(getattr(real, kind.__name__), member)
+            if callable(value):
+                for argument in list(inspect.signature(value).parameters)[1:]:
+                    assert f"{argument}: " in theirs.__doc__, f"{kind.__name__}.{member}({argument})"
+                    checked.add(argument)
+    assert {"memory", "size", "stream_handle", "stream", "cache", "blob", "buffer", "serialized_engine"} <= checked
     config = real.IRuntimeConfig
     assert hasattr(config, "cuda_graph_strategy") and hasattr(config, "dynamic_shapes_kernel_specialization_strategy")
+
+
+def test_the_simulated_tensorrt_gives_what_the_real_one_gives_for_damage() -> None:
+    """No driver is needed to refuse a plan; with an old one, loading fails the same way."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    damaged = b"garbage" * 100
+    logger = _logger(trt)
+    runtime = trt.Runtime(logger)
+    _, found = runtime.get_engine_validity(damaged)
+    assert int(found) & int(trt.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
+    assert runtime.deserialize_cuda_engine(damaged) is None
+    assert logger.last

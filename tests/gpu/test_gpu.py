@@ -1,6 +1,6 @@
 """What only a GPU can show: stages against the CPU, graphs against eager launches, memory given back, damage named.
 
-Skipped without a GPU. Whole and alone on a GPU machine: tests/gpu/day.sh
+Skipped without a GPU. On a machine that has one and nothing else prepared: make gpu-test
 """
 
 from __future__ import annotations
@@ -190,6 +190,26 @@ def test_the_vocoder_runs_beside_the_next_segment(precision: str, voice: Voice, 
         np.testing.assert_array_equal(run.result(), alone[1])
     expected = cpu.vocode(from_network(mel), 3)
     assert np.abs(audio - expected).max() < STAGE_ERROR[precision] * np.abs(expected).max()
+
+
+def test_auto_takes_tensorrt(precision: str, voice: Voice) -> None:
+    assert notewave.Synthesizer(voice.folder).backend == "tensorrt"
+
+
+@pytest.mark.parametrize("options", [{}, {"trt_fp16_enable": "0"}], ids=["cuda", "tensorrt"])
+def test_onnx_runtime_s_providers_give_what_the_cpu_gives(
+    options: dict[str, str], voice: Voice, segments: list[Tokens]
+) -> None:
+    try:
+        backend = OrtBackend(voice, "cuda", None, options)
+    except BackendError as error:
+        pytest.skip(str(error))
+    mine, cpu = (sung(one, job(voice, 2.0), [segments]) for one in (backend, OrtBackend(voice, "cpu", None, {})))
+    assert max(rms(a - b) for a, b in zip(mine, cpu, strict=True)) < SEGMENT_RMS["fp32"]
+    mel = from_network(cpu[0])
+    np.testing.assert_allclose(
+        backend.vocode(mel, 3), OrtBackend(voice, "cpu", None, {}).vocode(mel, 3), rtol=0, atol=1e-3
+    )
 
 
 def test_memory_is_given_back(precision: str, device: CudaDevice, voice: Voice, segments: list[Tokens]) -> None:

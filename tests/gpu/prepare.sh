@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# .venv for a machine with an NVIDIA GPU where nothing is prepared but its driver, Python, make and a C++ compiler. CUDA's
+# headers and compiler come from PyPI. TENSORRT=tensorrt-rtx takes TensorRT-RTX (GeForce and RTX GPUs), else TensorRT.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1)
+if [ "${driver%%.*}" -lt 580 ]; then
+    echo "The driver is $driver; CUDA 13 needs 580 or newer. Update it." >&2
+    exit 1
+fi
+[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+pip=".venv/bin/pip --disable-pip-version-check --quiet"
+
+$pip uninstall -y onnxruntime onnxruntime-gpu  # they share a folder, so one takes the other's files along
+$pip install 'nvidia-cuda-runtime==13.*' 'nvidia-cuda-profiler-api==13.*' 'nvidia-cuda-nvrtc==13.*' 'cuda-bindings==13.*'
+
+# PyCUDA is built here, against those headers and the driver's library, without cuRAND.
+made=$PWD/.venv/pycuda
+mkdir -p "$made"
+ln -sf "$(ldconfig -p | awk '/libcuda\.so\.1 .*x86-64|libcuda\.so\.1 .*AArch64/ {print $NF; exit}')" "$made/libcuda.so"
+echo "CUDA_ENABLE_CURAND = False" > "$made/.aksetup-defaults.py"
+packages=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+HOME=$made CPATH=$packages/nvidia/cu13/include LIBRARY_PATH=$made $pip install pycuda
+
+$pip install -e '.[plot,export,dev]' 'onnxruntime-gpu[cuda,cudnn]' "${TENSORRT:-tensorrt}"
+.venv/bin/python - << 'CHECK'
+from notewave.device import CudaDevice
+from notewave.plans import load_tensorrt
+
+device, trt = CudaDevice(), load_tensorrt()
+print(f"{device.name}, compute capability {device.capability}, CUDA {device.driver}, {trt.__name__} {trt.__version__}")
+CHECK
