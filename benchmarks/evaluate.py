@@ -112,7 +112,7 @@ class Report:
 
 
 @dataclass(frozen=True, eq=False)
-class _Song:
+class Reference:
     """A song as FluidSynth plays it."""
 
     tokens: list[Tokens]
@@ -149,16 +149,16 @@ def evaluate(
     FluidSynth's mel and the voice's. soundfont: what FluidSynth plays on. voice, backend, threads, vocoder, options: as
     in ``Synthesizer`` and its ``render``. Raises BackendError when a tool is missing, and what those raise.
     """
-    _check_tools(soundfont)
+    check_tools(soundfont)
     if out is not None:
         _make_folder(out)
-    tokens = _tokens(songs)
+    tokens = song_tokens(songs)
     transcriber = Transcriber()
     synthesizer = Synthesizer(voice, backend=backend, threads=threads, vocoder=vocoder)
     references, renderings = {}, {}
     for number, (name, song) in enumerate(tokens.items(), 1):
         log.info("%s, %d of %d", name, number, len(tokens))
-        references[name] = _reference(song[:max_segments], soundfont)
+        references[name] = play_reference(song[:max_segments], soundfont)
         renderings[name] = _render(synthesizer, references[name].tokens, options)
     log.info("judging")
     mean_mel = np.concatenate([song.mel for song in references.values()]).mean(axis=0)
@@ -196,7 +196,8 @@ def _make_folder(folder: Path) -> None:
         raise OutputError(f"The folder {folder} cannot be made: {error.strerror}. Choose another.") from error
 
 
-def _check_tools(soundfont: Path) -> None:
+def check_tools(soundfont: Path) -> None:
+    """Raise BackendError when FluidSynth or its soundfont is missing."""
     if shutil.which("fluidsynth") is None:
         raise BackendError(
             "The voice cannot be judged: the program fluidsynth, which it is compared with, is not installed. "
@@ -209,7 +210,7 @@ def _check_tools(soundfont: Path) -> None:
         )
 
 
-def _tokens(songs: Sequence[str | os.PathLike[str]]) -> dict[str, list[Tokens]]:
+def song_tokens(songs: Sequence[str | os.PathLike[str]]) -> dict[str, list[Tokens]]:
     """Tokens of each song by its name."""
     named: list[tuple[str, list[Tokens]]] = []
     for song in (os.fspath(song) for song in songs):
@@ -222,13 +223,14 @@ def _tokens(songs: Sequence[str | os.PathLike[str]]) -> dict[str, list[Tokens]]:
     return dict(named)
 
 
-def _reference(tokens: list[Tokens], soundfont: Path) -> _Song:
+def play_reference(tokens: list[Tokens], soundfont: Path) -> Reference:
+    """A song as FluidSynth plays what its tokens say."""
     notes = decode_tokens(tokens)
     offset_s = np.where(notes.is_drum, notes.onset_s + DRUM_SECONDS, notes.offset_s)
     samples = np.zeros(len(tokens) * SEGMENT_SAMPLES, np.float32)
     played = fluidsynth(dataclasses.replace(notes, offset_s=offset_s), soundfont)[: len(samples)]
     samples[: len(played)] = played
-    return _Song(tokens, notes, samples, log_mel(samples))
+    return Reference(tokens, notes, samples, log_mel(samples))
 
 
 def _render(synthesizer: Synthesizer, tokens: list[Tokens], options: SamplingOptions) -> _Rendering:
@@ -239,7 +241,7 @@ def _render(synthesizer: Synthesizer, tokens: list[Tokens], options: SamplingOpt
 
 
 def _note_scores(
-    transcriber: Transcriber, synthesizer: Synthesizer, song: _Song, ours: _Rendering, other: _Song | None
+    transcriber: Transcriber, synthesizer: Synthesizer, song: Reference, ours: _Rendering, other: Reference | None
 ) -> dict[str, float]:
     scores = dict.fromkeys([key for key in SCORES if "_f1" in key], NAN)
     written = PitchedNotes.of(song.notes)
@@ -258,7 +260,7 @@ def _note_scores(
     return scores
 
 
-def _mel_scores(song: _Song, ours: _Rendering, other: _Song | None, mean_mel: _Floats) -> dict[str, float]:
+def _mel_scores(song: Reference, ours: _Rendering, other: Reference | None, mean_mel: _Floats) -> dict[str, float]:
     return {
         "mel_error": mel_error(ours.mel, song.mel),
         "mel_error_audio": mel_error(ours.audio_mel, song.mel),
@@ -271,7 +273,7 @@ def _mel_scores(song: _Song, ours: _Rendering, other: _Song | None, mean_mel: _F
 
 
 def _summary(
-    scores: dict[str, dict[str, float]], songs: Sequence[_Song], renderings: Sequence[_Rendering]
+    scores: dict[str, dict[str, float]], songs: Sequence[Reference], renderings: Sequence[_Rendering]
 ) -> dict[str, float]:
     """Means of the songs' scores, but seams over all joins, and what only all songs together have."""
     values = {key: [song[key] for song in scores.values() if not math.isnan(song[key])] for key in SCORES}

@@ -76,15 +76,15 @@ class Judge:
 
     def __init__(self, songs: Sequence[str], most_songs: int, segments: int) -> None:
         """Raises what ``evaluate`` raises."""
-        from notewave.benchmarks.evaluate import _check_tools, _reference, _tokens
+        from notewave.benchmarks.evaluate import check_tools, play_reference, song_tokens
         from notewave.benchmarks.judges import PitchedNotes, Transcriber
         from notewave.export.training.data import SOUNDFONT
 
-        _check_tools(SOUNDFONT)
+        check_tools(SOUNDFONT)
         self.transcriber = Transcriber()
-        chosen = [*_tokens(songs).items()][:most_songs]
+        chosen = [*song_tokens(songs).items()][:most_songs]
         self.names = [name for name, _ in chosen]
-        self.songs = [_reference(tokens[:segments], SOUNDFONT) for _, tokens in chosen]
+        self.songs = [play_reference(tokens[:segments], SOUNDFONT) for _, tokens in chosen]
         self.written = [PitchedNotes.of(song.notes) for song in self.songs]
 
     def ceiling(self, singer: Synthesizer) -> str:
