@@ -30,7 +30,7 @@ from notewave.mel import FFT, HOP, MAGNITUDE_MAX, MAGNITUDE_MIN, MELS, SAMPLE_RA
 
 logger = logging.getLogger(__name__)
 
-RESOLUTIONS = (256, 1024, 2048, 4096, 8192)  # samples of each window of the training loss; hops of a quarter
+RESOLUTIONS = (256, 1024, 2048, 4096, 8192)  # samples of the training loss's windows, as a crop has room; hop 1/4
 PITCH_HZ = 100.0  # log magnitudes above it count less, as 1 / frequency: octaves alike, where pitches are told apart
 EDGE = 4  # frames at both ends of a crop that the losses leave out
 MAGNITUDE_FLOOR = 1e-3  # added to STFT magnitudes before the logarithm: about -110 dB of full scale
@@ -171,7 +171,8 @@ class Trainer:
         predicted = self.model.synthesise(features.float(), mel, frame)
         inner = slice(EDGE * HOP, -EDGE * HOP)  # the crop's edges lack what comes before and after
         predicted, true = predicted[:, inner], audio[:, :-HOP][:, inner]
-        losses = {f"stft_{size}": spectral_loss(predicted, true, size) for size in RESOLUTIONS}
+        sizes = [size for size in RESOLUTIONS if size <= true.shape[1]]
+        losses = {f"stft_{size}": spectral_loss(predicted, true, size) for size in sizes}
         mel_loss = F.l1_loss(log_mel(predicted), log_mel(true))
         loss = torch.stack(list(losses.values())).mean() + self.config.mel_weight * mel_loss
         self.optimizer.zero_grad(set_to_none=True)
