@@ -1,5 +1,5 @@
 # make demo: render a bundled song with the bundled voice.    make test: run everything that needs no GPU.
-# make gpu-test, make gpu-bench: on a machine with an NVIDIA GPU, its driver, Python and a C++ compiler.
+# make gpu-test, make gpu-bench: on a machine with an NVIDIA GPU, its driver and Python (tests/gpu/prepare.sh).
 # make bench: measure the bundled voice's speed and memory here, and how near that comes to what this machine can do.
 
 PYTHON ?= python3
@@ -24,7 +24,7 @@ bench: .venv/develop
 	$(BIN)/notewave bench roofline --json build/roofline.json --plot build/roofline.png
 
 gpu-test: .venv/gpu
-	$(BIN)/pytest -m gpu -rs --junitxml build/gpu/tests.xml tests/gpu tests/test_kernels.py
+	NOTEWAVE_GPU_REQUIRED=1 $(BIN)/pytest -m gpu -rs --junitxml build/gpu/tests.xml tests/gpu tests/test_kernels.py
 
 gpu-bench: .venv/gpu
 	tests/gpu/bench.sh

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from notewave.checks import quoted
 from notewave.codec import PAD, Tokens
 from notewave.errors import BackendError
 from notewave.kernels.reference import philox_normal
@@ -46,8 +47,14 @@ class Job:
 class Run(Protocol):
     """A batch of songs under way: each segment's mel becomes the context of the next."""
 
+    def submit(self, tokens: Sequence[Tokens]) -> None:
+        """Begin the next segment of each song, B token arrays; a device that works by itself is not waited for."""
+
+    def result(self) -> FloatArray:
+        """Mel [B, T, M], in the networks' range, of the segment submitted last; valid until the next result."""
+
     def denoise(self, tokens: Sequence[Tokens]) -> FloatArray:
-        """Next segment of each song, B token arrays -> mel [B, T, M] in the networks' range, valid until the next."""
+        """``submit``, then ``result``."""
 
 
 class Backend(Protocol):
@@ -72,8 +79,8 @@ def pad_tokens(tokens: Sequence[Tokens], length: int | None = None) -> NDArray[n
 
 def open_backend(name: str, voice: Voice, threads: int | None, options: dict[str, Any]) -> Backend:
     """Backend by name; "auto" takes the first of AUTO that works and logs why. Raises BackendError where none does."""
-    if name not in BACKENDS:
-        raise BackendError(f"there is no backend {name!r}. Choose one of {', '.join(BACKENDS)}.")
+    if not isinstance(name, str) or name not in BACKENDS:
+        raise BackendError(f"there is no backend {quoted(name)}. Choose one of {', '.join(BACKENDS)}.")
     if name != "auto":
         return _open(name, voice, threads, options)
     for candidate in AUTO[:-1]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -15,7 +19,7 @@ import numpy as np
 import notewave
 from notewave.backend import BACKENDS
 from notewave.errors import NotewaveError
-from notewave.mel import SEGMENT_SECONDS, log_mel
+from notewave.mel import SEGMENT_SECONDS, MelStream
 from notewave.synthesizer import DEFAULT_VOICE, GRIFFIN_LIM
 from notewave.voice import PRECISIONS
 
@@ -29,7 +33,10 @@ _EXTRAS = {  # what a command needs installed beside the runtime
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0 for success, 1 for an error that is explained on stderr, 130 for Ctrl-C."""
+    """Run the command; the exit code is 0 for success, 1 for an error that is explained on stderr.
+
+    It is 130 for Ctrl-C, and 143 for a rendering that was told to end (SIGTERM).
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     command = next((word for word in arguments if word in _EXTRAS), "")
     logging.basicConfig(format="notewave: %(message)s")
@@ -46,23 +53,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NotewaveError as error:
         print(f"notewave: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("notewave: stopped; nothing was left half-written.", file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
     return 0
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, taken as Ctrl-C is."""
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the block, so that what is half-written is removed."""
+    if threading.current_thread() is not threading.main_thread():  # no other may have handlers
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@_ending_on_sigterm()
 def _render(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from notewave.audio import audio_file
+    from notewave.plot import check_picture, save_mel_picture
 
-    out = options.out or Path(options.song).with_suffix(".wav").name
     start = time.perf_counter()
     tokens = notewave.tokenize(options.song, strict=options.strict)
+    out = options.out or Path(options.song).with_suffix(".wav").name
+    if options.plot:
+        check_picture(options.plot)
     synthesizer = notewave.Synthesizer(options.voice, **_synthesizer_options(options))
     steps = options.steps or synthesizer.voice.sampling.steps
-    chunks = []
+    stream, mels = MelStream(), []
     with (
         tqdm(total=len(tokens) * steps, unit="step", disable=not sys.stderr.isatty()) as bar,
         audio_file(out) as file,
@@ -70,19 +102,15 @@ def _render(options: argparse.Namespace) -> None:
         for audio in synthesizer.stream(tokens, **_sampling_options(options), on_step=bar.update):
             file.write(audio.samples)
             if options.plot:
-                chunks.append(audio.samples)
+                mels.append(stream.push(audio.samples))
     seconds, length = time.perf_counter() - start, len(tokens) * SEGMENT_SECONDS
     print(
         f"{out}: {length:.2f} s of music in {seconds:.2f} s on {synthesizer.backend}, "
         f"real-time factor {seconds / length:.3f}"
     )
     if options.plot:
-        from notewave.plot import save_mel_picture
-
-        save_mel_picture(
-            {f"{Path(options.song).name}, voice {synthesizer.voice.name}": log_mel(np.concatenate(chunks))},
-            options.plot,
-        )
+        mel = np.concatenate([*mels, stream.finish()])
+        save_mel_picture({f"{Path(options.song).name}, voice {synthesizer.voice.name}": mel}, options.plot)
         print(f"{options.plot}: its mel")
 
 

@@ -10,8 +10,10 @@ frames given to the vocoder at once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from notewave.checks import is_integer, quoted
 from notewave.codec import MAX_TOKENS, VOCABULARY
 from notewave.errors import VoiceError
 from notewave.mel import FRAMES, HOP, MELS
@@ -39,8 +41,8 @@ class Dimensions:
         """Refuse sizes that no network can have, so that an untrusted voice cannot ask for absurd buffers."""
         for field in fields(self):
             size = getattr(self, field.name)
-            if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= 1 << 16:
-                raise VoiceError(f"dimension {field.name} is {size!r}; it must be an integer from 1 to 65536.")
+            if not is_integer(size, 1, 1 << 16):
+                raise VoiceError(f"dimension {field.name} is {quoted(size)}; it must be an integer from 1 to 65536.")
         if (self.frames, self.mels) != (FRAMES, MELS):
             raise VoiceError(
                 f"segments have {self.frames} frames of {self.mels} bins; this engine runs {FRAMES} of {MELS} only."
@@ -55,6 +57,13 @@ class Tensor:
     dtype: str  # NumPy's name for it
     shape: tuple[Axis, ...]
 
+    def takes(self, shape: Sequence[int], sizes: Mapping[str, int]) -> bool:
+        """Whether an array of this shape fits, when the axes of these letters have these sizes."""
+        expected = [_size(axis, sizes) for axis in self.shape]
+        return len(expected) == len(shape) and all(
+            want is None or want == have for want, have in zip(expected, shape, strict=True)
+        )
+
 
 @dataclass(frozen=True)
 class Contract:
@@ -62,6 +71,15 @@ class Contract:
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+
+    def sizes(self, inputs: Mapping[str, Sequence[int]]) -> dict[str, int]:
+        """Sizes of the dynamic axes, by letter, that inputs of these shapes give."""
+        return {
+            axis: size
+            for tensor in self.inputs
+            for axis, size in zip(tensor.shape, inputs[tensor.name], strict=True)
+            if isinstance(axis, str)
+        }
 
 
 NETWORKS = (
@@ -102,6 +120,14 @@ def contracts(size: Dimensions, positional_vocoder: bool = False) -> dict[str, C
             (Tensor("audio", "float32", ("B", f"{HOP}*V")),),
         ),
     }
+
+
+def _size(axis: Axis, sizes: Mapping[str, int]) -> int | None:
+    """Size of an axis: a number, a letter's, or a multiple of it ("320*V"); None where the letter has none."""
+    if isinstance(axis, int):
+        return axis
+    factor, _, letter = axis.rpartition("*")
+    return int(factor or 1) * sizes[letter] if letter in sizes else None
 
 
 def keys_values(size: Dimensions) -> tuple[Tensor, ...]:

@@ -7,8 +7,10 @@ module that calls either; tests put a simulated device in its place.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import gc
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -21,12 +23,17 @@ from notewave.kernels.loader import SIGNATURES, THREADS
 Kernel = Callable[..., None]  # (grid, stream, *arguments), as in loader.SIGNATURES
 MIB = 1 << 20
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: not ordered with other libraries' work on the default stream
+LOST = "The GPU takes no more work of this process: restart the process."
 
 _contexts: dict[int, Any] = {}  # each GPU's primary context, which a process holds to its end
 
 
 class CudaDevice:
-    """One GPU. Use it as a context manager around every call, so that its context is the thread's current one."""
+    """One GPU. Use it as a context manager around every call, so that its context is the thread's current one.
+
+    PyCUDA gives back memory, streams and kernels that nothing refers to any more, but on other threads than its own
+    only within the context: let go of them there.
+    """
 
     def __init__(self, ordinal: int = 0) -> None:
         """Raises BackendError when PyCUDA, the driver or the GPU is missing."""
@@ -56,18 +63,29 @@ class CudaDevice:
 
     def __enter__(self) -> CudaDevice:
         """Make the GPU's context current."""
-        self._context.push()
+        try:
+            self._context.push()
+        except self._cuda.Error as error:
+            raise self._failure(error) from error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Restore the context that was current before; a failed call becomes a BackendError."""
+        failure = self._failure(error) if isinstance(error, self._cuda.Error) else None
         self._cuda.Context.pop()
-        if isinstance(error, self._cuda.Error):
-            raise BackendError(
-                f"the GPU ({self.name}) failed: {error}. Run it again; if it fails again, update the driver."
-            ) from error
+        if failure is not None:
+            raise failure from error
+
+    def _failure(self, error: Exception) -> BackendError:
+        """What a failed call comes to. After a fault in a kernel every later call of the process fails too."""
+        try:
+            self.memory()
+            cure = "Run it again; if it fails again, update the driver."
+        except self._cuda.Error:
+            cure = LOST
+        return BackendError(f"the GPU ({self.name}) failed: {error}. {cure}")
 
     def allocate(self, size: int, purpose: str) -> Any:
         """Device memory: an object whose int() is its address, 256-byte aligned, and which has free().
@@ -154,7 +172,8 @@ class CudaDevice:
             driver, driver.cuStreamBeginCapture(handle, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
         )
         try:
-            issue()
+            with _no_collection():
+                issue()
         except BaseException as error:
             ended, abandoned = driver.cuStreamEndCapture(handle)
             if ended == driver.CUresult.CUDA_SUCCESS:
@@ -194,8 +213,22 @@ def _checked(driver: Any, result: tuple[Any, ...]) -> Any:
     """Value of a driver call; raises BackendError when it failed."""
     error, *values = result
     if error != driver.CUresult.CUDA_SUCCESS:
-        raise BackendError(f"the CUDA driver refused a graph ({error.name}). Update the driver, or pass graphs=False.")
+        usable = driver.cuMemGetInfo()[0] == driver.CUresult.CUDA_SUCCESS
+        cure = "Update the driver, or pass graphs=False." if usable else LOST
+        raise BackendError(f"the CUDA driver refused a graph ({error.name}). {cure}")
     return values[0] if values else None
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from freeing device memory, which would spoil a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @atexit.register

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from notewave.checks import quoted
 from notewave.errors import OutputError
 
 
@@ -16,23 +17,25 @@ from notewave.errors import OutputError
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path with the target's suffix; rename it to ``path`` when the block succeeds.
 
-    On any exception, Ctrl-C included, the temporary file is removed and ``path`` is left as it was.
-    Raises OutputError when the file cannot be written (no such folder, no permission, disk full).
+    A link is followed: what it leads to is replaced. On any exception, Ctrl-C included, the temporary file is removed
+    and ``path`` is left as it was. Raises OutputError when the file cannot be written (no such folder, no permission,
+    disk full, a folder stands there).
     """
-    target = Path(path)
-    temporary: Path | None = None
+    target = _target(path)
+    temporary = _beside(target)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
     except OSError as error:
         raise OutputError(_cannot_write(target, error)) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise the OutputError now that ``atomic_file`` would raise later; whatever stands there is not touched."""
+    _beside(_target(path)).unlink()
 
 
 @contextlib.contextmanager
@@ -65,6 +68,31 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    """The file that a path means, at the end of links."""
+    try:
+        target = Path(path)
+        target = target.resolve() if target.is_symlink() else target
+        is_folder = target.is_dir()
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # a link to itself, a name too long, no path at all
+        raise OutputError(f"{quoted(path)} was not written: {error}. Give the path of a file.") from error
+    if is_folder:
+        raise OutputError(f"{target} was not written: it is a folder. Give the path of a file.")
+    return target
+
+
+def _beside(target: Path) -> Path:
+    """A new empty file in the target's folder, of its suffix; its name is no longer than a file's may be."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem[:16]}-", suffix=target.suffix[:32], dir=target.parent)
+    except OSError as error:
+        raise OutputError(_cannot_write(target, error)) from error
+    except ValueError as error:  # a zero byte
+        raise OutputError(f"{quoted(str(target))} was not written: {error}. Give the path of a file.") from error
+    os.close(handle)
+    return Path(name)
 
 
 def _umask() -> int:

@@ -46,6 +46,24 @@ def log_mel(samples: NDArray[np.floating]) -> FloatArray:
     return np.log(np.clip(magnitude, MAGNITUDE_MIN, MAGNITUDE_MAX)).astype(np.float32)
 
 
+class MelStream:
+    """The log-mel of sound that comes in chunks, in the memory of one chunk."""
+
+    def __init__(self) -> None:
+        self._rest: NDArray[np.floating] = np.empty(0, np.float32)  # from the first frame that is not given out
+
+    def push(self, samples: NDArray[np.floating]) -> FloatArray:
+        """The sound's next samples [n] -> the frames [T, M] that are now whole."""
+        sound = np.concatenate([self._rest, samples])
+        whole = max((len(sound) - WINDOW) // HOP + 1, 0)
+        self._rest = sound[whole * HOP :]
+        return log_mel(sound[: (whole - 1) * HOP + WINDOW])[:whole]
+
+    def finish(self) -> FloatArray:
+        """The last frames [T, M], which reach beyond the sound."""
+        return log_mel(self._rest)
+
+
 def stft(samples: NDArray[np.floating]) -> NDArray[np.complex128]:
     """Short-time Fourier transform [ceil(n / HOP), F] of mono audio [n]."""
     frames = -(-len(samples) // HOP)

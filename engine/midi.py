@@ -8,6 +8,7 @@ notes are those of diffusers' MidiProcessor.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import pretty_midi
 from numpy.typing import NDArray
 
+from notewave.checks import is_number, quoted
 from notewave.codec import Notes, Tokens, encode_notes, limit_tokens
 from notewave.errors import MidiError
 
@@ -54,6 +56,8 @@ def tokenize(midi: MidiSource, *, strict: bool = False, max_seconds: float = 720
     The tokens are those of diffusers' MidiProcessor, save that drums after the last note of a pedal that never
     rises keep their time; there they are squeezed into the segment of that note, beyond its end.
     """
+    if not is_number(max_seconds, 0, math.inf):
+        raise MidiError(f"max_seconds is {quoted(max_seconds)}; it must be a number of seconds from 0 on.")
     notes = read_midi(midi)
     if not notes.seconds <= max_seconds:
         raise MidiError(
@@ -65,7 +69,7 @@ def tokenize(midi: MidiSource, *, strict: bool = False, max_seconds: float = 720
 
 def read_midi(midi: MidiSource) -> Notes:
     """The notes of a song, held by the sustain pedal, their programs as in the file. Raises MidiError if none."""
-    name = os.fspath(midi) if isinstance(midi, (str, os.PathLike)) else "The MIDI data"
+    name = os.fspath(midi) or "The empty path" if isinstance(midi, (str, os.PathLike)) else "The MIDI data"
     try:
         is_read = isinstance(midi, pretty_midi.PrettyMIDI)
         notes = _notes(midi, np.asarray) if is_read else _notes(*_parse(_load(midi)))
@@ -225,7 +229,8 @@ def _notes(song: pretty_midi.PrettyMIDI, clock: _Clock) -> Notes:
         ends += [pedal[:, 0].max(initial=0.0), 0.0 if instrument.is_drum else table[:, 1].max(initial=0.0)]
         tables.append(table)
         pedals.append(pedal[:0] if instrument.is_drum else pedal)
-    held = np.concatenate([_hold(*one, max(ends)) for one in zip(tables, pedals, strict=True)])
+    end_s = max(ends)
+    held = np.concatenate([_hold(*one, end_s) for one in zip(tables, pedals, strict=True)])
     if not np.isfinite(held).all():
         raise ValueError("a note's time, pitch, velocity or program is no number")
     return Notes(*held.T)

@@ -1,14 +1,18 @@
 """ONNX Runtime: the voice's graphs on the CPU, or on a GPU by its CUDA provider, bound to buffers allocated once.
 
 Options of the CUDA backend are those of ONNX Runtime's CUDA provider; any named trt_... are for its TensorRT provider,
-which then stands in front of CUDA's.
+which then stands in front of CUDA's. Keys and values of a segment stay on the GPU. The rest is the host's: the loop's
+arithmetic, and so x, FiLM and prediction, are copied at every step; mask, encodings, mel and sound once a segment.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes.util
+import importlib
+import re
 import threading
+import traceback
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from notewave.backend import FloatArray, Job, pad_tokens
+from notewave.checks import is_integer, quoted
 from notewave.codec import PAD, Tokens
-from notewave.contracts import Contract, contracts, keys_values
+from notewave.contracts import Axis, Contract, contracts, keys_values
 from notewave.errors import BackendError, VoiceError
 from notewave.kernels.reference import mel_to_context, sampler_step
 from notewave.mel import FRAMES, MELS
+from notewave.plans import HOME_VARIABLE, extents, graphs_digest, plans_home
 from notewave.samplers import SamplerTable
 from notewave.voice import Voice, graph_name
 
@@ -38,6 +44,7 @@ except ImportError as error:
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 TENSORRT = "TensorrtExecutionProvider"
 CUDA_DEFAULTS = {"use_tf32": "0"}  # float32 products as the CPU's, which TF32 would round to 10 bits
+MAX_DEVICE = 99
 KEPT_SCHEDULES = 4  # FiLM tables kept for the schedules used last
 
 
@@ -57,6 +64,38 @@ def execution_providers(device: str, options: dict[str, Any]) -> list[tuple[str,
     if tensorrt:
         tensorrt |= {"device_id": cuda["device_id"]} if "device_id" in cuda else {}
     return [*([(TENSORRT, tensorrt)] if tensorrt else []), (PROVIDERS["cuda"], cuda), (PROVIDERS["cpu"], {})]
+
+
+def tensorrt_options(voice: Voice, contract: Contract, options: dict[str, Any]) -> dict[str, Any]:
+    """Options for one network: with any trt_... among them, also the shapes that TensorRT is to build it for at once,
+    not again for each that it meets, and a folder to keep engines in; unless these are given too.
+    """
+    if not any(name.startswith("trt_") for name in options):
+        return options
+    folder = plans_home() / f"onnxruntime-{onnxruntime.__version__}-{_tensorrt_version()}-{graphs_digest(voice)[:12]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackendError(f"{folder} cannot be made ({error}). Set {HOME_VARIABLE} to where plans can go.") from error
+    defaults: dict[str, Any] = {}
+    for kind in ("engine", "timing"):
+        defaults |= {f"trt_{kind}_cache_enable": True, f"trt_{kind}_cache_path": str(folder)}
+    if not any(name.startswith("trt_profile_") for name in options):
+        dynamic = tuple(tensor for tensor in contract.inputs if any(isinstance(axis, str) for axis in tensor.shape))
+        shapes = extents(voice, dynamic, padded=False).items()
+        for which in ("min", "opt", "max"):
+            sizes = (f"{name}:{'x'.join(map(str, getattr(extent, which)))}" for name, extent in shapes)
+            defaults[f"trt_profile_{which}_shapes"] = ",".join(sizes)
+    return defaults | options
+
+
+def _tensorrt_version() -> str:
+    """Version of pip's tensorrt, whose libraries ONNX Runtime finds once it is imported; of the system's, unknown."""
+    try:
+        version: str = importlib.import_module("tensorrt").__version__
+    except (ImportError, AttributeError, OSError):
+        return "unknown"
+    return version
 
 
 class Graph:
@@ -86,11 +125,19 @@ class Graph:
                 f"{' tensorrt' if providers[0][0] == TENSORRT else ''}."
             )
         self.device = device
+        self._path, self._contract = path, contract
         _check_contract(path, contract, self.session)
 
     def run(self, inputs: dict[str, NDArray[Any]]) -> list[FloatArray]:
-        """Run on host arrays, into new host arrays."""
+        """Run on host arrays, into new host arrays; raises VoiceError when these have other shapes than is due."""
         outputs: list[FloatArray] = self.session.run(None, inputs)
+        sizes = self._contract.sizes({name: array.shape for name, array in inputs.items()})
+        for tensor, output in zip(self._contract.outputs, outputs, strict=True):
+            if not tensor.takes(output.shape, sizes):
+                raise VoiceError(
+                    f"{self._path} gave {tensor.name} {list(output.shape)}, where {list(tensor.shape)} is due with "
+                    f"{sizes}. Export the voice again."
+                )
         return outputs
 
 
@@ -117,7 +164,7 @@ class OrtBackend:
             )
         self.name = device
         self.voice = voice
-        self._ordinal = int(options.get("device_id", 0))
+        self._ordinal = _device_id(options)
         if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # CUDA and cuDNN from pip's packages, where they are not installed otherwise
         self.graphs = _shared_graphs(voice, device, threads, options)
@@ -146,17 +193,36 @@ class OrtBackend:
             return self.graphs["vocoder"].run(inputs)[0]
 
 
+def _device_id(options: dict[str, Any]) -> int:
+    """Which GPU the options name; the first if they name none."""
+    given = options.get("device_id", 0)
+    if not (is_integer(given, 0, MAX_DEVICE) or (isinstance(given, str) and re.fullmatch(r"[0-9]{1,2}", given))):
+        raise BackendError(f"device_id is {quoted(given)}; it must be a GPU's number, from 0 to {MAX_DEVICE}.")
+    return int(given)
+
+
 @contextlib.contextmanager
 def _failures(device: str) -> Iterator[None]:
-    """Make a BackendError of what ONNX Runtime raises on a GPU: out of memory, with sizes, or a failed call."""
+    """Make an error of ours of what ONNX Runtime raises while it runs: the voice's fault, or the GPU's."""
     try:
         yield
     except Exception as error:
-        if device == "cpu" or not type(error).__module__.startswith("onnxruntime"):
+        if not _is_onnx_runtimes(error):
             raise
+        if device == "cpu":
+            raise VoiceError(
+                f"ONNX Runtime cannot run the voice's graphs ({error}). Export the voice again, or free memory if it "
+                "asks for that."
+            ) from error
         raise BackendError(
             f"ONNX Runtime failed on the GPU ({error}). Close other programs on it, or take fewer songs."
         ) from error
+
+
+def _is_onnx_runtimes(error: Exception) -> bool:
+    """Whether an exception was raised in ONNX Runtime: its types are many, plain RuntimeError among them."""
+    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+    return str(innermost.f_globals.get("__name__")).startswith("onnxruntime")
 
 
 ALWAYS_NEEDED = ("note_encoder", "context_encoder", "cross_attention", "decoder", "vocoder")
@@ -196,20 +262,23 @@ class Graphs:
             return self._films[key]
 
     def _load(self, network: str) -> Graph:
-        path = self._voice.graph(network)
-        return Graph(path, self._contracts[network], self._device, self._threads, self._options)
+        path, contract = self._voice.graph(network), self._contracts[network]
+        options = tensorrt_options(self._voice, contract, self._options)
+        return Graph(path, contract, self._device, self._threads, options)
 
 
 _graphs: weakref.WeakValueDictionary[tuple[Any, ...], Graphs] = weakref.WeakValueDictionary()
+_graphs_lock = threading.Lock()  # voices load one after another, and each once
 
 
 def _shared_graphs(voice: Voice, device: str, threads: int | None, options: dict[str, Any]) -> Graphs:
     checksums = tuple(sorted((name, record.sha256) for name, record in voice.files.items()))
     key = (voice.folder.resolve(), checksums, device, threads, tuple(sorted(options.items())))
-    graphs = _graphs.get(key)
-    if graphs is None:
-        graphs = _graphs[key] = Graphs(voice, device, threads, options)
-    return graphs
+    with _graphs_lock:
+        graphs = _graphs.get(key)
+        if graphs is None:
+            graphs = _graphs[key] = Graphs(voice, device, threads, options)
+        return graphs
 
 
 class Workspace:
@@ -228,7 +297,13 @@ class Workspace:
         self.keys = 0  # J of the segment at hand
         self._row = batch * size.heads * size.head_width  # floats a key or value takes in one layer
         self._capacity = (size.max_tokens + FRAMES) * self._row
-        self.keys_values = Slab(2 * size.decoder_layers * self._capacity, device, ordinal)
+        try:
+            self.keys_values = Slab(2 * size.decoder_layers * self._capacity, device, ordinal)
+        except (MemoryError, ValueError) as error:
+            raise BackendError(
+                f"there is no room for the keys and values of {batch} songs of this voice ({error}). Free memory, or "
+                "take a smaller voice."
+            ) from error
 
     def bind_keys_values(self, bind: Callable[..., None]) -> None:
         """Bind each layer's keys and values where they lie, as inputs or as outputs."""
@@ -248,8 +323,17 @@ class OrtRun:
 
     def denoise(self, tokens: Sequence[Tokens]) -> FloatArray:
         """See ``notewave.backend.Run.denoise``."""
+        self.submit(tokens)
+        return self.result()
+
+    def submit(self, tokens: Sequence[Tokens]) -> None:
+        """See ``notewave.backend.Run.submit``; nothing runs until ``result``, which would only be held up by it."""
+        self._tokens = pad_tokens(tokens)
+
+    def result(self) -> FloatArray:
+        """See ``notewave.backend.Run.result``."""
         space, job = self._space, self._job
-        self._encode(pad_tokens(tokens))
+        self._encode(self._tokens)
         guided = job.guidance != 1.0
         passes = [self._bind("decoder", space.prediction)]
         if guided:
@@ -285,6 +369,7 @@ class OrtRun:
         context = np.empty((space.batch, 0, space.size.width), np.float32)
         if self._segment:
             context = self._graphs["context_encoder"].run({"mel": mel_to_context(space.x)})[0]
+        self._check_keys(tokens.shape[1], context.shape[1])
         space.keys = notes.shape[1] + context.shape[1]
         space.mask = np.zeros((space.batch, 1, 1, space.keys), np.float32)
         space.mask[:, 0, 0, : tokens.shape[1]][tokens == PAD] = np.finfo(np.float32).min
@@ -294,6 +379,19 @@ class OrtRun:
         binding.bind_cpu_input("context", context)
         space.bind_keys_values(binding.bind_output)
         session.run_with_iobinding(binding)
+
+    def _check_keys(self, tokens: int, context: int) -> None:
+        """Refuse more keys than the buffers hold, which graphs would write beyond."""
+        if tokens > (most := self._space.size.max_tokens):
+            raise VoiceError(
+                f"segment {self._segment} has {tokens} tokens; the voice takes {most}. Thin out its notes or take a "
+                "voice of more."
+            )
+        if self._segment and context != FRAMES:
+            raise VoiceError(
+                f"the voice's context encoder made {context} frames of {FRAMES}: it is not what its description says. "
+                "Export the voice again."
+            )
 
     def _bind(self, network: str, prediction: FloatArray) -> tuple[Any, Any]:
         """A decoder's session, and a binding of everything but the step's FiLM."""
@@ -325,7 +423,7 @@ def _check_contract(path: Path, contract: Contract, session: Any) -> None:
                 f"{path} has the {kind} {found}, where {', '.join(names)} are due. Export the voice again."
             )
         for tensor, node in zip(expected, actual, strict=True):
-            if not _fits(tensor.shape, node.shape) or node.type != _ORT_TYPES[tensor.dtype]:
+            if not _fits(tensor.shape, node.shape, kind) or node.type != _ORT_TYPES[tensor.dtype]:
                 raise VoiceError(
                     f"{path}: {tensor.name} is {node.type} {node.shape}, where {tensor.dtype} {list(tensor.shape)} is "
                     "due. The voice's dimensions and its graphs disagree: export the voice again."
@@ -335,6 +433,12 @@ def _check_contract(path: Path, contract: Contract, session: Any) -> None:
 _ORT_TYPES = {"float32": "tensor(float)", "int32": "tensor(int32)", "int64": "tensor(int64)"}
 
 
-def _fits(expected: tuple[int | str, ...], actual: list[int | str | None]) -> bool:
-    pairs = zip(expected, actual, strict=False)
-    return len(expected) == len(actual) and all(not isinstance(want, int) or want == have for want, have in pairs)
+def _fits(expected: tuple[Axis, ...], actual: list[int | str | None], kind: str) -> bool:
+    """Whether fixed axes agree, and no dynamic axis of an input is fixed, save a batch of one song."""
+
+    def agree(want: Axis, have: int | str | None) -> bool:
+        if isinstance(want, int):
+            return want == have
+        return kind == "outputs" or not isinstance(have, int) or (want, have) == ("B", 1)
+
+    return len(expected) == len(actual) and all(map(agree, expected, actual))

@@ -102,15 +102,22 @@ NO_INTEGERS = (
 
 
 def load_tensorrt() -> Any:
-    """Module ``tensorrt`` or ``tensorrt_rtx``, whichever is installed; raises BackendError when neither works."""
-    reasons = []
+    """The first of ``tensorrt_modules``."""
+    return tensorrt_modules()[0]
+
+
+def tensorrt_modules() -> list[Any]:
+    """Which of the modules FLAVOURS are installed; raises BackendError when none works."""
+    modules, reasons = [], []
     for flavour in FLAVOURS:
         try:
             module = importlib.import_module(flavour)
             module.Builder  # noqa: B018 (PyPI's placeholder imports, but is empty)
-            return module
+            modules.append(module)
         except (ImportError, AttributeError, OSError) as error:
             reasons.append(f"{flavour}: {error}")
+    if modules:
+        return modules
     raise BackendError(
         f"TensorRT is not installed ({'; '.join(reasons)}). Install notewave[rtx] (TensorRT-RTX, GeForce and RTX GPUs "
         "from Turing on) or notewave[gpu] (TensorRT, which data-centre GPUs need)."
@@ -141,15 +148,19 @@ def voice_contracts(voice: Voice) -> dict[str, Contract]:
     return {network: contract for network, contract in known.items() if network != "vocoder" or voice.vocoder}
 
 
-def extents(voice: Voice, inputs: tuple[Tensor, ...]) -> dict[str, Extent]:
-    """Optimisation profile of a network's inputs."""
+def extents(voice: Voice, inputs: tuple[Tensor, ...], padded: bool = True) -> dict[str, Extent]:
+    """Optimisation profile of a network's inputs.
+
+    padded: whether tokens fill one of ``token_buckets`` and a song's first segment has a context too, under a mask.
+    """
     lengths = token_buckets(voice)
     usual = lengths[min(1, len(lengths) - 1)]
+    tokens, context = (lengths[0], FRAMES) if padded else (1, 0)  # the fewest
     axes: dict[str, Range] = {
         "B": (1, 1, MAX_BATCH),
-        "N": (lengths[0], usual, lengths[-1]),
-        "C": (FRAMES, FRAMES, FRAMES),
-        "J": (lengths[0] + FRAMES, usual + FRAMES, lengths[-1] + FRAMES),
+        "N": (tokens, usual, lengths[-1]),
+        "C": (context, FRAMES, FRAMES),
+        "J": (tokens + context, usual + FRAMES, lengths[-1] + FRAMES),
         "S": (1, SCHEDULE_ROWS, SCHEDULE_ROWS),
         "V": (1, FRAMES, vocoder_frames(voice)),
     }

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from notewave.checks import is_integer, quoted
 from notewave.errors import SamplingError
 from notewave.voice import NoiseSchedule
 
@@ -63,14 +64,14 @@ def sampler_table(sampler: str, steps: int, schedule: NoiseSchedule, prediction:
 
     Raises SamplingError for an unknown sampler or a step count that it cannot take.
     """
-    if sampler not in SAMPLERS:
-        raise SamplingError(f"there is no sampler {sampler!r}. Choose one of {', '.join(SAMPLERS)}.")
-    if not isinstance(steps, int) or not 1 <= steps <= schedule.train_steps:
+    if not isinstance(sampler, str) or sampler not in SAMPLERS:
+        raise SamplingError(f"there is no sampler {quoted(sampler)}. Choose one of {', '.join(SAMPLERS)}.")
+    if not is_integer(steps, 1, schedule.train_steps):
         raise SamplingError(
-            f"{sampler} cannot take {steps!r} steps: the voice's schedule has {schedule.train_steps}. "
+            f"{sampler} cannot take {quoted(steps)} steps: the voice's schedule has {schedule.train_steps}. "
             f"Choose an integer from 1 to {schedule.train_steps}."
         )
-    updates = SAMPLERS[sampler](schedule, steps)
+    updates = SAMPLERS[sampler](schedule, int(steps))
     rows = [_row(update, prediction) for update in updates]
     return SamplerTable(np.array([update.time for update in updates], np.float32), np.array(rows, np.float32))
 
@@ -132,9 +133,10 @@ def ddim(schedule: NoiseSchedule, steps: int) -> list[Update]:
 
 
 def dpmpp_2m(schedule: NoiseSchedule, steps: int) -> list[Update]:
-    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2; first order at both ends; times evenly spaced."""
+    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2; first order at both ends; times evenly spaced, none twice."""
     times, bars = alpha_bars(schedule)
-    grid = np.linspace(schedule.train_steps - 1, 0, steps + 1).round().astype(int)[:-1]
+    last = schedule.train_steps - 1
+    grid = np.linspace(last, 0, min(steps, last) + 1).round().astype(int)[:steps]
     ladder = [float(bars[index]) for index in grid] + [1.0]
     updates: list[Update] = []
     h_before = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import numbers
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from notewave.audio import Audio
 from notewave.backend import Job, open_backend
+from notewave.checks import is_integer, is_number, quoted
 from notewave.codec import EOS, EVENT_END, MAX_TOKENS, Tokens
-from notewave.errors import MidiError, SamplingError, VoiceError
+from notewave.errors import BackendError, MidiError, SamplingError, VoiceError
 from notewave.mel import FRAMES, MELS, from_network
 from notewave.midi import MidiSource, tokenize
 from notewave.samplers import sampler_table
 from notewave.vocoder import GriffinLim, Vocode, VocoderStream
-from notewave.voice import VocoderTraits, Voice
+from notewave.voice import MAX_GUIDANCE, VocoderTraits, Voice
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,6 +30,8 @@ Song: TypeAlias = "MidiSource | Sequence[NDArray[np.integer]]"
 
 DEFAULT_VOICE = "piano"
 GRIFFIN_LIM = "griffin-lim"
+MAX_THREADS = 1024
+MAX_LOG_MEL = 50.0  # either way; the loudest magnitude is MAGNITUDE_MAX, 18 in its logarithm
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -60,14 +63,15 @@ class Synthesizer:
         vocoder: str | None = None,
         provider_options: Mapping[str, Any] | None = None,
     ) -> None:
-        if vocoder not in (None, GRIFFIN_LIM):
+        if vocoder is not None and not (isinstance(vocoder, str) and vocoder == GRIFFIN_LIM):
             raise VoiceError(
-                f"there is no vocoder {vocoder!r}. Leave it out for the voice's own, or say {GRIFFIN_LIM!r}."
+                f"there is no vocoder {quoted(vocoder)}. Leave it out for the voice's own, or say {GRIFFIN_LIM!r}."
             )
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
-            raise SamplingError(f"threads is {threads!r}; it must be a whole number from 1, or None for all cores.")
+        if threads is not None:
+            threads = _check_threads(threads)
+        options = _check_provider_options({} if provider_options is None else provider_options)
         self.voice = Voice.load(voice)
-        self._backend = open_backend(backend, self.voice, threads, dict(provider_options or {}))
+        self._backend = open_backend(backend, self.voice, threads, options)
         self._griffin_lim = GriffinLim() if vocoder == GRIFFIN_LIM else None
 
     @property
@@ -94,7 +98,11 @@ class Synthesizer:
         return np.concatenate(list(self._mels(tokens, job)))
 
     def vocode(self, mel: FloatArray) -> Audio:
-        """Log-mel [T, M], as ``spectrogram`` gives it, to sound. Raises VoiceError when the voice has no vocoder."""
+        """Log-mel [T, M], as ``spectrogram`` gives it, to sound.
+
+        Raises SamplingError for what is no such mel, VoiceError when the voice has no vocoder.
+        """
+        mel = _check_mel(mel)
         vocoder = VocoderStream(*self._vocoder())
         parts = [mel[start : start + FRAMES] for start in range(0, len(mel), FRAMES)]
         chunks = [vocoder.push(part, last=index == len(parts) - 1) for index, part in enumerate(parts)]
@@ -110,8 +118,12 @@ class Synthesizer:
     def _mels(self, tokens: list[Tokens], job: Job) -> Iterator[FloatArray]:
         """Log-mel [T, M] of each segment."""
         with self._backend.start(job) as run:
-            for segment in tokens:
-                yield from_network(run.denoise([segment])[0])
+            run.submit(tokens[:1])
+            for following in range(1, len(tokens) + 1):
+                mel = from_network(run.result()[0])
+                if following < len(tokens):
+                    run.submit([tokens[following]])  # denoised while this one is vocoded, where a GPU does it
+                yield mel
 
     def _vocoder(self) -> tuple[Vocode, VocoderTraits]:
         if self._griffin_lim is not None:
@@ -130,23 +142,78 @@ class Synthesizer:
                 f"unknown option {', '.join(sorted(unknown))}. Known: {', '.join(SamplingOptions.__annotations__)}."
             )
         tokens = _check_tokens(song) if isinstance(song, list | tuple) else tokenize(song)
-        recommended = self.voice.sampling
-        table = sampler_table(
-            options.get("sampler") or recommended.sampler,
-            recommended.steps if (steps := options.get("steps")) is None else steps,
-            self.voice.schedule,
-            self.voice.prediction,
-        )
-        guidance = recommended.guidance if (weight := options.get("guidance")) is None else weight
-        if not isinstance(guidance, int | float) or not math.isfinite(guidance):
-            raise SamplingError(f"guidance is {guidance!r}; it must be a finite number, 1 for none.")
-        seed = options.get("seed", 0)
-        if not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 64:
-            raise SamplingError(f"seed is {seed!r}; it must be an integer from 0 to 2**64 - 1.")
-        noise = options.get("noise")
+        _check_lengths(tokens, self.voice)
+        given = {name: value for name, value in options.items() if value is not None}
+        chosen = {**vars(self.voice.sampling), "seed": 0, **given}
+        table = sampler_table(chosen["sampler"], chosen["steps"], self.voice.schedule, self.voice.prediction)
+        guidance, seed = _check_guidance(chosen["guidance"]), _check_seed(chosen["seed"])
+        noise = chosen.get("noise")
         if noise is not None:
             noise = _check_noise(noise, len(tokens) * table.draws)
-        return tokens, Job(table, float(guidance), (int(seed),), noise, options.get("on_step"))
+        return tokens, Job(table, guidance, (seed,), noise, _check_on_step(chosen.get("on_step")))
+
+
+def _check_threads(threads: int) -> int:
+    if not is_integer(threads, 1, MAX_THREADS):
+        raise SamplingError(
+            f"threads is {quoted(threads)}; it must be a whole number from 1 to {MAX_THREADS}, or None for all cores."
+        )
+    return int(threads)
+
+
+def _check_provider_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options whose values are numbers and text, as a dictionary."""
+    if not isinstance(options, Mapping):
+        raise BackendError(f"provider_options is {quoted(options)}; it must be a dictionary, or None for none.")
+    for name, value in options.items():
+        if not isinstance(name, str) or not isinstance(value, (str, numbers.Real)):
+            raise BackendError(
+                f"provider_options has {quoted(name)}: {quoted(value)}; an option is a name and a text, number or "
+                "boolean."
+            )
+    return dict(options)
+
+
+def _check_mel(mel: FloatArray) -> FloatArray:
+    if not isinstance(mel, np.ndarray) or mel.dtype.kind != "f" or mel.shape[1:] != (MELS,) or not len(mel):
+        raise SamplingError(f"the mel is {quoted(mel)}; it must be floats [frames, {MELS}], as spectrogram gives them.")
+    if not (np.abs(mel) <= MAX_LOG_MEL).all():
+        raise SamplingError(
+            f"the mel has values that are no numbers or beyond {MAX_LOG_MEL:g} either way; it must be a natural "
+            "logarithm of magnitudes, as spectrogram gives it."
+        )
+    return mel.astype(np.float32, copy=False)
+
+
+def _check_guidance(guidance: float) -> float:
+    if not is_number(guidance, -MAX_GUIDANCE, MAX_GUIDANCE):
+        raise SamplingError(
+            f"guidance is {quoted(guidance)}; it must be a number from {-MAX_GUIDANCE:g} to {MAX_GUIDANCE:g}, 1 for "
+            "none."
+        )
+    return float(guidance)
+
+
+def _check_seed(seed: int) -> int:
+    if not is_integer(seed, 0, (1 << 64) - 1):
+        raise SamplingError(f"seed is {quoted(seed)}; it must be an integer from 0 to 2**64 - 1.")
+    return int(seed)
+
+
+def _check_on_step(on_step: Callable[[], object] | None) -> Callable[[], object] | None:
+    if on_step is not None and not callable(on_step):
+        raise SamplingError(f"on_step is {quoted(on_step)}; it must be a function without arguments, or None.")
+    return on_step
+
+
+def _check_lengths(tokens: Sequence[Tokens], voice: Voice) -> None:
+    """Refuse segments that are too long for the voice, though not for every voice."""
+    most = voice.dimensions.max_tokens
+    for index, segment in enumerate(tokens):
+        if len(segment) > most:
+            raise MidiError(
+                f"segment {index} has {len(segment)} tokens; voice {voice.name!r} takes {most}. Thin out its notes."
+            )
 
 
 def _check_tokens(song: Sequence[NDArray[np.integer]]) -> list[Tokens]:
@@ -154,10 +221,10 @@ def _check_tokens(song: Sequence[NDArray[np.integer]]) -> list[Tokens]:
         raise MidiError("the song has no segments. Give what notewave.tokenize returned.")
     checked = []
     for index, given in enumerate(song):
-        tokens = np.asarray(given)
+        tokens = _as_array(given)
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not 1 <= len(tokens) <= MAX_TOKENS:
             raise MidiError(
-                f"segment {index} is {tokens.dtype} {list(tokens.shape)}; it must be integers [1 to {MAX_TOKENS}], "
+                f"segment {index} is {quoted(tokens)}; it must be integers [1 to {MAX_TOKENS}], "
                 "as notewave.tokenize returns them."
             )
         if tokens[-1] != EOS or tokens.min() < EOS or tokens.max() >= EVENT_END or (tokens[:-1] == EOS).any():
@@ -169,10 +236,18 @@ def _check_tokens(song: Sequence[NDArray[np.integer]]) -> list[Tokens]:
 
 
 def _check_noise(noise: FloatArray, draws: int) -> FloatArray:
-    noise = np.asarray(noise)
+    noise = _as_array(noise)
     if noise.shape != (draws, FRAMES, MELS) or noise.dtype != np.float32 or not np.isfinite(noise).all():
         raise SamplingError(
-            f"noise is {noise.dtype} {list(noise.shape)}; this song, sampler and step count draw "
+            f"noise is {quoted(noise)}; this song, sampler and step count draw "
             f"finite float32 [{draws}, {FRAMES}, {MELS}]."
         )
     return noise
+
+
+def _as_array(value: Any) -> NDArray[Any]:
+    """A value as an array: an empty one of objects if it is none, as when its rows differ in length."""
+    try:
+        return np.asarray(value)
+    except (OverflowError, TypeError, ValueError):
+        return np.empty(0, object)

@@ -7,9 +7,11 @@ mask, so that shapes and addresses never change: what a segment launches is the 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +33,7 @@ from notewave.plans import (
     MAX_BATCH,
     SCHEDULE_ROWS,
     find_plans,
-    load_tensorrt,
+    tensorrt_modules,
     token_buckets,
     vocoder_frames,
     voice_contracts,
@@ -44,6 +46,8 @@ log = logging.getLogger(__name__)
 
 OPTIONS = ("precision", "device", "graphs")  # a plan precision; which GPU; false to launch without CUDA graphs
 KEPT_WORKSPACES = 2  # idle ones, with their captured graphs
+GRAPH_STEPS = 128  # denoising steps in one CUDA graph at most; more go into several, launched one after another
+SEGMENT_NETWORKS = ("note_encoder", "context_encoder", "cross_attention", "decoder")  # of every segment, in their order
 STEP_KERNELS = {"FLOAT": "sampler_step_fp32", "HALF": "sampler_step_fp16", "BF16": "sampler_step_bf16"}
 ROW_BYTES = 32  # of a sampler's table: seven coefficients and the number of the step's draw
 REGIONS = {  # where tensors of one name but different meaning lie
@@ -57,7 +61,8 @@ class TensorRTBackend:
     """One voice on one NVIDIA GPU.
 
     options: OPTIONS by name. device, trt: stand in for the GPU and the TensorRT module. Raises BackendError when
-    packages, driver, GPU or fitting plans are missing.
+    packages, driver, GPU or fitting plans are missing. Its GPU memory is given back by ``close``, or when nothing
+    refers to it any more.
     """
 
     name = "tensorrt"
@@ -72,21 +77,27 @@ class TensorRTBackend:
             )
         self.voice = voice
         self.device = device or CudaDevice(options.get("device", 0))  # first: without a GPU it fails at once
-        trt = trt or load_tensorrt()
         with self.device:
-            folder = find_plans(voice, trt, self.device.capability, options.get("precision"))
-            self.engines = Engines(folder, trt, self.device, graphs=options.get("graphs", True))
-            image = folder / KERNELS
+            self.engines = _open_engines(voice, [trt] if trt else tensorrt_modules(), self.device, options)
+            image = self.engines.folder / KERNELS
             code = image.read_bytes() if image.is_file() else compile_kernels(self.device.capability)
             self.kernels = self.device.kernels(code)
         self._idle: deque[Workspace] = deque()
-        self._vocoder: VocoderLane | None = None
+        self._vocoders: list[VocoderLane] = []  # none until there is something to vocode, then one
         self._lock, self._vocoder_lock = threading.Lock(), threading.Lock()
-        log.info("plans of %s on %s, CUDA %s", folder, self.device.name, self.device.driver)
+        held = (self._idle, self._vocoders, self.engines, self.kernels)
+        self._finalizer = weakref.finalize(self, _give_back, self.device, *held)
+        self._finalizer.atexit = False  # the driver gives all back then
+        log.info("plans of %s on %s, CUDA %s", self.engines.folder, self.device.name, self.device.driver)
+
+    def close(self) -> None:
+        """Give all GPU memory back; no run may be under way, and none can be started any more."""
+        self._finalizer()
 
     @contextlib.contextmanager
     def start(self, job: Job) -> Iterator[TensorRTRun]:
         """Begin a batch of songs on buffers that no other run is using, and leave them to the next run."""
+        self._check_open()
         shape = RunShape.of(job)
         with self.device:
             workspace = self._take(shape)
@@ -110,10 +121,15 @@ class TensorRTBackend:
 
     def vocode(self, mel: FloatArray, frame: int) -> FloatArray:
         """See ``notewave.backend.Backend.vocode``; runs beside a segment that is being denoised."""
+        self._check_open()
         with self.device, self._vocoder_lock:
-            if self._vocoder is None:
-                self._vocoder = VocoderLane(self.voice, self.engines)
-            return self._vocoder(mel, frame)
+            if not self._vocoders:
+                self._vocoders.append(VocoderLane(self.voice, self.engines))
+            return self._vocoders[0](mel, frame)
+
+    def _check_open(self) -> None:
+        if not self._finalizer.alive:
+            raise BackendError("this backend was closed, and its GPU memory given back. Open another.")
 
     def _take(self, shape: RunShape) -> Workspace:
         """An idle workspace of this shape, or a new one; idle ones make room when memory is short."""
@@ -131,6 +147,40 @@ class TensorRTBackend:
                     self._idle.popleft().free()
 
 
+def _open_engines(voice: Voice, modules: Sequence[Any], device: CudaDevice, options: Mapping[str, Any]) -> Engines:
+    """Engines of the first TensorRT that has plans which fit and load: those that every song needs, at once."""
+    needed = [*SEGMENT_NETWORKS, *(["vocoder"] if voice.vocoder else [])]
+    refusals = []
+    for trt in modules:
+        try:
+            folder = find_plans(voice, trt, device.capability, options.get("precision"))
+            engines = Engines(folder, trt, device, graphs=options.get("graphs", True))
+            for network in needed:
+                engines[network]
+            return engines
+        except BackendError as error:
+            refusals.append(error)
+    raise BackendError(" Nor with the other TensorRT here: ".join(map(str, refusals))) from refusals[0]
+
+
+def _give_back(
+    device: CudaDevice,
+    idle: deque[Workspace],
+    vocoders: list[VocoderLane],
+    engines: Engines,
+    kernels: dict[str, Kernel],
+) -> None:
+    """Let go of all that a backend held, where PyCUDA can free it; a GPU that failed holds nothing any more."""
+    with contextlib.suppress(BackendError), device:
+        for workspace in idle:
+            workspace.free()
+        for vocoder in vocoders:
+            vocoder.free()
+        for held in (idle, vocoders, kernels):
+            held.clear()
+        engines.free()
+
+
 class TensorRTRun:
     """A batch of songs under way on the GPU."""
 
@@ -144,12 +194,12 @@ class TensorRTRun:
         return self.result()
 
     def submit(self, tokens: Sequence[Tokens]) -> None:
-        """Start the next segment of each song, and return while the GPU works."""
+        """See ``notewave.backend.Run.submit``; returns while the GPU works."""
         with self._space.device:
             self._space.submit(self._job, self._segment, tokens)
 
     def result(self) -> FloatArray:
-        """Wait for the segment submitted last: mel [B, T, M] in the networks' range."""
+        """See ``notewave.backend.Run.result``."""
         with self._space.device:
             mel = self._space.result()
         self._segment += 1
@@ -181,8 +231,7 @@ class RunShape:
     @property
     def networks(self) -> tuple[str, ...]:
         """Networks that run for each segment, in their order."""
-        names = ("note_encoder", "context_encoder", "cross_attention", "decoder", "unconditional_decoder")
-        return names if self.guided else names[:-1]
+        return (*SEGMENT_NETWORKS, *(["unconditional_decoder"] if self.guided else []))
 
 
 class Workspace:
@@ -203,17 +252,20 @@ class Workspace:
                 "scratch": (scratch := engines.scratch_bytes(networks)),
             }
         )
-        self.stream = self.device.stream()
-        self.staging = Staging(self.device, staged)
-        self.mel = (
-            self.device.pinned(4 * shape.batch * FRAMES * MELS).view(np.float32).reshape(shape.batch, FRAMES, MELS)
-        )
+        self._schedule = b""  # the table whose FiLM is on the device
+        self._programs: dict[int, Program] = {}  # by bucket
         self._slab = Slab(self.device, layout, f"a run of {shape.batch} songs at {shape.steps} steps")
+        try:
+            self.stream = self.device.stream()
+            self.staging = Staging(self.device, staged)
+            size = 4 * shape.batch * FRAMES * MELS
+            self.mel = self.device.pinned(size).view(np.float32).reshape(shape.batch, FRAMES, MELS)
+        except BaseException:
+            self.free()
+            raise
         base = self._slab.address["staged"]
         self.address = self._slab.address | {name: base + offset for name, offset in staged.offsets.items()}
         self.scratch = (self.address["scratch"], scratch)
-        self._schedule = b""  # the table whose FiLM is on the device
-        self._programs: dict[int, Program] = {}  # by bucket
 
     def begin(self, job: Job) -> None:
         """Put the schedule on the device, unless it is there, and forget the last song."""
@@ -249,11 +301,11 @@ class Workspace:
         return {tensor.name: self.address[_region(network, tensor)] for tensor in (*contract.inputs, *contract.outputs)}
 
     def free(self) -> None:
-        """Give the device's memory back."""
+        """Give all memory back, within the GPU's context; nothing is left to be used."""
         for program in self._programs.values():
             program.free()
-        self._programs.clear()
         self._slab.free()
+        vars(self).clear()
 
     def _staged_sizes(self) -> dict[str, int]:
         """What goes to the device for each segment, in one copy."""
@@ -318,7 +370,7 @@ class Workspace:
 
 
 class Program:
-    """All launches of one segment at one padded length: eagerly the first time, then as a captured graph."""
+    """All launches of one segment at one padded length: eagerly the first time, then as captured graphs."""
 
     def __init__(self, space: Workspace, bucket: int) -> None:
         self._space = space
@@ -334,53 +386,73 @@ class Program:
         self._blocks = grid(FRAMES * MELS, space.shape.batch)
         self._step = space.kernels[STEP_KERNELS[space.engines.dtype("decoder", "prediction")]]
         films, rows = space.address["films"], space.address["rows"]
-        self._steps = [
+        steps = [
             (films + self._film_bytes * i, self._step_arguments(rows + ROW_BYTES * i)) for i in range(space.shape.steps)
         ]
-        self._graph: Graph | None = None
+        self._parts = [steps[first : first + GRAPH_STEPS] for first in range(0, len(steps), GRAPH_STEPS)]
+        self._graphs: list[Graph] = []  # one a part, or none
         self._warm = False
 
     def launch(self) -> None:
         """Start the segment whose inputs are staged. TensorRT's first run allocates, so it is not captured."""
         space = self._space
-        if self._warm and self._graph is None and space.engines.capture:
+        if self._warm and not self._graphs and space.engines.capture:
             try:
-                self._graph = space.device.capture(space.stream, self._issue)
+                self._graphs = self._capture()
             except BackendError as error:
                 log.warning("launching without CUDA graphs: %s", error)
                 space.engines.capture = False
-        if self._graph is not None:
-            self._graph.launch(space.stream)
+        for graph in self._graphs:
+            graph.launch(space.stream)
+        if self._graphs:
             return
-        self._issue()
+        for part in range(len(self._parts)):
+            self._issue(part)
         if not self._warm:
             self._warm = True
             space.engines.save_caches()
 
     def free(self) -> None:
-        """Give the graph's memory back."""
-        if self._graph is not None:
-            self._graph.free()
+        """Give the graphs' memory back."""
+        for graph in self._graphs:
+            graph.free()
+        vars(self).clear()
 
-    def _issue(self) -> None:
-        """Launch everything, in order; nothing here allocates, waits or computes."""
+    def _capture(self) -> list[Graph]:
+        """A graph of each part; tried twice, for other work on the GPU can spoil a capture."""
+        device, stream = self._space.device, self._space.stream
+        parts = [functools.partial(self._issue, part) for part in range(len(self._parts))]
+        try:
+            return [device.capture(stream, part) for part in parts]
+        except BackendError as error:
+            log.info("capturing once more: %s", error)
+        return [device.capture(stream, part) for part in parts]
+
+    def _issue(self, part: int) -> None:
+        """Launch a part of the segment, in order; nothing here allocates, waits or computes."""
         space, device, stream, address = self._space, self._space.device, self._space.stream, self._space.address
-        blocks = self._blocks
+        if part == 0:
+            self._begin()
+        for film, arguments in self._parts[part]:
+            device.copy(address["film"], film, self._film_bytes, stream)
+            for decoder in self._decoders:
+                decoder(stream)
+            self._step(self._blocks, stream, *arguments)
+        if part == len(self._parts) - 1:
+            to_context = space.kernels["mel_to_context"]
+            to_context(self._blocks, stream, address["x"], address["context_mel"], 1.0, 0.0, FRAMES * MELS)
+            device.download(space.mel, address["x"], stream)
+
+    def _begin(self) -> None:
+        """Launch what comes before the first step: inputs, encoders, noise."""
+        space, device, stream, address = self._space, self._space.device, self._space.stream, self._space.address
         device.upload(address["staged"], space.staging.memory, stream)
         for encoder in self._encoders:
             encoder(stream)
         if space.shape.draws:
             device.copy(address["x"], address["noise"], space.mel.nbytes, stream)
         else:
-            space.kernels["philox_normal"](blocks, stream, address["x"], address["control"], 0, FRAMES * MELS)
-        for film, arguments in self._steps:
-            device.copy(address["film"], film, self._film_bytes, stream)
-            for decoder in self._decoders:
-                decoder(stream)
-            self._step(blocks, stream, *arguments)
-        to_context = space.kernels["mel_to_context"]
-        to_context(blocks, stream, address["x"], address["context_mel"], 1.0, 0.0, FRAMES * MELS)
-        device.download(space.mel, address["x"], stream)
+            space.kernels["philox_normal"](self._blocks, stream, address["x"], address["control"], 0, FRAMES * MELS)
 
     def _executors(self, axes: Axes) -> dict[str, Executor]:
         space, networks = self._space, {}
@@ -408,24 +480,29 @@ class VocoderLane:
         axes = {"B": MAX_BATCH, "V": self._frames}
         sizes = {
             tensor.name: math.prod(shape_of(tensor, axes)) * engines.item_bytes("vocoder", tensor.name)
-            for tensor in self._contract.inputs
+            for tensor in reversed(self._contract.inputs)  # the mel last, whose end is seldom used
         }
-        self._inputs = Layout(sizes)
-        self._staging = Staging(self._device, self._inputs)
-        self._audio = self._device.pinned(4 * MAX_BATCH * HOP * self._frames).view(np.float32)
+        inputs, audio_bytes = Layout(sizes), 4 * MAX_BATCH * HOP * self._frames
         scratch = engines.scratch_bytes(["vocoder"])
-        layout = Layout({"staged": self._inputs.total, "audio": self._audio.nbytes, "scratch": scratch})
+        layout = Layout({"staged": inputs.total, "audio": audio_bytes, "scratch": scratch})
         self._slab = Slab(self._device, layout, "the vocoder")
-        self._base = self._slab.address["staged"]
-        addresses = {name: self._base + offset for name, offset in self._inputs.offsets.items()}
+        self._base, self._mel_offset = self._slab.address["staged"], inputs.offsets["mel"]
+        addresses = {name: self._base + offset for name, offset in inputs.offsets.items()}
         addresses["audio"] = self._slab.address["audio"]
-        self._stream = self._device.stream()
         try:
+            self._stream = self._device.stream()
+            self._staging = Staging(self._device, inputs)
+            self._audio = self._device.pinned(audio_bytes).view(np.float32)
             self._network = Executor(engines, "vocoder", addresses, (self._slab.address["scratch"], scratch))
         except BaseException:
-            self._slab.free()
+            self.free()
             raise
         self._engines, self._seen = engines, set[tuple[int, int]]()  # shapes that TensorRT has compiled for
+
+    def free(self) -> None:
+        """Give all memory back, within the GPU's context; nothing is left to be used."""
+        self._slab.free()
+        vars(self).clear()
 
     def __call__(self, mel: FloatArray, frame: int) -> FloatArray:
         """Log-mel [B, V, M] -> audio [B, HOP V]."""
@@ -440,7 +517,7 @@ class VocoderLane:
             self._staging.view("frame", np.int64, (1,))[...] = frame
         audio = self._audio[: batch * HOP * frames]
         self._network.reshape(self._contract.inputs, {"B": batch, "V": frames})
-        self._device.upload(self._base, self._staging.memory, self._stream)
+        self._device.upload(self._base, self._staging.memory[: self._mel_offset + mel.nbytes], self._stream)
         self._network(self._stream)
         self._device.download(audio, self._slab.address["audio"], self._stream)
         self._stream.synchronize()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ class Engines:
         self.folder, self.device = folder, device
         self.capture = graphs  # whether launches are captured in graphs of our own
         self._trt, self._graphs = trt, graphs
-        self._log = _logger(trt)
+        self._log = _logger(trt.ILogger)
         try:
-            self._runtime = trt.Runtime(self._log)
+            self._runtime = self.ask(trt.Runtime, self._log)
         except (RuntimeError, TypeError) as error:  # what its bindings make of a null pointer
             reason = self._log.last or error
             raise BackendError(
@@ -52,6 +53,17 @@ class Engines:
         """Give a network's memory back."""
         with self._lock:
             self._open.pop(network, None)
+
+    def free(self) -> None:
+        """Give the memory of all networks back, within the GPU's context."""
+        with self._lock:
+            self._open.clear()
+            self._caches.clear()
+
+    def ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """What a call into TensorRT returns; should it fail, what is logged last is its reason, not an older one's."""
+        self._log.last = ""
+        return call(*arguments)
 
     def item_bytes(self, network: str, tensor: str) -> int:
         """Bytes of one element of a network's input or output."""
@@ -78,7 +90,7 @@ class Engines:
         trt = self._trt
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(trt, "IRuntimeCache"):
-            return engine.create_execution_context(strategy)
+            return self.ask(engine.create_execution_context, strategy)
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
         # A graph must not capture the slow kernels that run until those for its shapes are compiled.
@@ -87,7 +99,7 @@ class Engines:
         config.cuda_graph_strategy = getattr(trt.CudaGraphStrategy, "WHOLE_GRAPH_CAPTURE" if own else "DISABLED")
         if not config.set_runtime_cache(self._cache(network, config)):
             log.warning("TensorRT takes no cache of what it compiles; each start compiles again")
-        return engine.create_execution_context(config)
+        return self.ask(engine.create_execution_context, config)
 
     def failure(self, what: str) -> BackendError:
         """An error with the last reason that TensorRT logged."""
@@ -109,7 +121,7 @@ class Engines:
 
     def _load(self, network: str) -> Any:
         plan = (self.folder / f"{network}.plan").read_bytes()
-        engine = self._runtime.deserialize_cuda_engine(plan)
+        engine = self.ask(self._runtime.deserialize_cuda_engine, plan)
         if engine is None:
             reason = self._log.last
             if hasattr(self._runtime, "get_engine_validity"):
@@ -152,14 +164,14 @@ class Executor:
     def bind(self, addresses: Mapping[str, int]) -> None:
         """Say where inputs and outputs lie."""
         for name, address in addresses.items():
-            if not self.context.set_tensor_address(name, address):
+            if not self.engines.ask(self.context.set_tensor_address, name, address):
                 raise self.engines.failure(f"{self.network}.plan does not take {name} at {address:#x}")
 
     def reshape(self, inputs: Sequence[Tensor], axes: Axes) -> None:
         """Set the shapes of all inputs; raises BackendError when the plan does not take them."""
         for tensor in inputs:
             shape = shape_of(tensor, axes)
-            if not self.context.set_input_shape(tensor.name, shape):
+            if not self.engines.ask(self.context.set_input_shape, tensor.name, shape):
                 raise self.engines.failure(f"{self.network}.plan does not take {tensor.name} {list(shape)}")
 
     def is_capturable(self, stream: Any) -> bool:
@@ -169,7 +181,7 @@ class Executor:
 
     def __call__(self, stream: Any) -> None:
         """Launch on a stream."""
-        if not self.context.execute_async_v3(stream.handle):
+        if not self.engines.ask(self.context.execute_async_v3, stream.handle):
             raise self.engines.failure(f"{self.network}.plan did not run")
 
 
@@ -178,13 +190,18 @@ def shape_of(tensor: Tensor, axes: Axes) -> tuple[int, ...]:
     return tuple(axes[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
 
 
-def _logger(trt: Any) -> Any:
-    """TensorRT's messages in Python's log; ``last`` is the last error."""
+@functools.cache
+def _logger(kind: Any) -> Any:
+    """TensorRT's messages in Python's log; ``last`` is the last error.
+
+    kind: a TensorRT module's ILogger. There is one logger for each, for ever: TensorRT keeps the first it is given for
+    all the process, and writes to it after the backend that brought it is gone.
+    """
     levels = {"INTERNAL_ERROR": logging.ERROR, "ERROR": logging.ERROR, "WARNING": logging.WARNING}
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(kind):  # type: ignore[misc]
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)
+            kind.__init__(self)
             self.last = ""
 
         def log(self, severity: Any, message: str) -> None:

@@ -19,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
+from notewave.checks import is_integer, is_number, quoted
 from notewave.contracts import NETWORKS, Dimensions
 from notewave.errors import VoiceError
 from notewave.graph_files import external_files
@@ -30,6 +31,7 @@ PREDICTIONS = ("epsilon", "x0", "v")
 PRECISIONS = ("fp32", "fp16", "int8")
 SCHEDULES = ("squaredcos_cap_v2", "cosine")
 MAX_RECEPTIVE_FRAMES = 4096
+MAX_GUIDANCE = 1000.0  # either way: beyond it, float32 products could overflow
 _GRAPH = ".onnx"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
@@ -44,7 +46,7 @@ class NoiseSchedule:
     def __post_init__(self) -> None:
         """Refuse unknown schedules."""
         _require(self.name in SCHEDULES, "noise schedule", self.name, f"must be one of {', '.join(SCHEDULES)}")
-        _require(_is_integer(self.train_steps, 1, 100_000), "train_steps", self.train_steps, "must be 1 to 100000")
+        _require(is_integer(self.train_steps, 1, 100_000), "train_steps", self.train_steps, "must be 1 to 100000")
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no render can use."""
-        _require(isinstance(self.sampler, str), "sampler", self.sampler, "must be a name")
-        _require(_is_integer(self.steps, 1, 100_000), "steps", self.steps, "must be 1 to 100000")
-        number = isinstance(self.guidance, int | float) and math.isfinite(self.guidance)
-        _require(number, "guidance", self.guidance, "must be a finite number")
+        from notewave.samplers import SAMPLERS  # here, for samplers are made of this module's schedules
+
+        known = isinstance(self.sampler, str) and self.sampler in SAMPLERS
+        _require(known, "sampler", self.sampler, f"must be one of {', '.join(SAMPLERS)}")
+        _require(is_integer(self.steps, 1, 100_000), "steps", self.steps, "must be 1 to 100000")
+        in_range = is_number(self.guidance, -MAX_GUIDANCE, MAX_GUIDANCE)
+        _require(in_range, "guidance", self.guidance, f"must be a number from {-MAX_GUIDANCE:g} to {MAX_GUIDANCE:g}")
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class VocoderTraits:
     def __post_init__(self) -> None:
         """Refuse receptive fields that would need absurd buffers."""
         for side in (self.left_frames, self.right_frames):
-            reach = _is_integer(side, 0, MAX_RECEPTIVE_FRAMES)
+            reach = is_integer(side, 0, MAX_RECEPTIVE_FRAMES)
             _require(reach, "the vocoder's reach", side, f"must be 0 to {MAX_RECEPTIVE_FRAMES} frames")
         _require(isinstance(self.positional, bool), "positional", self.positional, "must be true or false")
 
@@ -117,6 +122,10 @@ class Voice:
             _require(isinstance(getattr(self, field), str), field, getattr(self, field), "must be text")
         _require(self.prediction in PREDICTIONS, "prediction", self.prediction, f"must be one of {PREDICTIONS}")
         _require(self.precision in PRECISIONS, "precision", self.precision, f"must be one of {PRECISIONS}")
+        most = self.schedule.train_steps
+        _require(self.sampling.steps <= most, "steps", self.sampling.steps, f"must be at most the schedule's {most}")
+        is_table = isinstance(self.parity, dict) and all(is_number(e, 0.0, math.inf) for e in self.parity.values())
+        _require(is_table, "parity", self.parity, "must give a number for each graph")
         for network in NETWORKS:
             expected = network != "vocoder" or self.vocoder is not None
             _require(
@@ -134,10 +143,18 @@ class Voice:
     def load(cls, voice: str | os.PathLike[str]) -> Voice:
         """Read and check a voice: a folder, or the name of a bundled voice.
 
-        Raises VoiceError when there is none, or if a file is missing, outside it, of the wrong size or checksum, or a
-        graph that reads others.
+        Raises VoiceError when there is none, or if a file is missing, unreadable, outside it, of the wrong size or
+        checksum, or a graph that reads others.
         """
         folder = _find(voice)
+        try:
+            return cls._load(folder)
+        except OSError as error:
+            reason = error.strerror or error
+            raise VoiceError(f"the voice at {folder} cannot be read: {reason}. Check its permissions.") from error
+
+    @classmethod
+    def _load(cls, folder: Path) -> Voice:
         try:
             loaded = cls._from_json(folder, _read_description(folder))
         except VoiceError as error:
@@ -184,10 +201,16 @@ def bundled_voices() -> dict[str, Path]:
 
 def _find(voice: str | os.PathLike[str]) -> Path:
     bundled = bundled_voices()
+    if not isinstance(voice, (str, os.PathLike)):
+        raise VoiceError(f"{quoted(voice)} is no voice: a bundled voice's name or the path of a folder is.")
     if str(voice) in bundled:
         return bundled[str(voice)]
-    folder = Path(voice)
-    if not (folder / DESCRIPTION).is_file():
+    try:
+        folder = Path(voice)
+        is_voice = (folder / DESCRIPTION).is_file()
+    except (OSError, TypeError, ValueError) as error:  # a name too long, a path of bytes
+        raise VoiceError(f"there is no voice at {quoted(voice)}: {error}. Check the path.") from error
+    if not is_voice:
         names = ", ".join(bundled) or "none"
         raise VoiceError(
             f"there is no voice at {str(voice)!r}: no folder with a {DESCRIPTION} is there, and no bundled "
@@ -257,11 +280,7 @@ def _build(kind: type[Built], values: Any) -> Built:
 
 def _require(holds: bool, what: str, value: Any, rule: str) -> None:
     if not holds:
-        raise VoiceError(f"{what} is {value!r}, but it {rule}.")
-
-
-def _is_integer(value: Any, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        raise VoiceError(f"{what} is {quoted(value)}, but it {rule}.")
 
 
 def _sha256(stream: Any) -> Any:

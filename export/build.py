@@ -37,7 +37,6 @@ from notewave.voice import FileRecord, Voice
 log = logging.getLogger(__name__)
 
 TURING = (7, 5)
-TIMING_CACHE = "timing.cache"  # beside the plan folders
 Compile = Callable[[bytes, dict[str, Extent], str], bytes]  # graph, shapes, precision -> plan
 
 
@@ -64,12 +63,12 @@ def build_plans(
     _check_target(trt, capability, precision)
     target = target_of(voice, trt, capability, precision)
     home = plans_home()
-    compile_plan = compile_plan or _Compiler(trt, capability, home / TIMING_CACHE)
+    compile_plan = compile_plan or _Compiler(trt, capability, timing_cache(trt, capability))
     seconds = {}
     with atomic_folder(target.folder(voice, home)) as folder:
         for network, contract in voice_contracts(voice).items():
             start = time.perf_counter()
-            typing = network_precision(network, precision, capability)
+            typing = precision if network != "vocoder" else vocoder_precision(trt, precision, capability)
             graph = typed_graph(voice.graph(network), typing).SerializeToString()
             (folder / f"{network}.plan").write_bytes(compile_plan(graph, extents(voice, contract.inputs), typing))
             seconds[network] = round(time.perf_counter() - start, 2)
@@ -83,19 +82,33 @@ def build_plans(
     return target.folder(voice, home)
 
 
-def network_precision(network: str, precision: str, capability: tuple[int, int]) -> str:
-    """Precision of one network: errors of the vocoder are heard and it runs once a segment, so it stays in float32.
+def buildable_precisions(trt: Any, capability: tuple[int, int]) -> tuple[str, ...]:
+    """Which of PRECISIONS a TensorRT can build for a GPU: Turing has no bfloat16, nor float32 in TensorRT-RTX."""
+    if capability > TURING:
+        return PRECISIONS
+    return ("fp16",) if trt.__name__ == RTX else ("fp16", "fp32")
 
-    TensorRT-RTX has no float32 products on Turing: there it is float16 like the rest.
-    """
-    return precision if network != "vocoder" or capability <= TURING else "fp32"
+
+def vocoder_precision(trt: Any, precision: str, capability: tuple[int, int]) -> str:
+    """Errors of the vocoder are heard and it runs once a segment, so it stays in float32 where that can be built."""
+    return "fp32" if "fp32" in buildable_precisions(trt, capability) else precision
+
+
+def timing_cache(trt: Any, capability: tuple[int, int]) -> Path | None:
+    """Where TensorRT keeps what it timed on a GPU, for one version; TensorRT-RTX times nothing while it builds."""
+    if trt.__name__ == RTX:
+        return None
+    return plans_home() / "timing-{}-{}-sm{}{}.cache".format(trt.__name__, trt.__version__, *capability)
 
 
 def _check_target(trt: Any, capability: tuple[int, int], precision: str) -> None:
     """Refuse what TensorRT is known not to build."""
-    sm = _dotted(capability)
-    if capability <= TURING and precision != "fp16":
-        raise BackendError(f"compute capability {sm} (Turing) runs float16 plans only. Ask for --precision fp16.")
+    sm, buildable = _dotted(capability), buildable_precisions(trt, capability)
+    if precision not in buildable:
+        raise BackendError(
+            f"{trt.__name__} builds no {precision} plans for compute capability {sm} (Turing). "
+            f"Ask for --precision {' or '.join(buildable)}."
+        )
     if trt.__name__ == RTX:
         names = [name[2:] for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
         known = [f"{name[:-1]}.{name[-1]}" for name in names]
@@ -114,9 +127,8 @@ def _check_target(trt: Any, capability: tuple[int, int], precision: str) -> None
 class _Compiler:
     """Polygraphy's builder, set up for strongly typed graphs."""
 
-    def __init__(self, trt: Any, capability: tuple[int, int], timing_cache: Path) -> None:
-        self.trt, self.capability = trt, capability
-        self.timing_cache = None if trt.__name__ == RTX else timing_cache  # RTX times on the target
+    def __init__(self, trt: Any, capability: tuple[int, int], timing_cache: Path | None) -> None:
+        self.trt, self.capability, self.timing_cache = trt, capability, timing_cache
         os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if trt.__name__ == RTX else "0"
         try:
             from polygraphy.logger import G_LOGGER

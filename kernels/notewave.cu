@@ -112,10 +112,10 @@ extern "C" __global__ void pcm16(const float* samples, short* out, unsigned dith
         Packed<short> rounded;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            float level = clip(values.lane[i], -1.0f, 1.0f) * 32767.0f;
+            float level = clip(values.lane[i], -1.0f, 1.0f) * 32768.0f;
             const int triangle = static_cast<int>(words.word[i] >> 16) - static_cast<int>(words.word[i] & 0xffffu);
-            if (dither) level = clip(level + static_cast<float>(triangle) * 0x1p-16f, -32767.0f, 32767.0f);
-            rounded.lane[i] = static_cast<short>(rintf(level));
+            if (dither) level += static_cast<float>(triangle) * 0x1p-16f;
+            rounded.lane[i] = static_cast<short>(rintf(clip(level, -32768.0f, 32767.0f)));
         }
         store(out + first, count, rounded);
     }

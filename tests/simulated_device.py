@@ -2,7 +2,8 @@
 
 Host memory stands in for device memory, plans are run by ONNX Runtime on the addresses that were bound, kernels are
 their own source compiled for the host. Nothing runs before its stream is waited for; memory starts as NaN; every read
-is checked to come after a write that is ordered before it.
+is checked to come after a write that is ordered before it, every write after the reads that it would spoil. What PyCUDA
+could not free, since it was let go of outside the GPU's context, is noted.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import ctypes
 import enum
 import json
+import threading
+import weakref
 from collections.abc import Callable
 
 import host_kernels
@@ -23,7 +26,8 @@ from notewave.kernels.loader import SIGNATURES, THREADS
 
 Range = tuple[int, int]  # address, bytes
 Ranges = tuple[list[Range], list[Range]]  # read, written
-WORD = 4  # bytes that share a record of their last write
+Seen = dict[int, int]  # by stream's handle: its newest serial that the host has waited for
+WORD = 4  # bytes that share a record of their last write and read
 
 
 class Operation:
@@ -43,6 +47,7 @@ class Memory:
         self.bytes = room[start : start + size]
         self.address = int(self.bytes.ctypes.data)
         self.writer = np.full(-(-size // WORD), -1, np.int64)  # serial number of the last write; -1 for none
+        self.reader = self.writer.copy()  # and of the last read
 
     def __int__(self) -> int:
         return self.address
@@ -56,14 +61,14 @@ class Stream:
 
     def __init__(self, device: SimulatedDevice, handle: int) -> None:
         self.device, self.handle = device, handle
-        self.queue: list[tuple[int, int, Operation]] = []  # own serial, what was complete when it was queued
+        self.queue: list[tuple[int, Seen, Operation]] = []  # own serial, what was complete when it was queued
 
     def synchronize(self) -> None:
         assert self.device.recording is None, "waiting is not allowed while a graph is captured"
-        for serial, complete, operation in self.queue:
-            self.device.perform(self, serial, complete, operation)
+        for serial, seen, operation in self.queue:
+            self.device.perform(self, serial, seen, operation)
+            self.device.complete[self.handle] = serial
         self.queue.clear()
-        self.device.complete = self.device.serial
 
 
 class Graph:
@@ -80,6 +85,7 @@ class Graph:
 
     def free(self) -> None:
         self.freed = True
+        self.operations.clear()
 
 
 class SimulatedDevice:
@@ -91,22 +97,32 @@ class SimulatedDevice:
     def __init__(self, capability: tuple[int, int] = (8, 9), total: int = 1 << 40) -> None:
         self.capability, self.total = capability, total
         self.memories: list[Memory] = []
-        self.pinned_bytes: list[int] = []
-        self.streams: dict[int, Stream] = {}
-        self.writers: dict[int, Stream] = {}  # by serial
+        self.pinned_bytes: list[int] = []  # of each that is held
+        self.streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
+        self.opened = 0  # streams
+        self.issuers: dict[int, int] = {}  # handle of the stream that a serial belongs to
         self.serial = 0
-        self.complete = 0  # the newest serial at the last wait: what the host has seen done
+        self.complete: Seen = {}
         self.recording: list[Operation] | None = None
         self.graphs: list[Graph] = []
-        self.depth = 0  # of entered contexts
+        self.entered = threading.local()  # depth of entered contexts, which is each thread's own
+        self.leaked: list[str] = []  # what PyCUDA would have had to free outside the context
         self.launches: list[str] = []  # labels, in the order of performance
 
+    @property
+    def depth(self) -> int:
+        return getattr(self.entered, "depth", 0)
+
     def __enter__(self) -> SimulatedDevice:
-        self.depth += 1
+        self.entered.depth = self.depth + 1
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.depth -= 1
+        self.entered.depth = self.depth - 1
+
+    def watch(self, held: object, kind: str) -> None:
+        """Note it should this be let go of where PyCUDA cannot free it."""
+        weakref.finalize(held, lambda: self.depth or self.leaked.append(kind)).atexit = False
 
     def allocate(self, size: int, purpose: str) -> Memory:
         assert self.recording is None, "allocation is not allowed while a graph is captured"
@@ -121,12 +137,16 @@ class SimulatedDevice:
 
     def pinned(self, size: int) -> np.ndarray:
         self.pinned_bytes.append(size)
-        return np.full(size, 0xFF, np.uint8)
+        memory = np.full(size, 0xFF, np.uint8)
+        weakref.finalize(memory, self.pinned_bytes.remove, size).atexit = False
+        self.watch(memory, "pinned memory")
+        return memory
 
     def stream(self) -> Stream:
-        handle = len(self.streams) + 1
-        self.streams[handle] = Stream(self, handle)
-        return self.streams[handle]
+        self.opened += 1
+        stream = self.streams[self.opened] = Stream(self, self.opened)
+        self.watch(stream, "stream")
+        return stream
 
     def upload(self, target: int, source: np.ndarray, stream: Stream) -> None:
         ranges = ([], [(target, source.nbytes)])
@@ -178,28 +198,39 @@ class SimulatedDevice:
 
     def enqueue(self, stream: Stream, operation: Operation) -> None:
         self.serial += 1
-        self.writers[self.serial] = stream
-        stream.queue.append((self.serial, self.complete, operation))
+        self.issuers[self.serial] = stream.handle
+        stream.queue.append((self.serial, dict(self.complete), operation))
 
-    def perform(self, stream: Stream, serial: int, complete: int, operation: Operation) -> None:
+    def perform(self, stream: Stream, serial: int, seen: Seen, operation: Operation) -> None:
         reads, writes = operation.ranges()
+
+        def check(earlier: np.ndarray, where: str) -> None:
+            for number in np.unique(earlier[earlier >= 0]).tolist():
+                issuer = self.issuers[number]
+                assert issuer == stream.handle or number <= seen.get(issuer, 0), f"{where} is not ordered before"
+
         for reading in reads:
-            written = self._writer(*reading)
+            writer, reader = self._records(*reading)
             where = f"{operation.label} reads {reading}"
-            assert written.min() >= 0, f"{where}, which was never written"
-            for number in np.unique(written):
-                ordered = number <= complete or self.writers[int(number)] is stream
-                assert ordered, f"{where}, whose write by another stream is not ordered before"
+            assert writer.min() >= 0, f"{where}, which was never written"
+            check(writer, f"{where}, whose write by another stream")
+            reader[...] = serial
+        for writing in writes:
+            writer, reader = self._records(*writing)
+            check(writer, f"{operation.label} writes {writing}, whose write by another stream")
+            check(reader, f"{operation.label} writes {writing}, whose reading by another stream")
         operation.act()
         for writing in writes:
-            self._writer(*writing)[...] = serial
+            self._records(*writing)[0][...] = serial
         self.launches.append(operation.label)
 
-    def _writer(self, address: int, size: int) -> np.ndarray:
+    def _records(self, address: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Serials of the last write and the last read of each word there."""
         for memory in self.memories:
             start = address - memory.address
             if start >= 0 and start + size <= memory.bytes.size:
-                return memory.writer[start // WORD : -(-(start + size) // WORD)]
+                words = slice(start // WORD, -(-(start + size) // WORD))
+                return memory.writer[words], memory.reader[words]
         raise AssertionError(f"{size} bytes at {address} do not lie in device memory that is held")
 
 

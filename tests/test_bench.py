@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from notewave.codec import EOS
 from notewave.errors import NotewaveError, OutputError, SamplingError
 from notewave.export.checkpoints import RANDOM_SIZES
 from notewave.export.training.data import SOUNDFONT
+from notewave.midi import read_midi, tokenize
 from notewave.synthesizer import Synthesizer
 
 DATA = Path(__file__).parent / "data"
@@ -72,7 +75,7 @@ def test_every_stage_is_timed_in_every_repeat(measured: Result) -> None:
         for name, figure in case.figures.items():
             assert figure.median > 0 and figure.low <= figure.median <= figure.high, name
         assert case.figures["first_audio_s"].median < case.figures["real_time_factor"].high * 4 * 5.12
-    assert (alone.settings["sampler"], alone.settings["guidance"], alone.settings["tokens"]) == ("ddpm", 1.0, 20)
+    assert (alone.settings["sampler"], alone.settings["guidance"], alone.settings["tokens"]) == ("dpmpp-2m", 1.0, 20)
     assert (guided.settings["batch"], guided.settings["guidance"]) == (2, 2.0)
 
 
@@ -189,6 +192,16 @@ def test_the_command_measures_every_combination(reference_voice: Path, tmp_path:
     assert "step_s" not in cases[0].figures  # a single step has no next one to end before
 
 
+def test_options_of_the_backend_are_handed_on(reference_voice: Path) -> None:
+    given = parse("--option", "precision=bf16", "graphs=false", "device=1").option
+    assert given == [("precision", "bf16"), ("graphs", False), ("device", 1)]
+    with pytest.raises(SystemExit):
+        parse("--option", "precision")
+    case = Settings(str(reference_voice), "cpu", threads=1, options=(("arena_extend_strategy", "kSameAsRequested"),))
+    trial = bench.Trial(case, synthetic_song(5, 1))
+    assert trial.case().settings["options"] == "arena_extend_strategy=kSameAsRequested"
+
+
 def test_operations_are_those_counted_by_hand() -> None:
     # Figures of the base decoder: 99.1 M weights of the layers over 256 frames; attention over 256 and over J keys.
     layers = [product for product in products("decoder", BASE, 2048) if product.layers == 12]
@@ -299,6 +312,43 @@ def test_voices_are_exported_once_for_each_checkpoint(tmp_path: Path) -> None:
     os.utime(weights, ns=(0, 0))
     assert peer.exported(checkpoint, "fp16").folder != first.folder
     assert not first.folder.exists()
+
+
+class Tokeniser:
+    """In the peer's stead: our own tokens, slower, and wrong on demand."""
+
+    def __init__(self, wrong: bool = False) -> None:
+        self.versions = {"diffusers": "0"}
+        self._wrong = wrong
+
+    def ask(self, do: str, song: str) -> dict[str, Any]:
+        assert do == "tokens"
+        return {"tokenise_s": 1e3, "tokens": [x.tolist() for x in tokenize(song, strict=True)[self._wrong :]]}
+
+
+def test_tokens_are_compared_on_one_song_of_the_stated_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.mid", "b.mid"):
+        peer.write_song(tmp_path / name)
+    assert (tmp_path / "a.mid").read_bytes() == (tmp_path / "b.mid").read_bytes()
+    notes = read_midi(tmp_path / "a.mid")
+    assert len(notes) == peer.SONG_NOTES and 0.99 < notes.seconds / peer.SONG_SECONDS <= 1
+    with pytest.raises(NotewaveError, match="are not those of diffusers"):
+        peer.token_cases(Tokeniser(wrong=True), tmp_path / "a.mid", repeat=1)
+
+    opened = []
+    monkeypatch.setattr(peer, "open_peer", lambda *given: opened.append(given) or contextlib.nullcontext(Tokeniser()))
+    outputs = ["--json", str(tmp_path / "p.json"), "--plot", str(tmp_path / "p.png")]
+    options = parse("peer", "--only", "tokens", "--repeat", "2", *outputs)
+    options.run(options)
+    assert opened == [(options.venv, None, None)]  # without a checkpoint
+    theirs, ours = Result.load(tmp_path / "p.json").cases
+    assert (theirs.settings["side"], ours.settings["side"]) == (PEER, "notewave")
+    assert theirs.figures["tokenise_speedup"] == Spread(1, 1, 1, 2)
+    assert ours.figures["tokenise_speedup"].median == pytest.approx(1e3 / ours.figures["tokenise_s"].median, rel=0.5)
+    assert "tokenise speedup" in capsys.readouterr().out
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_environment_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from sounding_voice import sounding_voice
 
 from notewave import plans
 from notewave.errors import BackendError, VoiceError
-from notewave.export.build import build_plans
+from notewave.export.build import build_plans, timing_cache
 from notewave.plans import DESCRIPTION, check_plans, find_plans, plans_home, target_of
 from notewave.voice import Voice
 
@@ -79,12 +79,11 @@ def test_a_graph_that_tensorrt_refuses_gives_its_reason(
     voice: Voice, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr("notewave.export.build.network_precision", lambda *_: "fp32")
     monkeypatch.setattr("notewave.export.build._Compiler._allow_unfused_attention", lambda *_: None)
     with pytest.raises(
         BackendError, match=r"cannot build a fp32 plan for compute capability 8\.9: .*Attention.*not supported"
     ):
-        build_plans(voice, "fp16", (8, 9))
+        build_plans(voice, "fp32", (8, 9))
     assert not list(home.iterdir()), "nothing half-built is left"
 
 
@@ -92,7 +91,7 @@ def test_what_cannot_be_built_is_refused_with_a_cure(voice: Voice) -> None:
     trt = SimulatedTensorRTRTX(SimulatedDevice())
     for precision, capability, message in (
         ("fp8", (8, 9), r"no plan precision 'fp8'.*fp16, bf16, fp32"),
-        ("bf16", (7, 5), r"7\.5 \(Turing\) runs float16 plans only"),
+        ("bf16", (7, 5), r"builds no bf16 plans for compute capability 7\.5 \(Turing\)\. Ask for --precision fp16\."),
         ("fp16", (9, 0), r"does not build for compute capability 9\.0; it knows 7\.5, 8\.9.*notewave\[gpu\]"),
     ):
         with pytest.raises(BackendError, match=message):
@@ -130,6 +129,28 @@ def test_a_build_that_fails_leaves_older_plans_alone(voice: Voice) -> None:
     with pytest.raises(KeyboardInterrupt):
         build_plans(voice, "fp16", (8, 9), trt=trt, compile_plan=fails)
     check_plans(folder, target)
+
+
+def test_tensorrt_itself_builds_float32_for_turing_too(voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("notewave.export.build._local_capability", lambda: (7, 5))
+    trt, built = SimulatedTensorRT(SimulatedDevice()), []
+
+    def compile_plan(graph: bytes, shapes: object, precision: str) -> bytes:
+        built.append(precision)
+        return graph
+
+    for precision in ("fp32", "fp16"):
+        build_plans(voice, precision, trt=trt, compile_plan=compile_plan)
+    assert built == ["fp32"] * 7 + ["fp16"] * 6 + ["fp32"], "the vocoder stays in float32"
+    with pytest.raises(BackendError, match=r"no bf16 plans .*7\.5 \(Turing\)\. Ask for --precision fp16 or fp32"):
+        build_plans(voice, "bf16", trt=trt, compile_plan=compile_plan)
+
+
+def test_what_was_timed_is_kept_for_one_tensorrt_and_one_gpu(home: Path) -> None:
+    trt = SimulatedTensorRT(SimulatedDevice())
+    assert timing_cache(trt, (8, 6)) == home / "timing-tensorrt-11.0.0-sm86.cache"
+    assert timing_cache(trt, (8, 9)) != timing_cache(trt, (8, 6))
+    assert timing_cache(SimulatedTensorRTRTX(SimulatedDevice()), (8, 9)) is None, "it times on the target"
 
 
 def test_turing_s_vocoder_is_float16_and_elsewhere_float32(voice: Voice, caplog: pytest.LogCaptureFixture) -> None:

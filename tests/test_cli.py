@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from notewave.cli import main
+from notewave.ort_backend import OrtRun
 
 
 def test_render_writes_sound_and_picture(
@@ -47,10 +48,17 @@ def test_same_seed_same_file(vocoded_voice: Path, midi_folder: Path, tmp_path: P
     ("arguments", "words"),
     [
         (["render", "missing.mid"], "missing.mid"),
+        (["render", "."], ". cannot be opened: Is a directory"),
+        (["render", "/"], "/ cannot be opened: Is a directory"),
+        (["render", ""], "The empty path cannot be opened"),
         (["render", "{song}", "--voice", "missing voice"], "no voice"),
         (["render", "{song}", "--voice", "{voice}", "-o", "{folder}/no/out.wav"], "was not written"),
         (["render", "{song}", "--voice", "{voice}", "-o", "{folder}/out.xyz"], "no known sound format"),
         (["render", "{song}", "--voice", "{voice}", "-o", "{folder}/out.wav", "--steps", "0"], "steps"),
+        (["render", "{song}", "--voice", "{voice}", "-o", "{folder}"], "it is a folder"),
+        (["render", "{song}", "--voice", "{voice}", "--plot", "{folder}/no/mel.png"], "mel.png was not written"),
+        (["render", "{song}", "--voice", "{voice}", "--plot", "{folder}/mel.mp3"], "Use .png, .svg, .pdf"),
+        (["render", "{song}", "--voice", "{voice}", "--plot", "{folder}"], "it is a folder"),
         (["info", "missing voice"], "no voice"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
@@ -62,7 +70,9 @@ def test_errors_are_one_line_and_leave_nothing(
     arguments: list[str],
     words: str,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(OrtRun, "denoise", None)  # errors come before the work
     places = {"song": midi_folder / "piano_scale.mid", "voice": vocoded_voice, "folder": tmp_path}
     assert main([argument.format(**places) for argument in arguments]) == 1
     captured = capsys.readouterr()
@@ -73,7 +83,10 @@ def test_errors_are_one_line_and_leave_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_leaves_the_old_file(vocoded_voice: Path, midi_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_rendering_that_is_stopped_leaves_the_old_file(
+    vocoded_voice: Path, midi_folder: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     out = tmp_path / "song.wav"
     out.write_text("what was here before")
     command = ["render", str(midi_folder / "piano_scale.mid"), "-o", str(out), "--voice", str(vocoded_voice)]
@@ -85,9 +98,9 @@ def test_ctrl_c_leaves_the_old_file(vocoded_voice: Path, midi_folder: Path, tmp_
         while len(list(tmp_path.iterdir())) < 2:  # until it writes its temporary file
             assert process.poll() is None
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert errors == "notewave: stopped; nothing was left half-written.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["song.wav"]
     assert out.read_text() == "what was here before"

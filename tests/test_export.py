@@ -22,6 +22,7 @@ from notewave.export.convert import export_checkpoint, export_voice
 from notewave.export.graphs import WeightFile, export_graph, relative_error
 from notewave.export.modules import TimeEmbedding
 from notewave.export.precision import store_half, store_int8
+from notewave.synthesizer import Synthesizer
 from notewave.voice import NoiseSchedule, Sampling, Voice
 
 REFERENCE = Path(__file__).parent / "data" / "reference"
@@ -268,6 +269,22 @@ def test_random_int8_voice_with_a_published_vocoder(vocoded_voice: Path, tmp_pat
     operators = {node.op_type for node in onnx.load(out / "decoder.onnx", load_external_data=False).graph.node}
     assert "MatMulInteger" in operators
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_voice_in_another_precision(vocoded_voice: Path, tmp_path: Path) -> None:
+    original = Voice.load(vocoded_voice)
+    same = export_checkpoint(vocoded_voice, tmp_path / "same", precision=original.precision)
+    tokens = [np.array([5, 1200, 1134, 1065, 1], np.int32)] * 2
+    expected, got = (
+        Synthesizer(folder, backend="cpu", threads=1).spectrogram(tokens, steps=3)
+        for folder in (vocoded_voice, same.folder)
+    )
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+    small = export_checkpoint(vocoded_voice, tmp_path / "small", precision="int8")
+    assert (small.precision, small.vocoder, small.sampling) == ("int8", original.vocoder, original.sampling)
+    assert small.graph("vocoder").read_bytes() == original.graph("vocoder").read_bytes()
+    with pytest.raises(VoiceError, match="int8 voice"):
+        export_checkpoint(small.folder, tmp_path / "back", precision="fp32")
 
 
 def test_not_finite_weights_leave_nothing_behind(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 import soundfile
 
 from notewave import Audio, OutputError
-from notewave.files import atomic_file, atomic_folder
+from notewave.audio import FORMATS, audio_file
+from notewave.files import atomic_file, atomic_folder, check_writable
 
 
 def test_file_appears_at_the_end_only(tmp_path: Path) -> None:
@@ -50,7 +51,52 @@ def test_missing_folder_is_explained(tmp_path: Path) -> None:
         Audio(np.zeros(10, np.float32)).save(tmp_path / "no" / "song.wav")
 
 
-@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+@pytest.mark.parametrize("name", ["n" * 246 + ".bin", "ü" * 120, "n." + "s" * 250], ids=lambda name: name[-5:])
+def test_long_names_that_are_legal_are_written(tmp_path: Path, name: str) -> None:
+    with atomic_file(tmp_path / name) as temporary:
+        temporary.write_bytes(b"new")
+    assert (tmp_path / name).read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_stays_and_leads_to_the_new_file(tmp_path: Path, exists: bool) -> None:
+    (tmp_path / "away").mkdir()
+    target, link = tmp_path / "away" / "song.bin", tmp_path / "link.bin"
+    link.symlink_to(target)
+    if exists:
+        target.write_bytes(b"old")
+    with atomic_file(link) as temporary:
+        temporary.write_bytes(b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "circle.wav").symlink_to(tmp_path / "circle.wav")
+    for path in (
+        tmp_path,
+        tmp_path / "circle.wav",
+        tmp_path / "a\0b.wav",
+        tmp_path / ("n" * 300),
+        None,
+        b"song.wav",
+        5,
+    ):
+        with pytest.raises(OutputError, match="was not written"), atomic_file(path):  # type: ignore[arg-type]
+            raise RuntimeError
+        with pytest.raises(OutputError, match="was not written"):
+            check_writable(path)  # type: ignore[arg-type]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["circle.wav"]
+
+
+def test_what_can_be_written_is_not_touched_by_the_question(tmp_path: Path) -> None:
+    (tmp_path / "song.wav").write_bytes(b"old")
+    check_writable(tmp_path / "song.wav")
+    check_writable(tmp_path / "other.wav")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".aiff", ".aif", ".WAV"])
 def test_audio_files_hold_the_samples(tmp_path: Path, suffix: str) -> None:
     samples = np.linspace(-1, 1, 16000, dtype=np.float32)
     audio = Audio(samples)
@@ -61,9 +107,58 @@ def test_audio_files_hold_the_samples(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_allclose(read, samples, atol=1 / 32767)
 
 
-def test_unknown_format_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"Use \.wav"):
-        Audio(np.zeros(10, np.float32)).save(tmp_path / "song.docx")
+@pytest.mark.parametrize("suffix", [".ogg", ".mp3"])
+def test_lossy_files_hold_the_sound(tmp_path: Path, suffix: str) -> None:
+    samples = 0.5 * np.sin(np.arange(100_000, dtype=np.float32) / 20)
+    Audio(samples).save(tmp_path / f"song{suffix}")
+    read, _ = soundfile.read(tmp_path / f"song{suffix}", dtype="float32")
+    assert len(read) == len(samples)
+    assert np.corrcoef(read, samples)[0, 1] > 0.99
+
+
+def test_long_songs_become_vorbis(tmp_path: Path) -> None:
+    """More samples than libsndfile's Vorbis takes at once."""
+    audio = Audio(np.zeros(300 * 16000, np.float32))
+    audio.save(tmp_path / "song.ogg")
+    assert soundfile.info(tmp_path / "song.ogg").frames == len(audio.samples)
+
+
+@pytest.mark.parametrize("name", ["song.docx", "song.raw", "song.mat", "song"])
+def test_unknown_format_is_explained(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match=r"Use \.wav, \.flac"):
+        Audio(np.zeros(10, np.float32)).save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_what_is_no_sound_is_explained(tmp_path: Path, suffix: str) -> None:
+    silence = np.zeros(10, np.float32)
+    for samples, fact in (
+        (np.zeros((10, 2), np.float32), r"the samples are float32 \[10, 2\]"),
+        (np.zeros(10, np.int64), r"the samples are int64 \[10\]"),
+        (silence.tolist(), "the samples are"),
+        (None, "the samples are None"),
+        (silence * np.nan, "no finite number"),
+        (silence[:0], "the sound has no samples"),
+    ):
+        with pytest.raises(OutputError, match=fact):
+            Audio(samples).save(tmp_path / f"song{suffix}")  # type: ignore[arg-type]
+    for rate in (0, -1, 1 << 40, 250_000, "16000", None, True):
+        with pytest.raises(OutputError, match="its rate is"):
+            Audio(silence, rate).save(tmp_path / f"song{suffix}")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_rate_that_a_format_has_not_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="Choose another rate or format"):
+        Audio(np.zeros(10, np.float32), 12345).save(tmp_path / "song.mp3")
+
+
+def test_the_errors_of_those_who_write_stay_theirs(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="of their own"), audio_file(tmp_path / "song.wav") as file:
+        file.write(np.zeros(10, np.float32))
+        raise AssertionError("of their own")
+    assert not list(tmp_path.iterdir())
 
 
 def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
@@ -74,7 +169,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-        with pytest.raises(OutputError, match="was not written"):
+        with pytest.raises(OutputError, match="the disk took only a part"):
             Audio(np.zeros(1_000_000, np.float32)).save(tmp_path / "song.wav")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import host_kernels
 import numpy as np
 import pytest
+from gpu_at_hand import gpu_at_hand
 
-from notewave.errors import BackendError
 from notewave.kernels import loader
 from notewave.kernels.reference import mel_to_context, pcm16, philox_normal, sampler_step
 
@@ -30,12 +30,7 @@ def _on_host(name: str, blocks: int, songs: int, *arguments: np.ndarray | float)
 
 
 def _on_gpu() -> Launch:
-    from notewave.device import CudaDevice
-
-    try:
-        device = CudaDevice()
-    except BackendError as error:
-        pytest.skip(str(error))
+    device = gpu_at_hand()
     with device:
         kernels = device.kernels(loader.compile_kernels(device.capability))
 

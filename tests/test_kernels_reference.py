@@ -1,8 +1,12 @@
 """The NumPy twins against published vectors and plain definitions."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import soundfile
 
+from notewave.audio import Audio
 from notewave.kernels.reference import mel_to_context, pcm16, philox, philox_normal
 
 
@@ -51,12 +55,27 @@ def test_mel_to_context_scales_then_clips() -> None:
 
 
 def test_pcm16_rounds_to_even_and_clips() -> None:
-    samples = np.array([0.0, 1.0, -1.0, 2.0, -2.0, 1.5 / 32767, 2.5 / 32767], np.float32)
-    assert pcm16(samples).tolist() == [0, 32767, -32767, 32767, -32767, 2, 2]
+    samples = np.array([0.0, 1.0, -1.0, 2.0, -2.0, 1.5 / 32768, 2.5 / 32768], np.float32)
+    assert pcm16(samples).tolist() == [0, 32767, -32768, 32767, -32768, 2, 2]
+
+
+def test_pcm16_undoes_the_division_of_readers() -> None:
+    levels = np.arange(-32768, 32768, dtype=np.int16)
+    np.testing.assert_array_equal(pcm16(levels.astype(np.float32) / 32768), levels)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "aiff"])
+def test_16_bit_files_hold_what_the_twin_gives(tmp_path: Path, suffix: str) -> None:
+    samples = np.append(np.random.default_rng(0).uniform(-1, 1, 100_000), [1, -1, 1.5]).astype(np.float32)
+    Audio(samples).save(tmp_path / f"ours.{suffix}")
+    soundfile.write(tmp_path / f"theirs.{suffix}", samples, 16000, "PCM_16")  # truncates in some formats
+    ours, theirs = (soundfile.read(tmp_path / f"{whose}.{suffix}", dtype="int16")[0] for whose in ("ours", "theirs"))
+    np.testing.assert_array_equal(ours, pcm16(samples))
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
 def test_dither_is_triangular_unbiased_and_joins_across_chunks() -> None:
-    samples = np.full(1 << 16, 0.3 / 32767, np.float32)
+    samples = np.full(1 << 16, 0.3 / 32768, np.float32)
     whole = pcm16(samples, dither_seed=7)
     assert set(whole.tolist()) <= {-1, 0, 1} and abs(whole.mean() - 0.3) < 0.01  # undithered, all would be 0
     assert abs((whole - 0.3).std() - 0.5) < 0.01  # a step's variance of 1/6 and a rounding's of 1/12

@@ -12,6 +12,8 @@ from notewave.mel import (
     LOG_MIN,
     MELS,
     SAMPLE_RATE,
+    WINDOW,
+    MelStream,
     from_network,
     istft,
     log_mel,
@@ -69,6 +71,26 @@ def test_dc_has_no_mel_weight_and_low_bins_have_few() -> None:
 def test_istft_inverts_stft() -> None:
     samples = np.random.default_rng(1).standard_normal(HOP * 20)
     np.testing.assert_allclose(istft(stft(samples))[HOP:], samples[HOP:], atol=1e-10)
+
+
+@pytest.mark.parametrize("length", [0, 1, HOP, 2 * HOP - 1, 2 * HOP, 5000])
+@pytest.mark.parametrize("chunk", [1, 100, HOP, 700, 4096])
+def test_a_stream_of_chunks_has_the_mel_of_the_whole(length: int, chunk: int) -> None:
+    samples = np.random.default_rng(2).standard_normal(length).astype(np.float32)
+    stream = MelStream()
+    frames = [stream.push(samples[start : start + chunk]) for start in range(0, length, chunk)]
+    mel = np.concatenate([*frames, stream.finish()])
+    assert mel.dtype == np.float32
+    np.testing.assert_allclose(mel, log_mel(samples), atol=1e-5)
+
+
+def test_a_stream_keeps_less_than_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, sizes = MelStream(), []
+    monkeypatch.setattr("notewave.mel.stft", lambda samples: sizes.append(len(samples)) or stft(samples))
+    for _ in range(50):
+        stream.push(np.zeros(4 * HOP, np.float32))
+    stream.finish()
+    assert max(sizes) <= 4 * HOP + WINDOW
 
 
 def test_no_samples_no_frames() -> None:

@@ -210,6 +210,17 @@ def test_a_length_limit_is_kept() -> None:
         tokenize(data, max_seconds=0.4)
 
 
+@pytest.mark.parametrize("limit", ["5", None, True, float("nan"), -1, [600]], ids=repr)
+def test_a_length_limit_is_a_number(limit: object) -> None:
+    with pytest.raises(MidiError, match="max_seconds is"):
+        tokenize(smf(NOTE + END), max_seconds=limit)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("limit", [10**400, float("inf"), np.float32(1)], ids=str)
+def test_any_length_can_be_allowed(limit: float) -> None:
+    assert len(tokenize(smf(NOTE + END), max_seconds=limit)) == 1
+
+
 @pytest.mark.parametrize("source", [None, 7, [], io.StringIO("MThd"), "nul\0byte", Path("/dev/zero")])
 def test_sources_that_are_no_midi_are_refused(source: MidiSource) -> None:
     with pytest.raises(MidiError, match="cannot be read as MIDI"):
@@ -219,8 +230,11 @@ def test_sources_that_are_no_midi_are_refused(source: MidiSource) -> None:
 def test_paths_that_cannot_be_opened_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MidiError, match=r"missing\.mid cannot be opened: No such file"):
         tokenize(tmp_path / "missing.mid")
-    with pytest.raises(MidiError, match="cannot be opened: Is a directory"):
-        tokenize(tmp_path)
+    for folder in (tmp_path, ".", "/"):
+        with pytest.raises(MidiError, match="cannot be opened: Is a directory"):
+            tokenize(folder)
+    with pytest.raises(MidiError, match="The empty path cannot be opened"):
+        tokenize("")
 
 
 @pytest.mark.parametrize(("attribute", "value"), [("end", -1.0), ("end", "soon"), ("pitch", 300), ("velocity", None)])

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import notewave
-from notewave import MidiError, SamplingError, Synthesizer, VoiceError
+from notewave import MidiError, SamplingError, Synthesizer, VoiceError, ort_backend
+from notewave.checks import quoted
 from notewave.mel import FRAMES, HOP, MELS
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "reference" / "reference.npz")
 TOKENS = [row[row != 0] for row in REFERENCE["tokens"]]
 QUICK = {"sampler": "dpmpp-2m", "steps": 3}
+SAMPLING = ["sampler", "steps", "guidance", "seed", "noise", "on_step"]
+CONSTRUCTION = ["voice", "backend", "threads", "vocoder", "provider_options"]
+ODD = [
+    None,
+    True,
+    5,
+    -1,
+    10**400,
+    10**5000,
+    1e300,
+    float("nan"),
+    "",
+    "a" * 300,
+    "a\0b",
+    b"bytes",
+    ["ddpm"],
+    [[1, 2], [3]],
+    {"a": []},
+    object(),
+    np.zeros((2, 2)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -116,17 +143,29 @@ def test_no_vocoder_is_explained_and_griffin_lim_helps(reference_voice: Path, sy
         {"sampler": "nonsense"},
         {"steps": 0},
         {"steps": 10**9},
+        {"steps": True},
+        {"steps": 10**5000},
+        {"sampler": ["ddpm"]},
+        {"sampler": ""},
         {"guidance": float("nan")},
         {"guidance": "2"},
+        {"guidance": True},
+        {"guidance": 10**400},
+        {"guidance": 1e300},
+        {"guidance": np.array([2.0])},
         {"seed": -1},
         {"seed": 1 << 64},
         {"seed": 0.5},
+        {"seed": False},
+        {"noise": [[1.0], [1.0, 2.0]]},
+        {"noise": "loud"},
+        {"on_step": 5},
         {"noise": np.zeros((1, FRAMES, MELS), np.float32)},
         {"noise": np.zeros((2, FRAMES, MELS))},
         {"noise": np.full((2, FRAMES, MELS), np.nan, np.float32)},
         {"speed": 2},
     ],
-    ids=str,
+    ids=lambda options: "-".join(options),
 )
 def test_bad_options_are_refused_before_work(synthesizer: Synthesizer, options: dict[str, object]) -> None:
     with pytest.raises(SamplingError):
@@ -144,6 +183,11 @@ def test_bad_options_are_refused_before_work(synthesizer: Synthesizer, options: 
         [np.array([1400, 1])],
         [np.array([-1, 1])],
         [np.full(2049, 1)],
+        [[1, 2], [3]],
+        [[[1, 2], [3]]],
+        [None],
+        [10**400],
+        np.zeros((2, 2), np.int32),
         "no such file.mid",
         b"not MIDI",
         None,
@@ -153,6 +197,107 @@ def test_bad_options_are_refused_before_work(synthesizer: Synthesizer, options: 
 def test_bad_songs_are_refused(synthesizer: Synthesizer, song: object) -> None:
     with pytest.raises(MidiError):
         synthesizer.spectrogram(song, **QUICK)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "mel",
+    [
+        None,
+        [[0.0] * MELS],
+        np.zeros((4, MELS), np.int32),
+        np.zeros((4, MELS), complex),
+        np.zeros((4, MELS - 1), np.float32),
+        np.zeros(MELS, np.float32),
+        np.zeros((0, MELS), np.float32),
+        np.full((4, MELS), np.nan, np.float32),
+        np.full((4, MELS), 1e30),
+    ],
+    ids=quoted,
+)
+def test_bad_mels_are_refused(singer: Synthesizer, mel: object) -> None:
+    with pytest.raises(SamplingError, match="the mel"):
+        singer.vocode(mel)  # type: ignore[arg-type]
+
+
+def test_mels_of_any_length_and_float_are_sung(singer: Synthesizer) -> None:
+    for frames in (1, FRAMES + 1):
+        assert len(singer.vocode(np.zeros((frames, MELS), np.float64)).samples) == frames * HOP
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"threads": 0},
+        {"threads": 10**12},
+        {"threads": True},
+        {"threads": 1.0},
+        {"threads": "2"},
+        {"backend": None},
+        {"backend": ["cpu"]},
+        {"vocoder": 5},
+        {"vocoder": ["griffin-lim"]},
+        {"provider_options": 5},
+        {"provider_options": "device_id"},
+        {"provider_options": {5: 1}},
+        {"provider_options": {"device_id": [1]}},
+        {"provider_options": {"device_id": "first"}},
+        {"provider_options": {"device_id": 10**12}},
+        {"provider_options": {"device_id": -1}},
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_refused(reference_voice: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(notewave.NotewaveError):
+        Synthesizer(reference_voice, **{"backend": "cpu", **arguments})
+
+
+def test_numbers_of_numpy_are_taken(reference_voice: Path, synthesizer: Synthesizer) -> None:
+    numbers = {"steps": np.int64(3), "guidance": np.float32(2), "seed": np.uint64(5)}
+    mel = Synthesizer(reference_voice, backend="cpu", threads=np.int64(1)).spectrogram(
+        TOKENS[:1], sampler="dpmpp-2m", **numbers
+    )
+    expected = synthesizer.spectrogram(TOKENS[:1], sampler="dpmpp-2m", steps=3, guidance=2.0, seed=5)
+    np.testing.assert_array_equal(mel, expected)
+
+
+@pytest.mark.parametrize("value", ODD, ids=quoted)
+@pytest.mark.parametrize("argument", ["song", "mel", "path", "max_seconds", *SAMPLING, *CONSTRUCTION])
+def test_only_errors_of_notewave_escape(
+    singer: Synthesizer, vocoded_voice: Path, tmp_path: Path, argument: str, value: Any
+) -> None:
+    """Whatever is given in the place of whichever argument: it works, or the error is one to catch."""
+    with contextlib.suppress(notewave.NotewaveError):
+        if argument == "song":
+            singer.stream(value)
+        elif argument == "mel":
+            singer.vocode(value)
+        elif argument == "path":
+            notewave.Audio(np.zeros(10, np.float32)).save(tmp_path / value if isinstance(value, str) else value)
+        elif argument == "max_seconds":
+            notewave.tokenize(b"", max_seconds=value)
+        elif argument in SAMPLING:
+            singer.stream(TOKENS, **{**QUICK, argument: value})
+        else:
+            Synthesizer(**{"voice": vocoded_voice, "backend": "cpu", argument: value})
+
+
+def test_synthesizers_made_side_by_side_load_a_voice_once(
+    reference_voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voice = shutil.copytree(reference_voice, tmp_path / "voice")
+    made = []
+
+    class SlowGraphs(ort_backend.Graphs):
+        def __init__(self, *arguments: Any) -> None:
+            made.append(1)
+            time.sleep(0.1)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(ort_backend, "Graphs", SlowGraphs)
+    with ThreadPoolExecutor(3) as pool:
+        singers = list(pool.map(lambda _: Synthesizer(voice, backend="cpu", threads=1), range(3)))
+    assert len(made) == 1
+    assert len({id(singer._backend.graphs) for singer in singers}) == 1
 
 
 def test_errors_come_before_the_first_chunk(synthesizer: Synthesizer, singer: Synthesizer) -> None:

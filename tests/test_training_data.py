@@ -20,6 +20,7 @@ from notewave.export.training.data import (
 from notewave.export.training.pieces import (
     HELD_OUT_SCORES,
     PIANO,
+    PROGRAMS,
     Instrument,
     as_notes,
     band,
@@ -28,8 +29,15 @@ from notewave.export.training.pieces import (
     held_out,
     medley,
 )
-from notewave.export.training.symbolic import piano_rolls, random_voices
-from notewave.mel import FRAMES, HOP, MELS, log_mel
+from notewave.export.training.symbolic import (
+    PARTS,
+    part_rolls,
+    piano_rolls,
+    random_voices,
+    symbolic_batch,
+    token_targets,
+)
+from notewave.mel import FRAMES, HOP, MELS, SEGMENT_SECONDS, log_mel
 
 BAND = (
     Instrument(33, role="bass", low=28, high=55),
@@ -84,6 +92,31 @@ def test_rolls_say_when_notes_sound() -> None:
     assert np.flatnonzero(roll[0, :, 0, 60]).tolist() == [5, 6, 7, 8, 9]
     assert np.flatnonzero(roll[0, :, 1, 60]).tolist() == [5]
     assert roll[0, 250:, 0, 64].all() and roll[1, :9, 0, 64].all() and not roll[1, 9:, 0, 64].any()
+
+
+def test_rolls_of_parts_tell_instruments_apart() -> None:
+    notes = as_notes([(0.1, 0.2, 60, 33, False), (0.1, 0.3, 60, 73, False), (1.0, 1.1, 38, 0, True)])
+    rolls = part_rolls(notes, 1)[0]
+    bass, flute = PROGRAMS.index(33), PROGRAMS.index(73)
+    assert np.flatnonzero(rolls[:, bass, 60]).tolist() == [5, 6, 7, 8, 9]
+    assert np.flatnonzero(rolls[:, flute, 60]).tolist() == [*range(5, 15)]
+    assert np.flatnonzero(rolls[:, PARTS - 1, 38]).tolist() == [50, 51, 52]
+    assert rolls.sum() == 5 + 10 + 3
+    assert piano_rolls(notes, 1)[0, :, 0, 38].sum() == 0
+
+
+def test_targets_of_unisons_end_with_their_own_instrument() -> None:
+    notes = as_notes([(0.1, 1.0, 60, 33, False), (0.2, 2.0, 60, 73, False)])
+    tokens = encode_notes(notes)[0]
+    targets, mask = token_targets(tokens)
+    starts = targets[mask[:, 1]]
+    np.testing.assert_allclose(starts[:, :2] * SEGMENT_SECONDS, [(0.1, 1.0), (0.2, 2.0)], atol=1e-5)
+
+
+def test_symbolic_batches_are_of_bands_where_asked() -> None:
+    batch = symbolic_batch(np.random.default_rng(0), 8, 3000, bands=1.0)
+    assert batch.parts is not None and (batch.parts.sum(dim=(0, 1, 3)) > 0).sum() >= 2
+    assert symbolic_batch(np.random.default_rng(0), 8, 3000).parts is None
 
 
 def test_random_voices_sound_together() -> None:

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from notewave.codec import PAD, encode_notes
+from notewave.codec import DRUM, PAD, PROGRAM, SLAKH_PROGRAM, encode_notes
 from notewave.contracts import Dimensions
 from notewave.errors import TrainingError
 from notewave.export.modules import SpectrogramDiffusion, masked_bias
-from notewave.export.training.pieces import PIANO, compose
+from notewave.export.training.pieces import PIANO, band, compose
 from notewave.export.training.structure import (
     TIME_FREQUENCIES,
     Slots,
@@ -72,6 +72,33 @@ def test_the_first_layer_gives_events_their_time_and_velocity(layers: list[Tenso
     assert (started == (batch.targets[..., 2] > 0.5))[event].float().mean() > 0.95
 
 
+def test_in_a_band_the_first_layer_tells_instruments_and_held_notes(model: SpectrogramDiffusion) -> None:
+    players = band(np.random.default_rng(7))
+    assert len({player.program for player in players}) >= 3
+    notes = compose(np.random.default_rng(3), players, 20.0)
+    tokens = encode_notes(notes)
+    batch = collate(tokens, piano_rolls(notes, len(tokens)))
+    encoder = model.note_encoder
+    with torch.no_grad():
+        x = encoder.embedding(batch.tokens) + encoder.positions[: batch.tokens.shape[1]]
+        x = encoder.layers[0](x, masked_bias(batch.tokens != PAD))
+    programs = torch.zeros_like(batch.tokens)
+    for row, program in zip(batch.tokens, programs, strict=True):
+        own = 0
+        for index, token in enumerate(row.tolist()):
+            own = token - PROGRAM if PROGRAM <= token < DRUM else own
+            program[index] = own
+    pitched = batch.targets_mask[..., 0]
+    held, event = pitched & (batch.targets[..., 0] < 0), pitched & (batch.targets[..., 0] >= 0)
+    codes = encoder.embedding.weight[PROGRAM:DRUM, Slots.PROGRAM]
+    nearest = torch.from_numpy(SLAKH_PROGRAM)[(x[..., Slots.PROGRAM] @ codes.T).argmax(dim=-1)]
+    assert (nearest == programs)[pitched].float().mean() > 0.9
+    frame, started = nearest_frame(x[..., Slots.TIME]), x[..., Slots.SIGN] > 0
+    assert ((frame - batch.targets[..., 0] * 256).abs() <= 1)[event].float().mean() > 0.9
+    assert (started == (batch.targets[..., 2] > 0.5))[event].float().mean() > 0.95
+    assert held.sum() > 10 and (frame < 0)[held].float().mean() > 0.6 and started[held].float().mean() > 0.85
+
+
 def test_the_second_layer_gives_notes_their_end(layers: list[Tensor], batch: SymbolicBatch) -> None:
     start = batch.targets_mask[..., 1]
     ends_here = start & (batch.targets[..., 1] <= 1)
@@ -88,7 +115,7 @@ def test_decoder_frames_receive_the_pitches_that_sound(model: SpectrogramDiffusi
             rows = index * 128 + 21 + torch.arange(88)
             heads.frames.weight[rows, slot.start + torch.arange(88)] = 1.0
         noise = torch.randn(len(batch.tokens), 256, SIZE.mels, generator=torch.Generator().manual_seed(0))
-        logits, _ = symbolic_forward(
+        logits, _, _ = symbolic_forward(
             model, heads, batch.tokens, noise, torch.zeros(len(batch.tokens), dtype=torch.long)
         )
     for index, least in ((0, 0.75), (1, 0.75)):
@@ -97,10 +124,11 @@ def test_decoder_frames_receive_the_pitches_that_sound(model: SpectrogramDiffusi
         assert pairs.float().mean() > least  # area under the ROC curve; 0.5 would be chance
 
 
-def test_spread_codes_hardly_overlap() -> None:
-    codes = spread_codes(88, 38)
-    overlap = codes @ codes.T - np.eye(88)
-    assert np.abs(np.linalg.norm(codes, axis=1) - 1).max() < 1e-9 and overlap.max() < 0.2
+@pytest.mark.parametrize(("count", "width", "most"), [(88, 38, 0.2), (128, 88, 0.15), (34, 15, 0.3)])
+def test_spread_codes_hardly_overlap(count: int, width: int, most: float) -> None:
+    codes = spread_codes(count, width)
+    overlap = codes @ codes.T - np.eye(count)
+    assert np.abs(np.linalg.norm(codes, axis=1) - 1).max() < 1e-9 and overlap.max() < most
 
 
 def test_networks_too_small_for_it_are_refused() -> None:

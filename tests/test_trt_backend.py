@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import inspect
 import json
+import logging
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from simulated_device import (
 from sounding_voice import sounding_voice
 
 import notewave
+from notewave import trt_backend
 from notewave.backend import Job
 from notewave.codec import EOS, Tokens
 from notewave.errors import BackendError
@@ -33,7 +37,7 @@ from notewave.plans import DESCRIPTION, MAX_BATCH
 from notewave.samplers import sampler_table
 from notewave.trt_backend import KEPT_WORKSPACES, TensorRTBackend
 from notewave.trt_module import _logger
-from notewave.voice import Voice
+from notewave.voice import FileRecord, Voice
 
 STEPS = 3
 TOLERANCE = 5e-5  # of float32 products that are summed in another order
@@ -192,6 +196,18 @@ def test_the_vocoder_sounds_a_segment_while_the_next_is_denoised(
     np.testing.assert_allclose(backend.vocode(short, 0), cpu.vocode(short, 0), rtol=0, atol=1e-5)
 
 
+def test_the_vocoder_is_sent_what_it_is_given_and_no_more(
+    voice: Voice, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, device = opened(voice)
+    sent, upload = [], device.upload
+    monkeypatch.setattr(device, "upload", lambda to, source, on: (sent.append(source.nbytes), upload(to, source, on)))
+    mels = np.random.default_rng(0).standard_normal((2, 20, MELS)).astype(np.float32)
+    expected = OrtBackend(voice, "cpu", 1, {}).vocode(mels, 7)
+    np.testing.assert_allclose(backend.vocode(mels, 7), expected, rtol=0, atol=1e-5)
+    assert sent == [256 + mels.nbytes]  # the number of the first frame, padded, and the mel
+
+
 def test_a_song_sounds_as_on_the_cpu(
     voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +218,23 @@ def test_a_song_sounds_as_on_the_cpu(
     mine, expected = (one.render(segments, sampler="ddpm", steps=STEPS, seed=5).samples for one in (gpu, cpu))
     assert len(mine) == len(segments) * FRAMES * HOP
     np.testing.assert_allclose(mine, expected, rtol=0, atol=1e-3)
+
+
+def test_a_segment_is_denoised_while_the_one_before_is_vocoded(
+    voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, device = opened(voice)
+    monkeypatch.setattr("notewave.synthesizer.open_backend", lambda *_: backend)
+    synthesizer, under_way, vocode = notewave.Synthesizer(voice.folder), [], backend.vocode
+
+    def watched(mel: np.ndarray, frame: int) -> np.ndarray:
+        audio = vocode(mel, frame)
+        under_way.append(sum(len(stream.queue) for stream in device.streams.values()))
+        return audio
+
+    monkeypatch.setattr(backend, "vocode", watched)
+    list(synthesizer.stream(segments, sampler="ddpm", steps=STEPS))
+    assert len(under_way) == 3 and min(under_way[:2]) > 3 * STEPS and under_way[2] == 0
 
 
 def test_a_run_left_early_harms_no_other(voice: Voice, home: Path, segments: list[Tokens]) -> None:
@@ -249,6 +282,93 @@ def test_out_of_memory_names_sizes_and_leaks_nothing(voice: Voice, home: Path) -
     assert not device.memories
 
 
+def test_a_closed_backend_holds_nothing_and_says_so(voice: Voice, home: Path, segments: list[Tokens]) -> None:
+    backend, device = opened(voice)
+    sung(backend, job(voice), [segments])
+    backend.vocode(np.zeros((1, 20, MELS), np.float32), 0)
+    backend.close()
+    backend.close()
+    assert not device.memories and not device.pinned_bytes and not device.streams and not device.leaked
+    assert all(graph.freed for graph in device.graphs)
+    for call in (lambda: sung(backend, job(voice), [segments]), lambda: backend.vocode(np.zeros((1, 20, MELS)), 0)):
+        with pytest.raises(BackendError, match="was closed"):
+            call()
+
+
+def test_a_backend_that_nothing_refers_to_gives_all_back_from_any_thread(
+    voice: Voice, home: Path, segments: list[Tokens]
+) -> None:
+    device = SimulatedDevice()
+
+    def sing() -> None:
+        backend, _ = opened(voice, device)
+        sung(backend, job(voice), [segments])
+        sung(backend, job(voice, seeds=(1, 2)), [segments[:1]] * 2)
+        sung(backend, job(voice, guidance=2.0), [segments[:1]])  # one workspace more than is kept
+        backend.vocode(np.zeros((1, 20, MELS), np.float32), 0)
+        assert len(device.streams) == KEPT_WORKSPACES + 1
+
+    thread = threading.Thread(target=sing)
+    thread.start()
+    thread.join()
+    gc.collect()
+    assert not device.memories and not device.pinned_bytes and not device.streams and not device.leaked
+
+
+@pytest.mark.parametrize("call", ["stream", "pinned"])
+def test_a_workspace_that_cannot_be_made_leaves_nothing(
+    call: str, voice: Voice, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, device = opened(voice)
+
+    def fails(*_: object) -> None:
+        raise BackendError("out of page-locked host memory")
+
+    monkeypatch.setattr(device, call, fails)
+    for use in (lambda: sung(backend, job(voice), [[]]), lambda: backend.vocode(np.zeros((1, 20, MELS)), 0)):
+        with pytest.raises(BackendError, match="page-locked"):
+            use()
+    gc.collect()
+    assert not device.memories and not device.pinned_bytes and not device.streams and not device.leaked
+
+
+def test_many_steps_go_into_several_graphs(
+    voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = sung(opened(voice)[0], job(voice), [segments[:2]])
+    monkeypatch.setattr(trt_backend, "GRAPH_STEPS", 2)
+    backend, device = opened(voice)
+    np.testing.assert_array_equal(sung(backend, job(voice), [segments[:2]]), expected)
+    labels = [[operation.label for operation in graph.operations] for graph in device.graphs]
+    assert [graph.count("sampler_step_fp32") for graph in labels] == [2, 1]
+    assert labels[0][0] == "upload" and labels[1][-1] == "download"
+
+
+def test_a_spoilt_capture_is_tried_once_more(
+    voice: Voice,
+    home: Path,
+    segments: list[Tokens],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    backend, device = opened(voice)
+    capture, failures = device.capture, 1
+
+    def spoilt(*arguments: object) -> object:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise BackendError("the capture was invalidated")
+        return capture(*arguments)
+
+    monkeypatch.setattr(device, "capture", spoilt)
+    sung(backend, job(voice), [segments[:2]])
+    assert [graph.launches for graph in device.graphs] == [1] and not caplog.records
+    failures = 2
+    sung(backend, job(voice, seeds=(1, 2)), [segments[:2]] * 2)
+    assert "without CUDA graphs" in caplog.text and not backend.engines.capture
+
+
 def test_limits_of_the_plans_are_named(voice: Voice, home: Path) -> None:
     backend, _ = opened(voice)
     with backend.start(job(voice)) as run, pytest.raises(BackendError, match=r"2049 tokens; the plans take 2048"):
@@ -286,6 +406,13 @@ def spoil_header(folder: Path, change: Callable[[dict[str, object]], None]) -> N
     (folder / DESCRIPTION).write_text(json.dumps(content))
 
 
+def spoil_plan(plan: Path) -> None:
+    """Make a plan one that only TensorRT can tell from a good one."""
+    plan.write_bytes(b"garbage")
+    record = FileRecord.of(plan)
+    spoil_header(plan.parent, lambda content: content["files"].update({plan.name: vars(record)}))
+
+
 def test_damaged_stale_and_foreign_plans_are_refused_by_name(voice: Voice, spoilable: Path) -> None:
     plan = spoilable / "decoder.plan"
     whole = plan.read_bytes()
@@ -309,19 +436,44 @@ def test_damaged_stale_and_foreign_plans_are_refused_by_name(voice: Voice, spoil
 
 
 def test_a_plan_that_tensorrt_refuses_gives_its_reason(voice: Voice, spoilable: Path) -> None:
-    plan = spoilable / "note_encoder.plan"
-    plan.write_bytes(b"garbage")
-    from notewave.voice import FileRecord
+    spoil_plan(spoilable / "note_encoder.plan")
+    with pytest.raises(BackendError, match=r"note_encoder\.plan.* does not load .*MALFORMED_ENGINE.*not a plan"):
+        opened(voice)
 
-    record = FileRecord.of(plan)
-    spoil_header(spoilable, lambda content: content["files"].update({plan.name: vars(record)}))
-    backend, device = opened(voice)
-    with (
-        pytest.raises(BackendError, match=r"note_encoder\.plan.* does not load .*MALFORMED_ENGINE.*not a plan"),
-        backend.start(job(voice)),
-    ):
-        pass
-    assert not device.memories
+
+def test_auto_falls_back_from_plans_that_do_not_load(
+    voice: Voice, spoilable: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = SimulatedDevice()
+    monkeypatch.setattr(trt_backend, "CudaDevice", lambda _: device)
+    monkeypatch.setattr(trt_backend, "tensorrt_modules", lambda: [SimulatedTensorRTRTX(device)])
+    assert notewave.Synthesizer(voice.folder).backend == "tensorrt"
+    spoil_plan(spoilable / "vocoder.plan")
+    with caplog.at_level(logging.INFO):
+        assert notewave.Synthesizer(voice.folder).backend == "cpu"
+    assert "not tensorrt, since" in caplog.text and "vocoder.plan" in caplog.text
+
+
+def test_every_tensorrt_that_is_installed_is_asked_for_plans(
+    voice: Voice, home: Path, spoilable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = SimulatedDevice()
+    modules = [SimulatedTensorRT(device), SimulatedTensorRTRTX(device)]
+    monkeypatch.setattr(trt_backend, "tensorrt_modules", lambda: modules)
+    for folder in spoilable.parent.glob("*-tensorrt-*"):
+        shutil.rmtree(folder)
+    assert TensorRTBackend(voice, {}, device=device).engines.folder == spoilable
+    shutil.rmtree(spoilable)
+    with pytest.raises(BackendError, match=r"for tensorrt 11.* other TensorRT here: .* for tensorrt_rtx 1\.7"):
+        TensorRTBackend(voice, {}, device=device)
+
+
+def test_a_reason_is_the_failed_call_s_own(voice: Voice, home: Path) -> None:
+    backend, other = opened(voice)[0], opened(voice)[0]
+    assert backend.engines._log is other.engines._log, "TensorRT keeps the first logger it is given"
+    backend.engines._log.log(SimulatedTensorRT.ILogger.Severity.ERROR, "of long ago")
+    with pytest.raises(BackendError, match=r"does not take mel \[1, 0, 128\] \(TensorRT gives no reason\)"):
+        other.vocode(np.zeros((1, 0, MELS), np.float32), 0)
 
 
 def test_what_tensorrt_rtx_compiles_is_kept_for_the_next_start(
@@ -405,10 +557,21 @@ def test_the_simulation_notices_reads_that_come_too_early() -> None:
         device.copy(int(memory) + 512, int(memory), 256, other)
         one.queue, waiting = [], one.queue
         device.perform(one, *waiting[0])
-        with pytest.raises(AssertionError, match="not ordered"):
+        with pytest.raises(AssertionError, match="whose write by another stream is not ordered"):
+            other.synchronize()
+        one.synchronize()
+        other.queue.clear()
+        device.copy(int(memory) + 512, int(memory), 256, one)
+        one.synchronize()
+        device.copy(int(memory) + 512, int(memory), 256, other)  # after what one did, which the host has waited for
+        other.synchronize()
+        device.copy(int(memory) + 512, int(memory), 256, one)
+        device.clear(int(memory), 256, other)
+        one.synchronize()
+        with pytest.raises(AssertionError, match="whose reading by another stream is not ordered"):
             other.synchronize()
         with pytest.raises(AssertionError, match="device memory that is held"):
-            device.perform(other, 99, 99, device_operation(int(memory) + 1024))
+            device.perform(other, 99, {}, device_operation(int(memory) + 1024))
 
 
 def device_operation(address: int) -> object:
@@ -452,7 +615,7 @@ def test_the_simulated_tensorrt_gives_what_the_real_one_gives_for_damage() -> No
     """No driver is needed to refuse a plan; with an old one, loading fails the same way."""
     trt = pytest.importorskip("tensorrt_rtx")
     damaged = b"garbage" * 100
-    logger = _logger(trt)
+    logger = _logger(trt.ILogger)
     runtime = trt.Runtime(logger)
     _, found = runtime.get_engine_validity(damaged)
     assert int(found) & int(trt.EngineInvalidityDiagnostics.MALFORMED_ENGINE)

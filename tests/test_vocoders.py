@@ -10,9 +10,12 @@ import onnxruntime
 import pytest
 import torch
 
+from notewave.codec import encode_notes
 from notewave.errors import VoiceError
 from notewave.export.training.config import VocoderTraining
-from notewave.export.training.vocoder import Crops, Recording, Trainer, log_mel, train_vocoder
+from notewave.export.training.data import SEGMENT_SAMPLES, Song, save_song
+from notewave.export.training.pieces import as_notes
+from notewave.export.training.vocoder import Crops, Recording, Trainer, load_recordings, log_mel, train_vocoder
 from notewave.export.vocoders import (
     MelGAN,
     Tonewheel,
@@ -22,7 +25,7 @@ from notewave.export.vocoders import (
     receptive_field,
     save_vocoder,
 )
-from notewave.mel import HOP, MELS
+from notewave.mel import FRAMES, HOP, MELS
 from notewave.mel import log_mel as reference_log_mel
 from notewave.vocoder import VocoderStream
 
@@ -121,10 +124,13 @@ def test_training_mel_is_the_engines(tmp_path: Path) -> None:
 
 def songs(folder: Path, kind: str, count: int) -> None:
     folder.mkdir(exist_ok=True)
-    time = np.arange(40 * HOP) / 16000
+    time = np.arange(SEGMENT_SAMPLES) / 16000
     for index in range(count):
-        tone = 0.3 * np.sin(2 * np.pi * 220 * 2 ** (index / 4) * time)
-        np.savez(folder / f"{kind}-{index:05d}.npz", samples=np.rint(tone * 32767).astype(np.int16))
+        pitch = 57 + 3 * index
+        tone = 0.3 * np.sin(2 * np.pi * 440 * 2 ** ((pitch - 69) / 12) * time)
+        tokens = encode_notes(as_notes([(0.0, 5.0, pitch, 0, False)]))
+        mel = np.zeros((1, FRAMES, MELS), np.float16)
+        save_song(Song(np.rint(tone * 32767).astype(np.int16), mel, tokens), folder / f"{kind}-{index:05d}.npz")
 
 
 CONFIG = VocoderTraining(steps=6, batch=2, frames=24, warm_up=1, checkpoint_seconds=0.0, validate_every=3, model=SMALL)
@@ -141,9 +147,9 @@ def test_training_improves_and_resumes_exactly(tmp_path: Path) -> None:
     killed = Trainer(CONFIG, tmp_path / "killed")
     killed.folder.mkdir()
     shutil.copy(tmp_path / "whole" / "log.jsonl", killed.folder)  # it had come further than its last checkpoint
-    crops = Crops(CONFIG, [([Recording(samples) for samples in _samples(tmp_path / "data")], 1.0)])
+    crops = Crops(CONFIG, [(load_recordings(tmp_path / "data"), 1.0)])
     for step in range(4):
-        killed.advance(*crops.draw(step))
+        killed.advance(crops.draw(step))
         if step == 2:
             killed.save()
     resumed = train_vocoder(CONFIG, {tmp_path / "data": 1.0}, tmp_path / "killed")
@@ -155,15 +161,30 @@ def test_training_improves_and_resumes_exactly(tmp_path: Path) -> None:
     assert isinstance(load_vocoder(tmp_path / "whole" / "final"), Tonewheel)
 
 
-def _samples(folder: Path) -> list[np.ndarray]:
-    return [np.load(path)["samples"] for path in sorted(folder.glob("train-*.npz"))]
+def test_crops_know_their_pitches(tmp_path: Path) -> None:
+    songs(tmp_path, "train", 2)
+    recordings = load_recordings(tmp_path)
+    batch = Crops(CONFIG, [(recordings[1:], 1.0)]).draw(0)
+    sounding, starting = batch.pitches.unbind(dim=2)
+    assert batch.pitches.shape == (2, CONFIG.frames, 2, 128)
+    assert sounding[..., 60].any() and not sounding[..., torch.arange(128) != 60].any()
+    assert starting.sum() <= 2
+
+
+def test_the_trunk_learns_to_name_pitches(tmp_path: Path) -> None:
+    songs(tmp_path, "train", 3)
+    crops, trainer = Crops(CONFIG, [(load_recordings(tmp_path), 1.0)]), Trainer(CONFIG, tmp_path)
+    losses = [trainer.advance(crops.draw(step))["pitch"] for step in range(12)]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_training_on_generated_mels_uses_them(tmp_path: Path) -> None:
     samples = np.zeros(40 * HOP, np.int16)
     generated = np.full((40, MELS), -3.0, np.float16)
-    mel, audio = Crops(CONFIG, [([Recording(samples, generated)], 1.0)]).draw(0)
-    assert audio.abs().max() == 0
+    silence = np.zeros((40, 2 * 128 // 8), np.uint8)
+    batch = Crops(CONFIG, [([Recording(samples, silence, generated)], 1.0)]).draw(0)
+    mel = batch.mel
+    assert batch.audio.abs().max() == 0 and not batch.pitches.any()
     assert (mel - mel[:, :1, :1]).abs().max() == 0  # the given mel, moved by the crop's gain
     assert -4.5 < mel.min() <= mel.max() < -2.6
 

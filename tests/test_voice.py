@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notewave import Synthesizer, Voice, VoiceError
+from notewave import BackendError, MidiError, Synthesizer, Voice, VoiceError
+from notewave.backend import Job
 from notewave.graph_files import external_files
+from notewave.ort_backend import Workspace
+from notewave.samplers import sampler_table
 from notewave.voice import DESCRIPTION, FileRecord
+
+SONG = [np.array([1134, 300, 1], np.int32)] * 2
 
 
 @pytest.fixture
@@ -39,6 +46,23 @@ def test_description_survives_a_round_trip(copy: Path) -> None:
 def test_missing_voice_names_the_bundled_ones(tmp_path: Path) -> None:
     with pytest.raises(VoiceError, match="Bundled voices"):
         Voice.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("voice", [None, 5, b"piano", ["piano"], "a" * 300, "a\0b", ""], ids=repr)
+def test_what_names_no_voice(voice: Any) -> None:
+    with pytest.raises(VoiceError, match="no voice"):
+        Voice.load(voice)
+    with pytest.raises(VoiceError, match="no voice"):
+        Synthesizer(voice)
+
+
+def test_unreadable_file(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> FileRecord:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(FileRecord, "of", refused)
+    with pytest.raises(VoiceError, match=r"cannot be read: Permission denied\. Check"):
+        Voice.load(copy)
 
 
 def test_missing_file(copy: Path) -> None:
@@ -102,8 +126,21 @@ def set_path(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ("dimensions.extra", 1),
         ("schedule.name", "linear"),
         ("schedule.train_steps", -1),
+        ("schedule.train_steps", 1),
+        ("sampling.sampler", "euler"),
+        ("sampling.sampler", ["ddpm"]),
         ("sampling.steps", 0),
+        ("sampling.steps", 1001),
         ("sampling.guidance", None),
+        ("sampling.guidance", True),
+        ("sampling.guidance", 1e300),
+        ("sampling.guidance", 10**400),
+        ("parity", None),
+        ("parity", []),
+        ("parity", [1.0]),
+        ("parity", {"decoder": "1e-5"}),
+        ("parity", {"decoder": None}),
+        ("parity", {"decoder": float("nan")}),
         ("vocoder", {"left_frames": -1, "right_frames": 0, "positional": False}),
         ("vocoder", {"left_frames": 1, "right_frames": 0, "positional": False}),
         ("files", []),
@@ -136,6 +173,91 @@ def test_wrong_dimensions(copy: Path) -> None:
     edit(copy, set_path("dimensions.width", 128))
     with pytest.raises(VoiceError, match="dimensions"):
         Synthesizer(copy, backend="cpu")
+
+
+def doubled(tensor: str, axis: int) -> Callable[[onnx.GraphProto], None]:
+    """Let a graph give an output twice along an axis, whatever its declared shape."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        for node in graph.node:
+            node.output[:] = ["once" if name == tensor else name for name in node.output]
+        graph.node.append(onnx.helper.make_node("Concat", ["once", "once"], [tensor], axis=axis))
+
+    return change
+
+
+def fixed(tensor: str, axis: int, size: int) -> Callable[[onnx.GraphProto], None]:
+    """Let a graph declare a size for an axis of an input."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        declared = next(value for value in graph.input if value.name == tensor)
+        declared.type.tensor_type.shape.dim[axis].dim_value = size
+
+    return change
+
+
+def change_graph(voice: Path, network: str, change: Callable[[onnx.GraphProto], None]) -> None:
+    model = onnx.load(voice / f"{network}.onnx", load_external_data=False)
+    change(model.graph)
+    replace(voice, f"{network}.onnx", model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("network", "tensor", "axis", "fact"),
+    [
+        ("note_encoder", "notes", 1, r"gave notes \[1, 6, 64\]"),
+        ("note_encoder", "notes", 0, r"gave notes \[2, 3, 64\]"),
+        ("note_encoder", "notes", 2, "notes is"),
+        ("context_encoder", "context", 1, "512 frames of 256"),
+        ("cross_attention", "keys_0", 2, "cannot run the voice's graphs"),
+        ("cross_attention", "values_1", 3, "values_1 is"),
+        ("time_embedding", "film", 0, r"gave film \[6, "),
+        ("decoder", "prediction", 1, "prediction is"),
+        ("decoder", "prediction", 0, "cannot run the voice's graphs"),
+    ],
+)
+def test_graphs_that_give_other_shapes_than_are_due(
+    copy: Path, network: str, tensor: str, axis: int, fact: str
+) -> None:
+    change_graph(copy, network, doubled(tensor, axis))
+    with pytest.raises(VoiceError, match=fact):
+        Synthesizer(copy, backend="cpu", threads=1).spectrogram(SONG, sampler="dpmpp-2m", steps=3)
+
+
+@pytest.mark.parametrize(("network", "tensor", "axis"), [("note_encoder", "tokens", 1), ("decoder", "mask", 3)])
+def test_graphs_of_one_length_only(copy: Path, network: str, tensor: str, axis: int) -> None:
+    change_graph(copy, network, fixed(tensor, axis, 256))
+    with pytest.raises(VoiceError, match=rf"{tensor} is .*256.* is due"):
+        Synthesizer(copy, backend="cpu", threads=1)
+
+
+def test_vocoders_of_one_length_only_and_of_one_song_at_a_time(vocoded_voice: Path, tmp_path: Path) -> None:
+    for axis, size in ((0, 1), (1, 256)):
+        voice = Path(shutil.copytree(vocoded_voice, tmp_path / str(axis)))
+        change_graph(voice, "vocoder", fixed("mel", axis, size))
+        if axis == 0:
+            Synthesizer(voice, backend="cpu", threads=1)
+            continue
+        with pytest.raises(VoiceError, match=r"mel is .*256, 128\], where .* is due"):
+            Synthesizer(voice, backend="cpu", threads=1)
+
+
+def test_segments_that_are_too_long_for_the_voice(copy: Path) -> None:
+    """More tokens than the description says would be written beyond the keys and values."""
+    edit(copy, set_path("dimensions.max_tokens", 2))
+    synthesizer = Synthesizer(copy, backend="cpu", threads=1)
+    with pytest.raises(MidiError, match=r"segment 0 has 3 tokens; voice .* takes 2\."):
+        synthesizer.spectrogram(SONG)
+    job = Job(sampler_table("dpmpp-2m", 1, synthesizer.voice.schedule, synthesizer.voice.prediction), 1.0, (0,), None)
+    with pytest.raises(VoiceError, match="3 tokens; the voice takes 2"), synthesizer._backend.start(job) as run:
+        run.denoise(SONG[:1])
+
+
+def test_buffers_that_no_machine_has(copy: Path) -> None:
+    voice = Voice.load(copy)
+    huge = dataclasses.replace(voice.dimensions, heads=1 << 16, head_width=1 << 16, decoder_layers=1 << 16)
+    with pytest.raises(BackendError, match="no room for the keys and values"):
+        Workspace(dataclasses.replace(voice, dimensions=huge), 1, "cpu", 0)
 
 
 @pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "voice.json", "link.bin"])

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Plans and benchmarks of the bundled voice and of random weights of the published size, on the GPU and, for the bundled
-# voice, on the CPU beside it: build/gpu/*.json, pictures, and table.md for the README.
+# Plans and benchmarks of the bundled voice and of random weights of the published size, on the GPU by TensorRT and by
+# ONNX Runtime and, for the bundled voice, on the CPU beside it: build/gpu/*.json, pictures, and table.md for the README.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=build/gpu
@@ -14,8 +14,10 @@ for voice in piano "$out/base"; do
 done
 {
     echo '```'
-    $notewave bench --voice piano --backend tensorrt cpu --json "$out/piano.json" --plot "$out/piano.png"
-    $notewave bench --voice "$out/base" --backend tensorrt --steps 20 100 --batch 1 4 \
+    $notewave bench --voice piano --backend tensorrt cuda cpu --json "$out/piano.json" --plot "$out/piano.png"
+    echo "launched without CUDA graphs:"
+    $notewave bench --voice piano --backend tensorrt --option graphs=false --json "$out/piano-eager.json"
+    $notewave bench --voice "$out/base" --backend tensorrt cuda --steps 20 100 --batch 1 4 \
         --json "$out/base.json" --plot "$out/base.png"
     echo '```'
 } | tee "$out/table.md"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# .venv for a machine with an NVIDIA GPU where nothing is prepared but its driver, Python, make and a C++ compiler. CUDA's
-# headers and compiler come from PyPI. TENSORRT=tensorrt-rtx takes TensorRT-RTX (GeForce and RTX GPUs), else TensorRT.
+# .venv for a machine with an NVIDIA GPU where nothing is prepared but its driver, Python and make; on Debian and Ubuntu,
+# root also gets what PyCUDA is built with. CUDA's headers and compiler come from PyPI. TENSORRT=tensorrt-rtx takes
+# TensorRT-RTX (GeForce and RTX GPUs), else TensorRT.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -9,17 +10,38 @@ if [ "${driver%%.*}" -lt 580 ]; then
     echo "The driver is $driver; CUDA 13 needs 580 or newer. Update it." >&2
     exit 1
 fi
-[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+
+python=${PYTHON:-python3}
+version=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+missing=()
+"$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=("$version-venv")
+"$python" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null \
+    || missing+=("$version-dev")
+command -v g++ >/dev/null || missing+=(g++)
+if [ "${#missing[@]}" -gt 0 ]; then
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        echo "PyCUDA cannot be built here: ${missing[*]} (Debian's names) must be installed first." >&2
+        exit 1
+    fi
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "${missing[@]}"
+fi
+[ -x .venv/bin/python ] || "$python" -m venv .venv
 pip=".venv/bin/pip --disable-pip-version-check --quiet"
 
 $pip uninstall -y onnxruntime onnxruntime-gpu  # they share a folder, so one takes the other's files along
-$pip install 'nvidia-cuda-runtime==13.*' 'nvidia-cuda-profiler-api==13.*' 'nvidia-cuda-nvrtc==13.*' 'cuda-bindings==13.*'
+$pip install 'nvidia-cuda-runtime==13.*' 'nvidia-cuda-profiler-api==13.*' 'nvidia-cuda-nvrtc==13.*' \
+    'nvidia-cuda-sanitizer-api==13.*' 'cuda-bindings==13.*'
 
-# PyCUDA is built here, against those headers and the driver's library, without cuRAND.
+# PyCUDA is built here, against those headers and the driver's library, without cuRAND. It reads its settings from the
+# home folder: a made one, where pip still finds its own settings, credentials and cache.
 made=$PWD/.venv/pycuda
 mkdir -p "$made"
 ln -sf "$(ldconfig -p | awk '/libcuda\.so\.1 .*x86-64|libcuda\.so\.1 .*AArch64/ {print $NF; exit}')" "$made/libcuda.so"
 echo "CUDA_ENABLE_CURAND = False" > "$made/.aksetup-defaults.py"
+for own in .config .pip .netrc .cache; do
+    [ ! -e "$HOME/$own" ] || ln -sfn "$HOME/$own" "$made/$own"
+done
 packages=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 HOME=$made CPATH=$packages/nvidia/cu13/include LIBRARY_PATH=$made $pip install pycuda
 

@@ -1,0 +1,33 @@
+"""What an argument is, asked in one place, and how an error quotes one that is something else."""
+
+from __future__ import annotations
+
+import numbers
+import reprlib
+from typing import Any
+
+import numpy as np
+
+_QUOTE = reprlib.Repr()
+_QUOTE.maxstring = _QUOTE.maxother = 120  # characters
+
+
+def is_integer(value: Any, low: int, high: int) -> bool:
+    """Whether a value is an integer of Python or NumPy from low to high, and no boolean."""
+    return isinstance(value, numbers.Integral) and is_number(value, low, high)
+
+
+def is_number(value: Any, low: float, high: float) -> bool:
+    """Whether a value is a real number of Python or NumPy from low to high, and neither a boolean nor NaN."""
+    number: Any = value  # compared as it is: an integer of 400 digits has no float
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and bool(low <= number <= high)
+
+
+def quoted(value: object) -> str:
+    """A value in one short line, whatever it is; an array by its type and shape."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    try:
+        return " ".join(_QUOTE.repr(value).split())
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return f"a huge {type(value).__name__}"

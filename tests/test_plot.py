@@ -1,0 +1,43 @@
+"""Pictures of mels: refused before the work they would be of, small however long the song."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.axes
+import numpy as np
+import pytest
+
+from notewave import OutputError
+from notewave.mel import MELS
+from notewave.plot import MAX_COLUMNS, check_picture, save_mel_picture
+
+
+def test_pictures_that_cannot_be_drawn_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_picture(tmp_path / "mel.png")
+    for path, reason in ((tmp_path / "no" / "mel.png", "No such file"), (tmp_path / "mel.mp4", r"Use \.png")):
+        with pytest.raises(OutputError, match=reason):
+            check_picture(path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(OutputError, match=r"Install notewave\[plot\]"):
+        check_picture(tmp_path / "mel.png")
+
+
+@pytest.mark.parametrize("frames", [1, MAX_COLUMNS, MAX_COLUMNS + 1, 30 * 60 * 50])
+def test_long_songs_are_drawn_from_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: int) -> None:
+    drawn = []
+    imshow = matplotlib.axes.Axes.imshow
+
+    def watched(axis: matplotlib.axes.Axes, image: np.ndarray, **options: object) -> object:
+        drawn.append(image)
+        return imshow(axis, image, **options)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "imshow", watched)
+    mel = np.linspace(-8, 4, frames, dtype=np.float32)[:, None].repeat(MELS, axis=1)
+    save_mel_picture({"a ramp": mel}, tmp_path / "mel.png")
+    (image,) = drawn
+    assert image.shape[1] <= MAX_COLUMNS
+    if frames <= MAX_COLUMNS:
+        np.testing.assert_array_equal(image, mel.T)
+    ramp = np.interp(np.linspace(0, 1, image.shape[1]), np.linspace(0, 1, frames), mel[:, 0])
+    np.testing.assert_allclose(image[0], ramp, atol=0.01)
