@@ -81,6 +81,10 @@ RANDOM_SIZES = {
 }
 
 
+# What a voice of published weights recommends: diffusers' own 100 steps of DDPM are there for the asking.
+SAMPLING = Sampling("dpmpp-2m", steps=15)
+
+
 @dataclass(frozen=True)
 class Stored:
     """A tensor that lies in a checkpoint, not read yet."""
@@ -96,7 +100,7 @@ class Checkpoint:
     model: SpectrogramDiffusion
     prediction: str = "epsilon"  # one of notewave.voice.PREDICTIONS
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = SAMPLING
     vocoder: Path | None = None  # the ONNX mel decoder that lies beside it
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import onnx
@@ -27,6 +28,7 @@ from notewave.voice import (
     Sampling,
     VocoderTraits,
     Voice,
+    bundled_voices,
     graph_name,
 )
 
@@ -44,10 +46,13 @@ def export_checkpoint(
 ) -> Voice:
     """Make a voice of a checkpoint, or of ``random`` weights of a size in ``RANDOM_SIZES`` where ``source`` is None.
 
-    The source is a folder in the diffusers layout, a repository id of the Hugging Face hub or a T5X folder. ``vocoder``
-    is a published ONNX mel decoder; without one, that of the checkpoint is taken if it has any.
+    The source is a folder in the diffusers layout, a repository id of the Hugging Face hub, a T5X folder, or a voice in
+    fp32 or fp16, by folder or bundled name, to have it in another precision. ``vocoder`` is a published ONNX mel
+    decoder; without one, that of the source is taken if it has any.
     Raises VoiceError when the source cannot be used, OutputError when ``out`` cannot be written or is not a voice.
     """
+    if source is not None and (str(source) in bundled_voices() or (Path(source) / DESCRIPTION).is_file()):
+        return _convert_voice(Voice.load(source), out, precision, vocoder)
     if source is None:
         checkpoint = random_checkpoint(str(random))
         provenance = f"Seeded random weights of the size {random!r}, for benchmarks: this voice makes noise, not music."
@@ -71,6 +76,23 @@ def export_checkpoint(
     )
 
 
+def _convert_voice(voice: Voice, out: str | os.PathLike[str], precision: str, vocoder: Path | None) -> Voice:
+    from notewave.export.restore import restore_voice
+
+    return export_voice(
+        restore_voice(voice),
+        out,
+        name=Path(out).resolve().name,
+        licence=voice.licence,
+        provenance=voice.provenance,
+        prediction=voice.prediction,
+        schedule=voice.schedule,
+        sampling=voice.sampling,
+        precision=precision,
+        vocoder=vocoder or (voice if voice.vocoder else None),
+    )
+
+
 def export_voice(
     model: SpectrogramDiffusion,
     out: str | os.PathLike[str],
@@ -82,11 +104,11 @@ def export_voice(
     schedule: NoiseSchedule,
     sampling: Sampling,
     precision: str = "fp32",
-    vocoder: Tonewheel | MelGAN | Path | None = None,
+    vocoder: Tonewheel | MelGAN | Voice | Path | None = None,
 ) -> Voice:
     """Write a voice folder, in the place of an older voice at ``out`` if there is one.
 
-    The vocoder is a module, or the path of a foreign ONNX mel decoder.
+    The vocoder is a module, that of another voice, or the path of a foreign ONNX mel decoder.
     Raises VoiceError when a graph does not agree with PyTorch, OutputError when ``out`` cannot be written.
     """
     target = Path(out)
@@ -171,10 +193,13 @@ def realistic_inputs(model: SpectrogramDiffusion, tokens: int = 200) -> dict[str
 
 
 def _write_vocoder(
-    vocoder: Tonewheel | MelGAN | Path | None, path: Path
+    vocoder: Tonewheel | MelGAN | Voice | Path | None, path: Path
 ) -> tuple[VocoderTraits | None, dict[str, float]]:
     if vocoder is None:
         return None, {}
+    if isinstance(vocoder, Voice):
+        shutil.copyfile(vocoder.graph("vocoder"), path)
+        return vocoder.vocoder, {"vocoder": vocoder.parity["vocoder"]} if "vocoder" in vocoder.parity else {}
     if isinstance(vocoder, Path):
         return adopt_onnx_vocoder(vocoder, path), {}
     return vocoder.traits, {"vocoder": export_vocoder_onnx(vocoder, path)}

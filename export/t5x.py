@@ -10,6 +10,7 @@ import math
 import re
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ from torch import Tensor
 
 from notewave.contracts import Dimensions
 from notewave.errors import VoiceError
-from notewave.export.checkpoints import MAX_JSON_BYTES, Checkpoint, Stored, assemble, read_json
-from notewave.voice import NoiseSchedule, Sampling
+from notewave.export.checkpoints import MAX_JSON_BYTES, SAMPLING, Checkpoint, Stored, assemble, read_json
+from notewave.voice import NoiseSchedule
 
 PREFIX = "target."  # of the parameters; the optimiser's state lies beside them
 ARRAY = ".zarray"
 GIN = "config.gin"  # of the training run, in the folder of the checkpoint or the one above
 HEAD_WIDTH = 64  # of both published models; the arrays hold only heads x head width
-SAMPLING = Sampling("ancestral", steps=1000, guidance=2.0)  # as in the original's demo
+GUIDANCE = 2.0  # as in the original's demo
 
 _DTYPES = {"<f4": "<f4", "<f2": "<f2", "bfloat16": "<i2"}  # zarr's name: NumPy's of the same width
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
@@ -81,7 +82,7 @@ def load_t5x(folder: Path) -> Checkpoint:
     return Checkpoint(
         assemble(_dimensions(stored, _head_width(folder)), NAMES, stored),
         schedule=NoiseSchedule("cosine"),
-        sampling=SAMPLING,
+        sampling=replace(SAMPLING, guidance=GUIDANCE),
     )
 
 

@@ -35,7 +35,7 @@ class Stage:
     frames: int = 256  # of a crop
     learning_rate: float = 1e-3  # of new layers, at the start of the phase
     learning_rate_end: float = 1e-3  # at its end, reached by a half cosine
-    pretrained_rate: float = 0.5  # factor on the learning rate of layers that the symbolic stage trained
+    pretrained_rate: float = 0.5  # factor on the rate of what is not new; in the symbolic stage only read-outs are
     high_noise: float = 0.5  # share of crops whose noise time lies above high_noise_from; the others are uniform
     high_noise_from: float = 0.85
     context: float = 0.0  # share of batches with the previous segment's mel
@@ -54,6 +54,7 @@ class VocoderTraining:
     warm_up: int = 100  # steps to the plateau
     decay: float = 0.3  # share of the steps that lead down from it
     mel_weight: float = 1.0  # of the mel L1 beside the spectral losses
+    pitch_weight: float = 5.0  # of the error of the pitches that the trunk names
     gain_db: tuple[float, float] = (-12.0, 3.0)  # of the random gain of each crop
     average: float = 0.998  # of the exponential moving average of the weights, which is what is kept
     pair_fraction: float = 0.5  # of each batch that comes from the pairs, where there are any

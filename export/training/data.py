@@ -10,7 +10,10 @@ from __future__ import annotations
 import logging
 import subprocess
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +31,7 @@ log = logging.getLogger(__name__)
 SOUNDFONT = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")  # Debian's fluid-soundfont-gm, MIT licence
 SEGMENT_SAMPLES = FRAMES * HOP
 HELD_OUT_SECONDS = 41.0
+TRAINED_TOKENS = 900  # of a segment, at most: the few longer ones would take most of the time
 TICKS_PER_BEAT = 500  # at 120 beats a minute one tick is 1 ms, so the codec's grid is exact
 
 
@@ -99,22 +103,27 @@ def make_song(index: int, seed: int, seconds: float, bands: float = 0.0) -> Note
     return compose(rng, ensemble, seconds) if index % 5 < 3 else medley(rng, seconds, ensemble)
 
 
-def make_data(folder: Path, data: Data) -> None:
+def make_data(folder: Path, data: Data, processes: int = 1) -> None:
     """Render the songs that the folder still lacks, as ``train-00000.npz`` ... and ``heldout-00000.npz`` ..."""
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [("heldout", index) for index in range(data.held_out_songs)]
-    wanted += [("train", index) for index in range(data.songs)]
-    for kind, index in wanted:
-        path = folder / f"{kind}-{index:05d}.npz"
-        if not path.exists():
-            if kind == "heldout":
-                notes = held_out(index, HELD_OUT_SECONDS, bands=data.bands > 0)
-            else:
-                notes = make_song(index, data.seed, data.seconds, data.bands)
-            song = render_song(notes)
-            save_song(song, path)
-            peak = np.abs(song.samples.astype(np.int32)).max() / 32767
-            log.info("%s: %d segments, peak %.2f", path.name, len(song.tokens), peak)
+    wanted = [(folder / f"heldout-{index:05d}.npz", index, True) for index in range(data.held_out_songs)]
+    wanted += [(folder / f"train-{index:05d}.npz", index, False) for index in range(data.songs)]
+    missing = [song for song in wanted if not song[0].exists()]
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        for (path, _, _), said in zip(missing, pool.map(partial(_make_file, data), missing), strict=True):
+            log.info("%s: %s", path.name, said)
+
+
+def _make_file(data: Data, wanted: tuple[Path, int, bool]) -> str:
+    """Render one song to its file; returns what to say of it."""
+    path, index, is_held_out = wanted
+    if is_held_out:
+        notes = held_out(index, HELD_OUT_SECONDS, bands=data.bands > 0)
+    else:
+        notes = make_song(index, data.seed, data.seconds, data.bands)
+    song = render_song(notes)
+    save_song(song, path)
+    return f"{len(song.tokens)} segments, peak {np.abs(song.samples.astype(np.int32)).max() / 32767:.2f}"
 
 
 class Segments:
@@ -134,6 +143,8 @@ class Segments:
                 self.mels.append(song.mel[index])
                 self.tokens.append(tokens[:MAX_TOKENS])
                 self.first.append(index == 0)
+        short = [index for index, tokens in enumerate(self.tokens) if len(tokens) <= TRAINED_TOKENS]
+        self.drawn = np.array(short or range(len(self.tokens)))  # those that batches are made of
 
     def __len__(self) -> int:
         return len(self.tokens)

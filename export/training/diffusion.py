@@ -25,7 +25,7 @@ CONTEXT_NOISE = 0.03  # largest standard deviation of noise on a true context, i
 DRIFT = 0.1  # largest standard deviation of a drift through the end of the context, in network range
 DRIFT_FRAMES = 12.0  # in which a segment returns from the drift by a factor of e
 DRIFT_BINS = 4  # over which drifts are alike
-FIRST_WEIGHT, FIRST_FRAMES = 3.0, 4.0  # errors at a segment's start count more, by this at first, falling like this
+FIRST_WEIGHT, FIRST_FRAMES = 8.0, 5.0  # errors at a segment's start count more, by this at first, falling like this
 CONTEXT_DROP = 0.15  # share of segments that are trained as the first of a song even where context is given
 
 
@@ -44,7 +44,7 @@ def mel_batch(data: Segments, seed: int, step: int, phase: Stage, share: slice =
     group, position = divmod(step, SORTED)
     rng = np.random.default_rng((seed, 2, group))
     count = SORTED * phase.segments
-    drawn = rng.choice(len(data), count, replace=len(data) < count)
+    drawn = rng.choice(data.drawn, count, replace=len(data.drawn) < count)
     drawn = drawn[np.argsort([len(data.tokens[index]) for index in drawn], kind="stable")].reshape(SORTED, -1)
     chosen = drawn[rng.permutation(SORTED)[position]][share]
     rng = np.random.default_rng((seed, 3, step, share.start or 0))

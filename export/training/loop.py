@@ -31,7 +31,9 @@ log = logging.getLogger(__name__)
 BETAS = (0.9, 0.98)
 WARM_UP = 100  # steps
 CLIP = 1.0  # norm of the gradient
-TIME_RATE = 0.03  # learning rate factor of the time embedding: its wide layers multiply every stream, and ran away at 1
+WEIGHT_DECAY = 0.2  # of what feed-forwards and attention add to the residual streams, which would outgrow one another
+SLOW_RATE = 0.03  # factor on the learning rate of what runs away at 1: the time embedding, whose wide layers multiply
+# every stream, and the context encoder, which few frames need and give a direction to
 LOG_EVERY = 20  # steps
 
 
@@ -84,6 +86,18 @@ def plain_state(model: SpectrogramDiffusion, trained: dict[str, Tensor]) -> dict
     return plain
 
 
+def parameter_groups(model: nn.Module, kind_of: Callable[[str], str]) -> list[dict[str, Any]]:
+    """The parameters by their kind, which says their learning rate, and by whether their weights decay."""
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        decays = any(part in name for part in (".feed_forward.", ".out.", ".cross_out."))
+        groups.setdefault((kind_of(name), decays), []).append(parameter)
+    return [
+        {"params": parameters, "kind": kind, "weight_decay": WEIGHT_DECAY * decays}
+        for (kind, decays), parameters in groups.items()
+    ]
+
+
 class Run:
     """One stage of a training run and its folder. Whatever is random depends on (seed, stage, step) alone."""
 
@@ -92,7 +106,7 @@ class Run:
     ) -> None:
         self.folder, self.stage, self.config, self.model = folder, stage, config, model
         self.step, self.seconds = 0, 0.0
-        self.optimiser = torch.optim.AdamW(groups, lr=1.0, betas=BETAS, weight_decay=0.0, fused=True)
+        self.optimiser = torch.optim.AdamW(groups, lr=1.0, betas=BETAS, fused=True)
         self.ema = {name: value.detach().clone() for name, value in model.named_parameters()}
         self.started = self.saved = self.validated = time.monotonic()
         self.stopping = False
@@ -191,7 +205,7 @@ class Run:
         )
         rate *= min(1.0, (self.step + 1) / WARM_UP)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate * {"new": 1.0, "pretrained": phase.pretrained_rate, "time": TIME_RATE}[group["kind"]]
+            group["lr"] = rate * {"new": 1.0, "pretrained": phase.pretrained_rate, "slow": SLOW_RATE}[group["kind"]]
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP))
         if math.isfinite(norm):
             self.optimiser.step()

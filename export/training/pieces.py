@@ -62,13 +62,14 @@ WINDS = (
     Instrument(64, role="melody", low=50, high=86),
     Instrument(56, role="melody", low=52, high=84),
 )
+KINDS = (BASSES, PLUCKED, PLUCKED, SUSTAINED, WINDS, DRUMS)
+PROGRAMS = tuple(sorted({player.program for kind in KINDS for player in kind if not player.is_drum}))
 
 
 def band(rng: np.random.Generator) -> tuple[Instrument, ...]:
     """Two to six players: of each kind none or one, of those that make chords perhaps two."""
-    kinds = (BASSES, PLUCKED, PLUCKED, SUSTAINED, WINDS, DRUMS)
-    chosen = sorted(rng.choice(len(kinds), int(rng.integers(2, len(kinds) + 1)), replace=False))
-    return tuple(kinds[index][rng.integers(len(kinds[index]))] for index in chosen)
+    chosen = sorted(rng.choice(len(KINDS), int(rng.integers(2, len(KINDS) + 1)), replace=False))
+    return tuple(KINDS[index][rng.integers(len(KINDS[index]))] for index in chosen)
 
 
 def compose(rng: np.random.Generator, ensemble: Sequence[Instrument], seconds: float) -> Notes:

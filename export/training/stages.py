@@ -19,9 +19,15 @@ from notewave.export.restore import restore_voice
 from notewave.export.training.config import Config, Stage
 from notewave.export.training.data import HELD_OUT_SECONDS, Segments, load_song
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE, MelBatch, mel_batch, mel_loss, mel_scores
-from notewave.export.training.loop import Run, low_precision, plain_state, scale_queries
+from notewave.export.training.loop import Run, low_precision, parameter_groups, plain_state, scale_queries
 from notewave.export.training.pieces import held_out
-from notewave.export.training.structure import attend_to_context, hold_film, pass_on_heads, structure
+from notewave.export.training.structure import (
+    COPYING_HEADS,
+    attend_to_context,
+    hold_film,
+    pass_on_heads,
+    structure,
+)
 from notewave.export.training.symbolic import (
     SYMBOLIC_LAYERS,
     SymbolicBatch,
@@ -52,33 +58,46 @@ def fresh_model(config: Config) -> SpectrogramDiffusion:
 
 
 def kind_of(name: str) -> str:
-    """Which learning rate a parameter has: that of new or of pretrained layers, or of the time embedding."""
-    if name.startswith("time_embedding."):
-        return "time"
+    """Which learning rate a parameter has: that of new, of pretrained or of slow layers."""
+    if name.startswith(("time_embedding.", "context_encoder.")):
+        return "slow"
     early = tuple(f"decoder.layers.{index}." for index in range(SYMBOLIC_LAYERS))
     seen = ("note_encoder.", "cross_attention.", "decoder.positions", *early)
     return "pretrained" if name.startswith(seen) else "new"
+
+
+def _symbolic_kind(name: str) -> str:
+    """The read-outs are new. What the structured start set must move slowly, or the noise of early steps undoes it."""
+    return "new" if name.startswith("heads.") else "pretrained"
 
 
 def train_symbolic(config: Config, folder: Path) -> SpectrogramDiffusion | None:
     """Run or resume the symbolic stage; returns the networks with averaged weights, or None if it was stopped."""
     model, heads = fresh_model(config), SymbolicHeads(config.dimensions.width)
     both = nn.ModuleDict({"model": model, "heads": heads}).to(config.device)
-    run = Run(folder, "symbolic", config, both, [{"params": list(both.parameters()), "kind": "new"}])
+    run = Run(
+        folder,
+        "symbolic",
+        config,
+        both,
+        parameter_groups(both, lambda name: "new" if name.startswith("heads.") else "pretrained"),
+    )
     layers: Any = model.note_encoder.layers
     copying: Tensor = layers[0].attention.qkv.parametrizations.weight.original
     copying.register_hook(lambda gradient: _pin(gradient, config.dimensions) if run.pinned else gradient)
-    songs = [held_out(index, HELD_OUT_SECONDS) for index in range(config.data.held_out_songs)]
+    bands, songs_wanted = config.data.bands, config.data.held_out_songs
+    songs = [held_out(index, HELD_OUT_SECONDS, bands=bands > 0) for index in range(songs_wanted)]
 
     def loss(phase: Stage, share: int) -> Tensor:
         rng, shares = np.random.default_rng((config.seed, 1, run.step, share)), config.threads
-        batch = to_device(symbolic_batch(rng, phase.segments // shares, phase.tokens // shares), config.device)
+        batch = symbolic_batch(rng, phase.segments // shares, phase.tokens // shares, bands)
+        batch = to_device(batch, config.device)
         with low_precision(config.device):
             return symbolic_loss(model, heads, batch, phase.frames, run.generator(share))
 
     def validate() -> dict[str, float]:
         with low_precision(config.device):
-            return symbolic_scores(model, heads, songs) if songs else {}
+            return symbolic_scores(model, heads, songs, bands > 0) if songs else {}
 
     if run.phase() is not None and not run.train(loss, validate):
         return None
@@ -114,11 +133,7 @@ def trained_model(config: Config, voice: Voice) -> SpectrogramDiffusion:
 
 def train_mel(config: Config, folder: Path, data: Path, model: SpectrogramDiffusion) -> Path | None:
     """Run or resume the mel stage; returns the file of the averaged weights, or None if it was stopped."""
-    kinds: dict[str, list[Tensor]] = {"new": [], "pretrained": [], "time": []}
-    for name, parameter in model.named_parameters():
-        kinds[kind_of(name)].append(parameter)
-    groups = [{"params": parameters, "kind": kind} for kind, parameters in kinds.items()]
-    run = Run(folder, "mel", config, model, groups)
+    run = Run(folder, "mel", config, model, parameter_groups(model, kind_of))
     segments = Segments(data, "train", config.data.songs)
     paths = [data / f"heldout-{index:05d}.npz" for index in range(config.data.held_out_songs)]
     held = [load_song(path, with_samples=False) for path in paths]
@@ -141,9 +156,9 @@ def train_mel(config: Config, folder: Path, data: Path, model: SpectrogramDiffus
 
 
 def _pin(gradient: Tensor, size: Dimensions) -> Tensor:
-    """The gradient of the first note-encoder layer, without that of queries and keys of its two copying heads."""
+    """The gradient of the first note-encoder layer, without that of queries and keys of its copying heads."""
     keep = torch.ones(3, size.heads, size.head_width, 1, device=gradient.device)
-    keep[:2, :2] = 0
+    keep[:2, :COPYING_HEADS] = 0
     return gradient * keep.flatten(0, 2)
 
 
@@ -180,7 +195,7 @@ def plot_log(folder: Path) -> None:
     figure = matplotlib.figure.Figure(figsize=(5 * len(stages), 4), layout="tight")
     for axes, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
         own = [entry for entry in entries if entry["stage"] == stage]
-        for name in ("loss", "frame_f1", "onset_f1", "mel_error", "mel_ratio", "seam"):
+        for name in ("loss", "frame_f1", "onset_f1", "part_f1", "mel_error", "mel_ratio", "seam"):
             points = [(entry["step"], entry[name]) for entry in own if name in entry]
             if points:
                 axes.plot(*zip(*points, strict=True), label=name, linewidth=0.8, marker="" if name == "loss" else ".")

@@ -2,7 +2,8 @@
 
 Learning notes -> mel is quick; teaching attention to find the notes is slow. So the first weights say how:
 
-- Note encoder, layer 0: one head copies the time of the preceding shift to each token, another the preceding velocity.
+- Note encoder, layer 0: three heads copy to each token the time of the preceding shift, the preceding velocity and the
+  preceding program; one tells the notes that are held from before, which the tie token follows, that they are.
 - Layer 1: one head pairs each pitch with the next token of the same pitch, its note-off, and copies that one's time.
 - Decoder cross-attention: *cover* heads attend to the notes that sound at a frame, *start* heads to those that begin
   there; in the later layers one head looks at the end of the context.
@@ -22,14 +23,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from notewave.codec import DRUM, EOS, PAD, PITCH, PROGRAM, SHIFT, STEPS_PER_SECOND, TIE, VELOCITY
+from notewave.codec import (
+    DRUM,
+    EOS,
+    PAD,
+    PITCH,
+    PROGRAM,
+    SHIFT,
+    SLAKH_PROGRAM,
+    STEPS_PER_SECOND,
+    TIE,
+    VELOCITY,
+)
 from notewave.errors import TrainingError
 from notewave.export.modules import SpectrogramDiffusion, masked_bias, modulate
 from notewave.mel import HOP, SAMPLE_RATE
 
 FRAMES_PER_STEP = SAMPLE_RATE / HOP / STEPS_PER_SECOND  # frames in one shift step
-END_LOGIT, END_FRAMES, NOTES_LOGIT = 8.0, 8.0, -6.0  # of a context head, where EOS has 0: most at the context's end
+NOTES_LOGIT, CONTEXT_LOGIT = -6.0, -4.0  # of a context head, where EOS has 0: late in a segment it rests on that,
+END_LOGIT, END_FRAMES, EARLY_FRAMES = 14.0, 4.0, 24.0  # early, this comes on top at the context's end
 AWAY_LOGIT = -20.0  # of context frames, for all other heads
+CONTEXT_SHARE = 0.5  # of the stream's own size: what a context head adds at first, enough not to be overheard
+COPYING_HEADS = 4  # of the note encoder's first layer
+REACH = 1300  # tokens on either side that these heads are fitted for
+HELD_TIME = -6.0  # frame at which notes held from before start
 PIANO_LOW, PIANO_KEYS = 21, 88  # pitches fold into the 88 keys of a piano
 MIN_WIDTH, MIN_HEADS, MIN_HEAD_WIDTH = 256, 4, 64
 
@@ -40,14 +57,15 @@ class Slots:
     TIME, OFF_TIME, ORDER = slice(0, 48), slice(48, 96), slice(96, 144)
     PITCH = slice(144, 144 + PIANO_KEYS)
     CONST, IS_SHIFT, IS_VELOCITY, SIGN, IS_PITCH, IS_EOS, IS_PROGRAM, IS_CONTEXT = range(232, 240)
-    PROGRAM = slice(240, 256)
+    IS_TIE, PROGRAM = 240, slice(241, 256)
     # the decoder's stream: TIME as above, then
     FRAME_CONST = 48
     COVER, START = slice(49, 49 + PIANO_KEYS), slice(137, 137 + PIANO_KEYS)
+    COVER_PROGRAM, START_PROGRAM = slice(225, 240), slice(240, 255)
 
 
 TIME_FREQUENCIES = 2 * np.pi / np.geomspace(2.5, 700, 24)  # radians a frame
-ORDER_FREQUENCIES = 2 * np.pi / np.geomspace(2.3, 1500, 24)  # radians a token
+ORDER_FREQUENCIES = 2 * np.pi / np.geomspace(2.3, 3000, 24)  # radians a token
 CODE_POWER = 24.0  # squared norm of a time or order code, and of whatever else marks a token
 MARK = 4.0  # constant and kind-of-token marks
 
@@ -136,7 +154,7 @@ def spread_codes(count: int, width: int, seed: int = 0) -> NDArray[np.float64]:
     for _ in range(300):
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         overlap = vectors @ vectors.T - np.eye(count)
-        vectors -= 2.0 * (overlap**3) @ vectors
+        vectors -= 2.0 * width / count * (overlap**3) @ vectors
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
@@ -180,20 +198,17 @@ def _embed_tokens(model: SpectrogramDiffusion) -> None:
     shifts = np.arange(PITCH - SHIFT)
     table[SHIFT:PITCH, Slots.TIME] = code(shifts * FRAMES_PER_STEP, TIME_FREQUENCIES)
     table[SHIFT:PITCH, Slots.IS_SHIFT] = MARK
-    table[TIE, Slots.TIME], table[TIE, Slots.IS_SHIFT] = (
-        code(np.zeros(()), TIME_FREQUENCIES),
-        MARK,
-    )  # the segment's start
+    table[TIE, Slots.TIME], table[TIE, Slots.IS_TIE] = code(np.zeros(()), TIME_FREQUENCIES), MARK  # the segment's start
     key = (np.arange(128) - PIANO_LOW) % PIANO_KEYS
     table[PITCH + np.arange(128), Slots.PITCH.start + key] = loud
     table[PITCH:VELOCITY, Slots.IS_PITCH] = MARK
     table[VELOCITY, Slots.SIGN], table[VELOCITY + 1, Slots.SIGN] = -loud, loud
     table[VELOCITY:TIE, Slots.IS_VELOCITY] = MARK
-    # a program stands before the notes that sound from earlier: they are on since before the segment
     table[PROGRAM:DRUM, Slots.IS_PROGRAM] = MARK
-    table[PROGRAM:DRUM, Slots.TIME] = code(np.full(128, -6.0), TIME_FREQUENCIES) * math.sqrt(0.5)
-    table[PROGRAM:DRUM, Slots.PROGRAM] = spread_codes(128, 16) * math.sqrt(0.5 * CODE_POWER)
+    classes, own = np.unique(SLAKH_PROGRAM, return_inverse=True)  # tokens know no other programs
+    table[PROGRAM:DRUM, Slots.PROGRAM] = spread_codes(len(classes), 15)[own] * loud
     table[DRUM : DRUM + 128, Slots.PITCH] = spread_codes(128, PIANO_KEYS, seed=1) * loud
+    table[DRUM : DRUM + 128, Slots.IS_PITCH] = MARK
     table[EOS, Slots.IS_EOS], table[EOS, Slots.TIME] = MARK, 0.5 * code(np.full((), 266.0), TIME_FREQUENCIES)
     model.note_encoder.embedding.weight.copy_(torch.from_numpy(table))
     order = np.zeros((model.size.max_tokens, model.size.width))
@@ -206,38 +221,57 @@ def _norm_gain(width: int, power: float) -> float:
 
 
 def _encode_notes(model: SpectrogramDiffusion) -> None:
-    """Layer 0: preceding shift's time and preceding velocity; layer 1: the note-off's time."""
+    """Layer 0: preceding shift's time, velocity and program; layer 1: the note-off's time."""
     size, width = model.size, model.size.width
     first = _norm_gain(width, 2 * CODE_POWER + 2 * MARK**2)  # order and content codes, constant and mark
-    second = _norm_gain(width, 4 * CODE_POWER + 2 * MARK**2)  # a pitch that has its time and velocity
+    second = _norm_gain(width, 4.5 * CODE_POWER + 2 * MARK**2)  # a pitch that has its time, velocity and program
     every = np.arange(24)
 
-    def preceding(d: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.where(d > 0, -40 * np.log1p(np.maximum(d - 1, 0) / 8), -60.0)
+    def preceding(slope: float) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+        return lambda d: np.where(d > 0, -slope * np.log1p(np.maximum(d - 1, 0) / 8), -60.0)
 
     def near(d: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.where(d == 0, 0.0, np.where(d > 0, 3 / (1 + (d / 8) ** 2), 0.5 / (1 + (d / 6) ** 2)) + 0.005)
 
     layers: Any = model.note_encoder.layers
     attention = layers[0].attention
-    for head, (mark, source) in enumerate(
-        [(Slots.IS_SHIFT, Slots.TIME), (Slots.IS_VELOCITY, slice(Slots.SIGN, Slots.SIGN + 1))]
-    ):
+    others = (Slots.IS_SHIFT, Slots.IS_VELOCITY, Slots.IS_PITCH, Slots.IS_PROGRAM, Slots.IS_TIE)
+    copies = (
+        (Slots.TIME, 40.0, {Slots.IS_SHIFT: 110.0, Slots.IS_TIE: 110.0}),
+        (slice(Slots.SIGN, Slots.SIGN + 1), 40.0, {Slots.IS_VELOCITY: 110.0}),
+        # of one instrument alone, only the first note has the program before it
+        (Slots.PROGRAM, 20.0, {**dict.fromkeys(others, -90.0), Slots.IS_PROGRAM: 110.0}),
+    )
+    gain = 1.0 / first
+    for head, (source, slope, marks) in enumerate(copies):
         logits = _Head(width, size.head_width, first, first)
-        logits.difference(Slots.ORDER, Slots.ORDER, ORDER_FREQUENCIES, every, preceding, 500, near)
-        logits.marks(Slots.CONST, {mark: 90.0, Slots.IS_PROGRAM: 78.0})
+        logits.difference(Slots.ORDER, Slots.ORDER, ORDER_FREQUENCIES, every, preceding(slope), REACH, near)
+        logits.marks(Slots.CONST, marks)
         own = np.zeros((1, width))
         own[0, Slots.IS_EOS] = math.sqrt(150.0) / MARK
         logits.add(own, own)  # the end attends to itself
         _set_head(attention, head, logits)
-        gain = 1.0 / first
         values, outputs = np.zeros((size.head_width, width)), np.zeros((width, size.head_width))
         span = source.stop - source.start
         values[np.arange(span), np.arange(source.start, source.stop)] = gain
         outputs[np.arange(source.start, source.stop), np.arange(span)] = 1.0
-        if mark == Slots.IS_VELOCITY:  # after a program alone, notes are on
-            values[0, Slots.IS_PROGRAM] = gain * math.sqrt(CODE_POWER) / MARK
+        if source == Slots.PROGRAM:
+            outputs *= math.sqrt(0.5)
         _set_values(attention, head, values, outputs)
+
+    # A note that the tie follows is held from before; the times and velocities copied to it are those of notes to come,
+    # so this must be louder. All others attend to the end, from which they learn nothing.
+    logits = _Head(width, size.head_width, first, first)
+    logits.difference(
+        Slots.ORDER, Slots.ORDER, ORDER_FREQUENCIES, every, lambda d: np.where(d < 0, 0.0, -60.0), REACH, _near_zero
+    )
+    logits.marks(Slots.CONST, {Slots.IS_TIE: 60.0, Slots.IS_EOS: 30.0})
+    _set_head(attention, COPYING_HEADS - 1, logits)
+    values, outputs = np.zeros((size.head_width, width)), np.zeros((width, size.head_width))
+    values[0, Slots.IS_TIE] = 2 * gain / MARK
+    outputs[Slots.TIME, 0] = code(np.full((), HELD_TIME), TIME_FREQUENCIES)
+    outputs[Slots.SIGN, 0] = math.sqrt(CODE_POWER)
+    _set_values(attention, COPYING_HEADS - 1, values, outputs)
 
     def following(d: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.where(d < 0, -14 * np.log1p(np.maximum(-d - 3, 0) / 6), -60.0)
@@ -247,7 +281,7 @@ def _encode_notes(model: SpectrogramDiffusion) -> None:
 
     attention = layers[1].attention
     logits = _Head(width, size.head_width, second, second)
-    logits.difference(Slots.ORDER, Slots.ORDER, ORDER_FREQUENCIES, np.arange(0, 24, 2), following, 500, near_next)
+    logits.difference(Slots.ORDER, Slots.ORDER, ORDER_FREQUENCIES, np.arange(0, 24, 2), following, REACH, near_next)
     same = np.zeros((38, width))
     same[:, Slots.PITCH] = spread_codes(PIANO_KEYS, 38).T * math.sqrt(110 / CODE_POWER)
     logits.add(same, same)
@@ -285,7 +319,7 @@ def _gather_notes(model: SpectrogramDiffusion, layer: int, full: bool) -> None:
     """Cross-attention heads of a decoder layer: two cover and two start heads, or one of each and one for context."""
     size, width = model.size, model.size.width
     frame = _norm_gain(width, CODE_POWER + MARK**2 + (20.0 if layer == 0 else 40.0))
-    note = _norm_gain(width, 5 * CODE_POWER + 2 * MARK**2)
+    note = _norm_gain(width, 5.5 * CODE_POWER + 2 * MARK**2)
     end = _norm_gain(width, 2 * CODE_POWER + 2 * MARK**2) / note
     cross: Any = model.decoder.layers[layer]
     kinds = ("cover", "cover", "start", "start") if full else ("cover", "start", "plain", "context")
@@ -312,9 +346,15 @@ def _gather_notes(model: SpectrogramDiffusion, layer: int, full: bool) -> None:
             keys = np.arange(44) + 44 * (head % 2)
             values, outputs = np.zeros((size.head_width, width)), np.zeros((width, size.head_width))
             values[np.arange(44), Slots.PITCH.start + keys] = 1.0 / note
-            outputs[(Slots.COVER if kind == "cover" else Slots.START).start + keys, np.arange(44)] = (
-                1.0 if layer == 0 else 0.3
+            strength = 1.0 if layer == 0 else 0.3
+            pitches, programs = (
+                (Slots.COVER, Slots.COVER_PROGRAM) if kind == "cover" else (Slots.START, Slots.START_PROGRAM)
             )
+            outputs[pitches.start + keys, np.arange(44)] = strength
+            if head % 2 == 0:
+                span = np.arange(15)
+                values[44 + span, Slots.PROGRAM.start + span] = 1.0 / note
+                outputs[programs.start + span, 44 + span] = strength
             _set_cross_values(model, layer, head, values)
             inner = slice(head * size.head_width, (head + 1) * size.head_width)
             cross.cross_out.weight[:, inner] = torch.from_numpy(outputs).float()
@@ -336,25 +376,29 @@ def pass_on_heads(model: SpectrogramDiffusion, trained_layers: int) -> None:
 
 @torch.no_grad()
 def attend_to_context(model: SpectrogramDiffusion, tokens: Tensor, context: Tensor, first_layer: int) -> None:
-    """Point one head of each later decoder layer at the context's end, and all other heads away from the context.
+    """Let one head of each later decoder layer carry the context's end to a segment's first frames, and no other head.
 
     tokens int64 [B, N], context mel [B, T, M] in network range: segments to fit the logits on, whatever the residual
     streams hold by now. Left to themselves, the heads that were trained on notes alone find some context frames more
-    alluring than any note, and training rids them of the context for good.
+    alluring than any note; and a head that brings the context to all frames, of which most can't use it, is as bad.
+    Either way training rids them of the context for good.
     """
     size, head = model.size, model.size.heads - 1
     rows = slice(head * size.head_width, (head + 1) * size.head_width)
     notes, frames = model.note_encoder(tokens), model.context_encoder(context)
     age = torch.arange(size.frames - 1, -1, -1, device=tokens.device)
-    wanted = torch.where(tokens == EOS, 0.0, NOTES_LOGIT).where(tokens != PAD, 0.0)
-    wanted = torch.cat([wanted, (END_LOGIT * torch.exp(-age / END_FRAMES)).expand(len(tokens), -1)], dim=1)
+    early = torch.exp(-torch.arange(size.frames, device=tokens.device) / EARLY_FRAMES)
     memory = torch.cat([notes, frames], dim=1)
     seen = torch.cat([tokens != PAD, torch.ones_like(context[..., 0], dtype=torch.bool)], dim=1)
-    key = _least_squares(memory[seen], wanted[seen])
-    away = _least_squares(
-        memory[seen],
-        torch.where(torch.arange(wanted.shape[1]) < notes.shape[1], 0.0, AWAY_LOGIT).to(wanted).expand_as(wanted)[seen],
-    )
+
+    def key(of_tokens: Tensor, of_frames: Tensor) -> Tensor:
+        """Weights that give each token and each context frame its logit."""
+        return _least_squares(memory[seen], torch.cat([of_tokens, of_frames.expand(len(tokens), -1)], dim=1)[seen])
+
+    nothing, ones = torch.zeros_like(tokens, dtype=frames.dtype), torch.ones_like(early)
+    always = key(torch.where(tokens == EOS, 0.0, NOTES_LOGIT), CONTEXT_LOGIT * ones)
+    at_first = key(nothing, END_LOGIT * torch.exp(-age / END_FRAMES))
+    away = key(nothing, AWAY_LOGIT * ones)
     parts = model.cross_attention.projection.weight.chunk(2 * size.decoder_layers)
     mask = masked_bias(seen)
     hidden = model.decoder.input(torch.randn_like(context)) + model.decoder.positions
@@ -367,15 +411,20 @@ def attend_to_context(model: SpectrogramDiffusion, tokens: Tensor, context: Tens
         mean_query = layer.cross_queries(normed).mean(dim=(0, 1)).unflatten(0, (size.heads, -1))
         keys += (mean_query / mean_query.square().sum(dim=1, keepdim=True))[..., None] * away
         if index >= first_layer:
-            mean = normed.mean(dim=(0, 1))
-            queries = torch.randn(size.head_width, size.width, device=mean.device) * 0.02
-            queries[0] = mean / mean.square().sum()
+            queries = torch.randn(size.head_width, size.width, device=normed.device) * 0.02
+            queries[:2] = torch.stack(
+                [
+                    _least_squares(normed.flatten(0, 1), wanted.expand(len(tokens), -1).flatten())
+                    for wanted in (ones, early)
+                ]
+            )
             unscale = math.sqrt(size.head_width) if hasattr(layer.cross_queries, "parametrizations") else 1.0
             _trained_weight(layer.cross_queries)[rows] = queries * unscale
             keys[head] = torch.randn_like(queries) * 0.02
-            keys[head, 0] = key
+            keys[head, :2] = torch.stack([always, at_first])
             parts[2 * index + 1][rows] = torch.randn_like(queries) / math.sqrt(size.width)
-            layer.cross_out.weight[:, rows] = torch.randn(size.width, size.head_width, device=mean.device) * 0.02
+            loud = CONTEXT_SHARE * attended.square().mean().sqrt() / math.sqrt(size.head_width)
+            layer.cross_out.weight[:, rows] = torch.randn(size.width, size.head_width, device=normed.device) * loud
         pair = model.cross_attention(notes, frames)[2 * index : 2 * index + 2]
         hidden = layer(hidden, film[:, index], pair, mask)
 

@@ -43,7 +43,7 @@ def train(
     settings = load_config(config)
     folder = Path(state) if state else Path(f"{out}.training")
     songs = Path(data) if data else folder / "data"
-    make_data(songs, settings.data)
+    make_data(songs, settings.data, settings.threads)
     if start is not None:
         model: SpectrogramDiffusion | None = trained_model(settings, Voice.load(start))
     elif (model := train_symbolic(settings, folder)) is not None:

@@ -1,5 +1,8 @@
 """Training of the shipped vocoder on audio: spectral losses at several resolutions, resumable, deterministic.
 
+A mel's windows of 40 ms hardly part low pitches, whose overtones and beats must be read together. Spectral losses alone
+teach that slowly, so the trunk must also name the pitches that the song's tokens say sound (a head thrown away later).
+
 Letters: B batch, V frames of a crop, M mel bins, n samples. A checkpoint holds everything but the data: killed and
 started again, training goes on from it as if nothing had happened, as each batch is drawn from (seed, step) alone.
 """
@@ -19,11 +22,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from notewave.codec import decode_tokens
 from notewave.errors import VoiceError
 from notewave.export.training.config import VocoderTraining
+from notewave.export.training.data import load_song
 from notewave.export.training.loop import low_precision
+from notewave.export.training.symbolic import PITCHES, piano_rolls, pitch_loss
 from notewave.export.vocoders import Tonewheel, save_vocoder
 from notewave.files import atomic_file
 from notewave.mel import FFT, HOP, MAGNITUDE_MAX, MAGNITUDE_MIN, MELS, SAMPLE_RATE, WINDOW, hann, mel_weights
@@ -77,9 +83,10 @@ def evaluation_loss(predicted: Tensor, true: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Recording:
-    """Audio and, where a voice's own mel is to be vocoded, that mel; otherwise it is computed from the audio."""
+    """Audio, its pitches and, where a voice's own mel is to be vocoded, that mel; otherwise it is computed."""
 
     samples: NDArray[np.int16]  # [n]
+    pitches: NDArray[np.uint8]  # [n / HOP, 2 PITCHES / 8], numpy.packbits: sounding, then starting
     mel: NDArray[np.float16] | None = None  # [n / HOP, M]
 
 
@@ -89,12 +96,22 @@ def load_recordings(
     """The first ``songs`` songs of a folder in the format of ``notewave.export.training.data``."""
     recordings = []
     for path in sorted(folder.glob(f"{kind}-*.npz"))[:songs]:
-        with np.load(path) as arrays:
-            mel = arrays["mel"].reshape(-1, MELS) if with_mel else None
-            recordings.append(Recording(arrays["samples"], mel))
+        song = load_song(path)
+        rolls = piano_rolls(decode_tokens(song.tokens), len(song.tokens))
+        pitches = np.packbits(rolls.reshape(-1, 2 * PITCHES) > 0, axis=1)
+        recordings.append(Recording(song.samples, pitches, song.mel.reshape(-1, MELS) if with_mel else None))
     if not recordings:
         raise VoiceError(f"{folder} holds no {kind}-*.npz; render the training data first.")
     return recordings
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Crops of B recordings."""
+
+    mel: Tensor  # float32 [B, V, M]
+    audio: Tensor  # float32 [B, HOP (V + 1)]
+    pitches: Tensor  # float32 [B, V, 2, PITCHES]
 
 
 class Crops:
@@ -107,18 +124,21 @@ class Crops:
         shares = np.array([share for _, share in sources])
         self.shares = shares / shares.sum()
 
-    def draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """Log-mel [B, V, M] and the audio [B, HOP (V + 1)] behind it."""
+    def draw(self, step: int) -> Batch:
+        """One step's batch."""
         rng = np.random.default_rng((self.config.seed, step))
-        crops = [self._crop(rng) for _ in range(self.config.batch)]
-        audio = torch.from_numpy(np.stack([samples for samples, _ in crops]))
+        samples, given, packed = zip(*(self._crop(rng) for _ in range(self.config.batch)), strict=True)
+        audio = torch.from_numpy(np.stack(samples))
         mel = log_mel(audio)
-        for row, (_, given) in enumerate(crops):
-            if given is not None:
-                mel[row] = torch.from_numpy(given)
-        return mel, audio
+        for row, own in enumerate(given):
+            if own is not None:
+                mel[row] = torch.from_numpy(own)
+        pitches = np.unpackbits(np.stack(packed), axis=-1).astype(np.float32)
+        return Batch(mel, audio, torch.from_numpy(pitches).unflatten(-1, (2, PITCHES)))
 
-    def _crop(self, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    def _crop(
+        self, rng: np.random.Generator
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, NDArray[np.uint8]]:
         frames = self.config.frames
         source = self.sources[int(rng.choice(len(self.sources), p=self.shares))]
         recording = source[int(rng.integers(len(source)))]
@@ -126,9 +146,10 @@ class Crops:
         start = int(rng.integers(len(recording.samples) // HOP - frames - 1))
         offset = start * HOP + (0 if recording.mel is not None else int(rng.integers(HOP)))
         samples = recording.samples[offset : offset + HOP * (frames + 1)] * np.float32(math.exp(gain) / 32767)
+        pitches = recording.pitches[start : start + frames]
         if recording.mel is None:
-            return samples, None
-        return samples, recording.mel[start : start + frames].astype(np.float32) + np.float32(gain)
+            return samples, None, pitches
+        return samples, recording.mel[start : start + frames].astype(np.float32) + np.float32(gain), pitches
 
 
 class Trainer:
@@ -141,12 +162,16 @@ class Trainer:
         self.model = Tonewheel(**config.model)
         self.average = Tonewheel(**config.model)
         self.average.load_state_dict(self.model.state_dict())
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.8, 0.99), weight_decay=1e-3)
+        self.pitches = nn.Linear(self.model.norm.weight.numel(), 2 * PITCHES)
+        nn.init.constant_(self.pitches.bias, -3.0)
+        self.parameters = [*self.model.parameters(), *self.pitches.parameters()]
+        self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.8, 0.99), weight_decay=1e-3)
         self.step = 0
         if self._checkpoint.exists():
             state = torch.load(self._checkpoint, weights_only=True)
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
+            self.pitches.load_state_dict(state["pitches"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
 
@@ -157,33 +182,37 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint, and the averaged weights as they would ship."""
         with atomic_file(self._checkpoint) as temporary:
-            parts = (("model", self.model), ("average", self.average), ("optimizer", self.optimizer))
-            torch.save({"step": self.step} | {name: part.state_dict() for name, part in parts}, temporary)
+            parts = {name: getattr(self, name) for name in ("model", "average", "pitches", "optimizer")}
+            torch.save({"step": self.step} | {name: part.state_dict() for name, part in parts.items()}, temporary)
         save_vocoder(self.average, self.folder / "final")
 
-    def advance(self, mel: Tensor, audio: Tensor) -> dict[str, float]:
-        """One optimiser step on log-mel [B, V, M] and audio [B, HOP (V + 1)]; returns the losses."""
+    def advance(self, batch: Batch) -> dict[str, float]:
+        """One optimiser step; returns the losses."""
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         frame = torch.tensor([self.step * 7919 % Tonewheel.PERIOD])
         with low_precision("cpu"):  # the amplitudes and the audio stay in float32
-            features = self.model.trunk(mel)
-        predicted = self.model.synthesise(features.float(), mel, frame)
+            features = self.model.trunk(batch.mel)
+            logits = self.pitches(features)
+        predicted = self.model.synthesise(features.float(), batch.mel, frame)
         inner = slice(EDGE * HOP, -EDGE * HOP)  # the crop's edges lack what comes before and after
-        predicted, true = predicted[:, inner], audio[:, :-HOP][:, inner]
+        predicted, true = predicted[:, inner], batch.audio[:, :-HOP][:, inner]
         sizes = [size for size in RESOLUTIONS if size <= true.shape[1]]
         losses = {f"stft_{size}": spectral_loss(predicted, true, size) for size in sizes}
         mel_loss = F.l1_loss(log_mel(predicted), log_mel(true))
+        pitch = pitch_loss(logits.float().unflatten(-1, (2, PITCHES)), batch.pitches)
         loss = torch.stack(list(losses.values())).mean() + self.config.mel_weight * mel_loss
+        loss = loss + self.config.pitch_weight * pitch
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, 5.0)
         self.optimizer.step()
         with torch.no_grad():
             weight = 1 - min(self.config.average, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
         self.step += 1
-        return {name: value.item() for name, value in (losses | {"mel": mel_loss, "loss": loss, "norm": norm}).items()}
+        losses |= {"mel": mel_loss, "pitch": pitch, "loss": loss, "norm": norm}
+        return {name: value.item() for name, value in losses.items()}
 
     def _learning_rate(self) -> float:
         """Warm-up, a plateau, a linear decay: ``steps`` may be moved while the plateau lasts."""
@@ -229,7 +258,7 @@ def train_vocoder(
     saved = time.monotonic()
     while trainer.step < config.steps:
         started = time.monotonic()
-        record = trainer.advance(*crops.draw(trainer.step))
+        record = trainer.advance(crops.draw(trainer.step))
         record |= {"step": trainer.step, "seconds": time.monotonic() - started}
         if trainer.step % config.validate_every == 0 or trainer.step == config.steps:
             record |= trainer.validate(held_out)
@@ -257,9 +286,9 @@ def plot_losses(folder: Path) -> None:
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     figure = matplotlib.figure.Figure(figsize=(8, 4), layout="tight")
     axes = figure.subplots()
-    for name in ("loss", "mel", "valid_stft", "valid_mel"):
+    for name in ("loss", "mel", "pitch", "valid_stft", "valid_mel"):
         points = [(record["step"], record[name]) for record in records if name in record]
-        axes.plot(*zip(*points, strict=True), label=name, linewidth=0.7 if name in ("loss", "mel") else 1.5)
+        axes.plot(*zip(*points, strict=True), label=name, linewidth=1.5 if name.startswith("valid") else 0.7)
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.legend()
     with atomic_file(folder / "losses.png") as temporary:
