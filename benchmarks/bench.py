@@ -79,11 +79,12 @@ class Settings:
     guidance: float | None = None
     batch: int = 1  # songs side by side
     tokens: int = TYPICAL_TOKENS  # of each segment, where no song is given
+    options: tuple[tuple[str, Any], ...] = ()  # of the backend, as ("precision", "bf16")
 
     @property
     def open(self) -> dict[str, Any]:
         """Keyword arguments of Synthesizer."""
-        return {"backend": self.backend, "threads": self.threads}
+        return {"backend": self.backend, "threads": self.threads, "provider_options": dict(self.options)}
 
     @property
     def sampling(self) -> SamplingOptions:
@@ -190,6 +191,7 @@ class Trial:
             "tokens": int(np.median([len(segment) for segment in self.song])),
             "segments": len(self.song),
             "vocoder": "its own" if voice.vocoder else None,
+            "options": " ".join(f"{name}={value}" for name, value in self.settings.options) or None,
         }
         return Case(settings, {name: Spread.of(values) for name, values in self.values.items() if values})
 
@@ -386,6 +388,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_clock_arguments(parser, nargs="+", default=[None])
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="songs side by side")
     parser.add_argument("--backend", nargs="+", default=["auto"], choices=BACKENDS)
+    parser.add_argument(
+        "--option", nargs="+", type=_option, default=[], metavar="NAME=VALUE", help="of the backend, as precision=bf16"
+    )
     parser.add_argument("--launches", type=int, default=3, help="processes to start for the cold start (default 3)")
     parser.add_argument("--minutes", nargs="+", type=float, default=[], help="lengths of songs to take peak memory of")
     add_output_arguments(parser)
@@ -399,6 +404,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command = commands.add_parser(module.__name__.rpartition(".")[2], help=summary, description=module.__doc__)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """An option of the command line; its value is read as JSON where it is some."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} has no value: say NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def run(options: argparse.Namespace) -> None:
@@ -417,7 +433,7 @@ def run(options: argparse.Namespace) -> None:
         options.batch,
         options.tokens,
     )
-    cases = [Settings(*values) for values in itertools.product(*axes)]
+    cases = [Settings(*values, options=tuple(options.option)) for values in itertools.product(*axes)]
     result = benchmark(cases, options.song, options.segments, options.repeat, options.launches, options.minutes)
     memory = [f"peak_memory_{length:g}_min_mib" for length in options.minutes]
     finish(result, options, result.table([*COLUMNS, *memory]), save_stage_plot)
