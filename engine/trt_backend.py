@@ -346,7 +346,7 @@ class Workspace:
         for first in range(0, table.steps, SCHEDULE_ROWS):
             films = self.address["films"] + row_bytes * first
             embed.bind({"time": self.address["time"] + time.itemsize * first, "film": films})
-            embed.reshape(contract.inputs, {"S": min(SCHEDULE_ROWS, table.steps - first)})
+            embed.reshape(contract, {"S": min(SCHEDULE_ROWS, table.steps - first)})
             embed(self.stream)
         self.stream.synchronize()
         self.engines.drop("time_embedding")
@@ -458,7 +458,7 @@ class Program:
         space, networks = self._space, {}
         for name in space.shape.networks:
             networks[name] = Executor(space.engines, name, space.bindings(name), space.scratch)
-            networks[name].reshape(space.contracts[name].inputs, axes)
+            networks[name].reshape(space.contracts[name], axes)
         return networks
 
     def _step_arguments(self, row: int) -> tuple[int, ...]:
@@ -516,7 +516,7 @@ class VocoderLane:
         if len(self._contract.inputs) > 1:
             self._staging.view("frame", np.int64, (1,))[...] = frame
         audio = self._audio[: batch * HOP * frames]
-        self._network.reshape(self._contract.inputs, {"B": batch, "V": frames})
+        self._network.reshape(self._contract, {"B": batch, "V": frames})
         self._device.upload(self._base, self._staging.memory[: self._mel_offset + mel.nbytes], self._stream)
         self._network(self._stream)
         self._device.download(audio, self._slab.address["audio"], self._stream)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from notewave.contracts import Tensor
+from notewave.contracts import Contract, Tensor
 from notewave.device import MIB, CudaDevice
 from notewave.errors import BackendError, OutputError
 from notewave.files import atomic_file
@@ -167,12 +167,22 @@ class Executor:
             if not self.engines.ask(self.context.set_tensor_address, name, address):
                 raise self.engines.failure(f"{self.network}.plan does not take {name} at {address:#x}")
 
-    def reshape(self, inputs: Sequence[Tensor], axes: Axes) -> None:
-        """Set the shapes of all inputs; raises BackendError when the plan does not take them."""
-        for tensor in inputs:
+    def reshape(self, contract: Contract, axes: Axes) -> None:
+        """Set the shapes of all inputs.
+
+        Raises BackendError when the plan does not take them, or would write outputs of other sizes than have room.
+        """
+        for tensor in contract.inputs:
             shape = shape_of(tensor, axes)
             if not self.engines.ask(self.context.set_input_shape, tensor.name, shape):
                 raise self.engines.failure(f"{self.network}.plan does not take {tensor.name} {list(shape)}")
+        for tensor in contract.outputs:
+            given = tuple(self.context.get_tensor_shape(tensor.name))
+            if not tensor.takes(given, axes):
+                raise BackendError(
+                    f"{self.network}.plan gives {tensor.name} {list(given)}, where {list(tensor.shape)} is due with "
+                    f"{dict(axes)}: its graph breaks its contract. Do not trust this voice, or export it again."
+                )
 
     def is_capturable(self, stream: Any) -> bool:
         """Whether its launches can be recorded in a graph: TensorRT's always can, TensorRT-RTX must be asked."""

@@ -404,6 +404,9 @@ class IExecutionContext:
         self._shapes[name] = tuple(shape)
         return True
 
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (self._shapes | self._output_shapes(self._shapes))[name]
+
     def is_stream_capturable(self, stream: int) -> bool:
         assert stream in self._trt.device.streams
         return self._trt.capturable

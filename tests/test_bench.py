@@ -340,13 +340,13 @@ def test_tokens_are_compared_on_one_song_of_the_stated_size(
     opened = []
     monkeypatch.setattr(peer, "open_peer", lambda *given: opened.append(given) or contextlib.nullcontext(Tokeniser()))
     outputs = ["--json", str(tmp_path / "p.json"), "--plot", str(tmp_path / "p.png")]
-    options = parse("peer", "--only", "tokens", "--repeat", "2", *outputs)
+    options = parse("peer", "--only", "tokens", "--repeat", "1", *outputs)
     options.run(options)
     assert opened == [(options.venv, None, None)]  # without a checkpoint
     theirs, ours = Result.load(tmp_path / "p.json").cases
     assert (theirs.settings["side"], ours.settings["side"]) == (PEER, "notewave")
-    assert theirs.figures["tokenise_speedup"] == Spread(1, 1, 1, 2)
-    assert ours.figures["tokenise_speedup"].median == pytest.approx(1e3 / ours.figures["tokenise_s"].median, rel=0.5)
+    assert theirs.figures["tokenise_speedup"] == Spread(1, 1, 1, 1)
+    assert ours.figures["tokenise_speedup"].median == pytest.approx(1e3 / ours.figures["tokenise_s"].median)
     assert "tokenise speedup" in capsys.readouterr().out
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 

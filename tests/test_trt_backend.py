@@ -621,3 +621,19 @@ def test_the_simulated_tensorrt_gives_what_the_real_one_gives_for_damage() -> No
     assert int(found) & int(trt.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
     assert runtime.deserialize_cuda_engine(damaged) is None
     assert logger.last
+
+
+def test_a_plan_that_gives_more_than_its_contract_is_refused(
+    voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would write past its region of the slab."""
+    shape = IExecutionContext.get_tensor_shape
+
+    def longer(self: IExecutionContext, name: str) -> tuple[int, ...]:
+        batch, *rest = shape(self, name)
+        return (batch, 2 * rest[0], *rest[1:]) if name == "notes" else (batch, *rest)
+
+    monkeypatch.setattr(IExecutionContext, "get_tensor_shape", longer)
+    backend, _ = opened(voice)
+    with pytest.raises(BackendError, match=r"note_encoder\.plan gives notes"):
+        sung(backend, job(voice), [segments])
