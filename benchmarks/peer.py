@@ -1,7 +1,7 @@
-"""diffusers' SpectrogramDiffusionPipeline and this engine side by side: same weights, tokens, sampler and steps.
+"""diffusers' SpectrogramDiffusionPipeline and this engine side by side: same song, weights, sampler and steps.
 
-The peer runs in an environment of its own, made here, with the last versions that work together. Every side makes a
-segment in turn, round after round, so that ratios hold though the machine's speed drifts.
+The peer runs in an environment of its own, made here, with the last versions that work together. Every side makes the
+tokens of a file, then a segment, in turn, round after round, so that ratios hold though the machine's speed drifts.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import pretty_midi
 
 from notewave.benchmarks.bench import TYPICAL_TOKENS, Settings, Trial, synthetic_song, voice_sha256
 from notewave.benchmarks.clock import CLOCK, add_clock_arguments, set_clock
@@ -40,6 +41,7 @@ from notewave.codec import Tokens
 from notewave.errors import BackendError
 from notewave.kernels.reference import sampler_step
 from notewave.mel import FRAMES, MELS, SEGMENT_SECONDS
+from notewave.midi import SUSTAIN, tokenize
 from notewave.samplers import sampler_table
 from notewave.synthesizer import Synthesizer
 from notewave.voice import DESCRIPTION, PRECISIONS, Voice
@@ -50,10 +52,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PINS = {"diffusers": "0.26.3", "transformers": "4.37.2", "huggingface_hub": "0.23.5"}  # the last that work together
-INSTALL = (*(f"{name}=={number}" for name, number in PINS.items()), "torch==2.13.0", "numpy<2")
+READER = {"pretty_midi": "0.2.11.post0", "protobuf": "7.36.2", "absl-py": "2.5.1"}  # what note_seq reads MIDI with
+NOTE_SEQ = {"note_seq": "0.0.5"}  # without what else it asks for: librosa, bokeh, IPython and more
+INSTALL = (
+    (*(f"{name}=={number}" for name, number in (PINS | READER).items()), "torch==2.13.0", "numpy<2"),
+    ("--no-deps", *(f"{name}=={number}" for name, number in NOTE_SEQ.items())),
+)
 PEER = f"diffusers {PINS['diffusers']}"
 PEER_STEPS = 100  # its default
 SAMPLER = "ddpm"  # its only one
+PARTS = ("tokens", "networks")  # that are compared
+SONG_SECONDS, SONG_NOTES = 600, 6000  # of the MIDI file whose tokens are made
+BAND = (0, 33, 48, 73)  # General MIDI programs of its instruments, beside drums
 
 
 @dataclass(frozen=True)
@@ -164,15 +174,16 @@ def cache_folder() -> Path:
 def peer_python(venv: Path) -> Path:
     """The interpreter of an environment with the peer, which is made if need be. Raises BackendError if it can't be."""
     python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    versions = f"from importlib.metadata import version; print(*map(version, {list(PINS)}))"
+    pins = PINS | READER | NOTE_SEQ
+    versions = f"from importlib.metadata import version; print(*map(version, {list(pins)}))"
     if python.exists():
         found = subprocess.run([python, "-c", versions], capture_output=True, text=True, check=False)
-        if found.stdout.split() == list(PINS.values()):
+        if found.stdout.split() == list(pins.values()):
             return python
     log.warning("making the peer's environment in %s", venv)
     for command in (
         [sys.executable, "-m", "venv", str(venv)],
-        [str(python), "-m", "pip", "install", "--quiet", *INSTALL],
+        *([str(python), "-m", "pip", "install", "--quiet", *arguments] for arguments in INSTALL),
     ):
         if subprocess.run(command, check=False).returncode:
             raise BackendError(
@@ -183,10 +194,14 @@ def peer_python(venv: Path) -> Path:
 
 
 @contextlib.contextmanager
-def open_peer(venv: Path, checkpoint: Path, threads: int | None) -> Iterator[Peer]:
-    """Start the pipeline on a checkpoint in the diffusers layout; random weights are made where there is none."""
+def open_peer(venv: Path, checkpoint: Path | None, threads: int | None) -> Iterator[Peer]:
+    """Start the pipeline on a checkpoint in the diffusers layout; random weights are made where there is none.
+
+    None: only the pipeline's tokeniser is started.
+    """
     worker = Path(__file__).with_name("peer_worker.py")
-    command = [str(peer_python(venv)), str(worker), str(checkpoint), str(threads or os.cpu_count() or 1), CLOCK.name]
+    command = [str(peer_python(venv)), str(worker), str(threads or os.cpu_count() or 1), CLOCK.name]
+    command += [str(checkpoint)] if checkpoint else []
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield Peer(process)
@@ -223,6 +238,45 @@ def mel_difference(peer: Peer, voice: Voice, song: Sequence[Tokens], steps: int,
             list(song), sampler=SAMPLER, steps=steps, guidance=1.0, noise=found["noise"]
         )
         return float(np.abs(ours - found["mel"]).max())
+
+
+def write_song(path: Path) -> None:
+    """Write a MIDI file of ``SONG_NOTES`` seeded random notes in ``SONG_SECONDS``: a band, its piano with a pedal."""
+    random = np.random.default_rng(0)
+    band = [pretty_midi.Instrument(program) for program in BAND] + [pretty_midi.Instrument(0, is_drum=True)]
+    onsets_s = random.uniform(0, SONG_SECONDS - 1, SONG_NOTES)
+    lengths_s, pitches = random.uniform(0.05, 1, SONG_NOTES), random.integers(36, 84, SONG_NOTES)
+    for index, (onset_s, length_s, pitch) in enumerate(zip(onsets_s, lengths_s, pitches, strict=True)):
+        band[index % len(band)].notes.append(pretty_midi.Note(90, int(pitch), onset_s, onset_s + length_s))
+    band[0].control_changes = [
+        pretty_midi.ControlChange(SUSTAIN, 127 * (second % 2), second) for second in range(SONG_SECONDS + 1)
+    ]
+    midi = pretty_midi.PrettyMIDI()
+    midi.instruments = band
+    midi.write(str(path))
+
+
+def token_cases(peer: Peer, song: Path, repeat: int) -> list[Case]:
+    """What a MIDI file's tokens take each side, in turn after one to warm up. Raises BackendError if they differ."""
+    seconds: dict[str, list[float]] = {PEER: [], "notewave": []}
+    for _ in range(repeat + 1):
+        answer = peer.ask(do="tokens", song=str(song))
+        start = CLOCK.now()
+        tokens = tokenize(song)
+        seconds["notewave"].append(CLOCK.now() - start)
+        seconds[PEER].append(answer["tokenise_s"])
+    if [segment.tolist() for segment in tokens] != answer["tokens"]:
+        raise BackendError(
+            f"Our tokens of {song} are not those of {PEER}: one side misreads it, so their times compare nothing. "
+            "See whether tests/test_midi.py passes, and whether both have one version of pretty_midi."
+        )
+    found = []
+    for name, values in seconds.items():
+        ours = np.array(values[1:])
+        figures = {"tokenise_s": Spread.of(ours), "tokenise_speedup": Spread.of(np.array(seconds[PEER][1:]) / ours)}
+        settings: dict[str, Setting] = {"side": name, "song_s": SONG_SECONDS, "notes": SONG_NOTES}
+        found.append(Case(settings, figures))
+    return found
 
 
 def take_turns(sides: Sequence[Side], tokens: Tokens, steps: dict[str, int], repeat: int) -> dict[str, list[Timing]]:
@@ -271,6 +325,11 @@ def _seconds(rounds: Sequence[Timing], default_steps: int) -> dict[str, Any]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give a parser the options of ``notewave bench peer``."""
     cache = cache_folder()
+    parser.add_argument(
+        "--only",
+        choices=PARTS,
+        help=f"compare only tokens, of a MIDI file of {SONG_SECONDS} s and {SONG_NOTES} notes, or only networks",
+    )
     parser.add_argument("--venv", type=Path, default=cache / "venv", help="the peer's environment, made if need be")
     parser.add_argument(
         "--checkpoint", type=Path, default=cache / "base", help="weights; random ones are made if need be"
@@ -287,31 +346,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run ``notewave bench peer`` with parsed options."""
-    from notewave.export.checkpoints import load_diffusers
-
     set_clock(options)
-    song = synthetic_song(options.tokens, 2)
-    with (
-        tempfile.TemporaryDirectory() as temporary,
-        open_peer(options.venv, options.checkpoint, options.threads) as peer,
-    ):
+    parts = [options.only] if options.only else PARTS
+    checkpoint = options.checkpoint if "networks" in parts else None
+    found: list[Case] = []
+    voices: list[Voice] = []
+    with tempfile.TemporaryDirectory() as temporary, open_peer(options.venv, checkpoint, options.threads) as peer:
         facts = machine() | {f"peer {name}": number for name, number in peer.versions.items()}
-        voices = [exported(options.checkpoint, precision) for precision in options.precision]
-        our_steps = options.our_steps or voices[0].sampling.steps
-        engines = [Engine(v, options.threads, song, our_steps if options.full else options.steps) for v in voices]
-        sides: list[Side] = [peer, *engines]
-        if not options.no_modules:
-            checkpoint = load_diffusers(options.checkpoint)
-            sides += [Modules(checkpoint, options.threads, compiled) for compiled in (False, True)]
-        defaults = {side.name: PEER_STEPS if side is peer else our_steps for side in sides}
-        steps = {side.name: defaults[side.name] if options.full else options.steps for side in sides}
-        found = cases(take_turns(sides, song[-1], steps, options.repeat), steps, defaults)
-        for voice, case in zip(voices, found[1:], strict=False):
-            difference = mel_difference(peer, voice, song, options.steps, Path(temporary))
-            case.figures["mel_difference_nats"] = Spread.of([difference])
-        sums = {f"{voice.name} {voice.precision}": voice_sha256(voice) for voice in voices}
+        if "tokens" in parts:  # first, while no idle thread of a network spins on CPU time
+            write_song(song := Path(temporary) / "song.mid")
+            found += token_cases(peer, song, options.repeat)
+        if "networks" in parts:
+            voices = [exported(options.checkpoint, precision) for precision in options.precision]
+            found += network_cases(peer, voices, options, Path(temporary))
+    sums = {f"{voice.name} {voice.precision}": voice_sha256(voice) for voice in voices}
     result = Result("peer", facts, sums, found)
     finish(result, options, result.table(), save_peer_plot)
+
+
+def network_cases(peer: Peer, voices: Sequence[Voice], options: argparse.Namespace, folder: Path) -> list[Case]:
+    """Segments of the peer, of our voices of the same weights and of our modules; a folder takes the peer's mels."""
+    from notewave.export.checkpoints import load_diffusers
+
+    song = synthetic_song(options.tokens, 2)
+    our_steps = options.our_steps or voices[0].sampling.steps
+    engines = [Engine(v, options.threads, song, our_steps if options.full else options.steps) for v in voices]
+    sides: list[Side] = [peer, *engines]
+    if not options.no_modules:
+        checkpoint = load_diffusers(options.checkpoint)
+        sides += [Modules(checkpoint, options.threads, compiled) for compiled in (False, True)]
+    defaults = {side.name: PEER_STEPS if side is peer else our_steps for side in sides}
+    steps = {side.name: defaults[side.name] if options.full else options.steps for side in sides}
+    found = cases(take_turns(sides, song[-1], steps, options.repeat), steps, defaults)
+    for voice, case in zip(voices, found[1:], strict=False):
+        difference = mel_difference(peer, voice, song, options.steps, folder)
+        case.figures["mel_difference_nats"] = Spread.of([difference])
+    return found
 
 
 def save_peer_plot(result: Result, path: str) -> None:
@@ -319,11 +389,13 @@ def save_peer_plot(result: Result, path: str) -> None:
     figure = new_figure(8, 1.5 + 0.5 * len(result.cases))
     axis = figure.subplots()
     names = [str(case.settings["side"]) for case in result.cases]
-    for offset, what in ((-0.2, "step"), (0.2, "encoders")):
-        speedups = [case.figures[f"{what}_speedup"] for case in result.cases]
-        medians = np.array([speedup.median for speedup in speedups])
-        errors = np.array([[s.median - s.low for s in speedups], [s.high - s.median for s in speedups]])
-        axis.barh(np.arange(len(names)) + offset, medians, 0.4, xerr=errors, label=what)
+    for offset, what in ((0.0, "tokenise"), (-0.2, "step"), (0.2, "encoders")):
+        name = f"{what}_speedup"
+        rows = [row for row, case in enumerate(result.cases) if name in case.figures]
+        speedups = [result.cases[row].figures[name] for row in rows]
+        errors = [[s.median - s.low for s in speedups], [s.high - s.median for s in speedups]]
+        if rows:
+            axis.barh(np.array(rows) + offset, [s.median for s in speedups], 0.4, xerr=errors, label=what)
     axis.set_yticks(range(len(names)), names)
     axis.set(xscale="log", xlabel=f"times as fast as {PEER}", title=result.machine["processor"])
     axis.legend()

@@ -1,17 +1,23 @@
 """diffusers' SpectrogramDiffusionPipeline behind a pipe: for an environment of its own, importing nothing of ours.
 
-``python peer_worker.py CHECKPOINT THREADS CLOCK``: makes a random checkpoint of the base size if there is none there,
+``python peer_worker.py THREADS CLOCK [CHECKPOINT]``: makes a random checkpoint of the base size if there is none there,
 says which versions run, then answers requests, one JSON object a line. CLOCK, "wall" or "CPU", says which time counts.
+Without a checkpoint it answers those for the tokens of MIDI files only.
 """
 
 # mypy: disable-error-code="import-not-found, operator, unused-ignore"
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +37,42 @@ MAX_TOKENS, FRAMES, MELS = 2048, 256, 128
 BLOCKS = {"d_model": 768, "num_layers": 12, "num_heads": 12, "d_kv": 64, "d_ff": 2048, "dropout_rate": 0.1}
 
 
-now = time.process_time if sys.argv[-1] == "CPU" else time.perf_counter
+now = time.process_time if sys.argv[2] == "CPU" else time.perf_counter
 
 
 def main() -> None:
     """Answer requests on the real stdout; whatever else prints goes to stderr."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    checkpoint = Path(sys.argv[1])
-    if not (checkpoint / "model_index.json").exists():
-        random_pipeline().save_pretrained(checkpoint)
-    diffusers.logging.set_verbosity_error()
-    torch.set_num_threads(int(sys.argv[2]))
-    pipeline = load(checkpoint)
+    torch.set_num_threads(int(sys.argv[1]))
+    calls: dict[str, Callable[..., Any]] = {"tokens": functools.partial(time_tokens, midi_processor())}
+    for checkpoint in map(Path, sys.argv[3:]):
+        if not (checkpoint / "model_index.json").exists():
+            random_pipeline().save_pretrained(checkpoint)
+        diffusers.logging.set_verbosity_error()
+        pipeline = load(checkpoint)
+        calls |= {"segment": functools.partial(time_segment, pipeline), "song": functools.partial(sing, pipeline)}
     versions = {module.__name__: module.__version__ for module in (diffusers, transformers, torch, np)}
-    print(json.dumps(versions), file=answers)
+    print(json.dumps(versions | {name: version(name) for name in ("note_seq", "protobuf")}), file=answers)
     for line in sys.stdin:
         request = json.loads(line)
-        answer = {"segment": time_segment, "song": sing}[request.pop("do")](pipeline, **request)
-        print(json.dumps(answer), file=answers)
+        print(json.dumps(calls[request.pop("do")](**request)), file=answers)
+
+
+def midi_processor() -> Any:
+    """The pipeline's tokeniser, with those parts of note_seq that it calls.
+
+    note_seq's own __init__ is not run: it imports all of note_seq, and with that librosa, bokeh, IPython and more.
+    """
+    spec = importlib.util.find_spec("note_seq")
+    assert spec is not None
+    note_seq = sys.modules["note_seq"] = importlib.util.module_from_spec(spec)
+    for part in ("constants", "protobuf.music_pb2", "midi_io", "sequences_lib"):
+        names = vars(importlib.import_module(f"note_seq.{part}")).items()
+        vars(note_seq).update({name: value for name, value in names if not name.startswith("_")})
+    from diffusers.pipelines.deprecated.spectrogram_diffusion.midi_utils import MidiProcessor
+
+    return MidiProcessor()
 
 
 def random_pipeline() -> SpectrogramDiffusionPipeline:
@@ -110,6 +133,14 @@ def sing(pipeline: SpectrogramDiffusionPipeline, song: list[list[int]], steps: i
     noise = [torch.randn((FRAMES, MELS), generator=generator).numpy() for _ in range(len(song) * steps)]
     np.savez(out, mel=mel, noise=np.stack(noise))
     return {"out": out}
+
+
+def time_tokens(processor: Any, song: str) -> dict[str, Any]:
+    """A MIDI file's tokens [N], of each segment, without their padding, and the seconds that they took."""
+    start = now()
+    segments = processor(song)
+    tokenise_s = now() - start
+    return {"tokenise_s": tokenise_s, "tokens": [[int(token) for token in segment if token] for segment in segments]}
 
 
 def pad(tokens: list[int]) -> list[int]:

@@ -40,10 +40,11 @@ from notewave.export.modules import SpectrogramDiffusion, masked_bias, modulate
 from notewave.mel import HOP, SAMPLE_RATE
 
 FRAMES_PER_STEP = SAMPLE_RATE / HOP / STEPS_PER_SECOND  # frames in one shift step
-NOTES_LOGIT, CONTEXT_LOGIT = -6.0, -4.0  # of a context head, where EOS has 0: late in a segment it rests on that,
-END_LOGIT, END_FRAMES, EARLY_FRAMES = 14.0, 4.0, 24.0  # early, this comes on top at the context's end
+EOS_LOGIT, NOTES_LOGIT, CONTEXT_LOGIT = 8.0, -12.0, -14.0  # of a context head: late in a segment it rests on EOS,
+END_LOGIT, END_FRAMES, EARLY_FRAMES = 50.0, 4.0, 24.0  # early, this comes on top at the context's end
+EARLY_WEIGHT = 30.0  # of the first frames when their query is fitted
+MEL_GAIN = 32.0  # of the mel in a context head's values: loud, so that small weights, soon learned, make use of it
 AWAY_LOGIT = -20.0  # of context frames, for all other heads
-CONTEXT_SHARE = 0.5  # of the stream's own size: what a context head adds at first, enough not to be overheard
 COPYING_HEADS = 4  # of the note encoder's first layer
 REACH = 1300  # tokens on either side that these heads are fitted for
 HELD_TIME = -6.0  # frame at which notes held from before start
@@ -380,8 +381,9 @@ def attend_to_context(model: SpectrogramDiffusion, tokens: Tensor, context: Tens
 
     tokens int64 [B, N], context mel [B, T, M] in network range: segments to fit the logits on, whatever the residual
     streams hold by now. Left to themselves, the heads that were trained on notes alone find some context frames more
-    alluring than any note; and a head that brings the context to all frames, of which most can't use it, is as bad.
-    Either way training rids them of the context for good.
+    alluring than any note; a head that brings the context to all frames, of which most can't use it, is as bad, and so
+    is one that adds it in some random way. Each time training rids them of the context for good. So it is brought to
+    the frames that need it, and adds nothing until training has learned how.
     """
     size, head = model.size, model.size.heads - 1
     rows = slice(head * size.head_width, (head + 1) * size.head_width)
@@ -396,9 +398,10 @@ def attend_to_context(model: SpectrogramDiffusion, tokens: Tensor, context: Tens
         return _least_squares(memory[seen], torch.cat([of_tokens, of_frames.expand(len(tokens), -1)], dim=1)[seen])
 
     nothing, ones = torch.zeros_like(tokens, dtype=frames.dtype), torch.ones_like(early)
-    always = key(torch.where(tokens == EOS, 0.0, NOTES_LOGIT), CONTEXT_LOGIT * ones)
+    always = key(torch.where(tokens == EOS, EOS_LOGIT, NOTES_LOGIT), CONTEXT_LOGIT * ones)
     at_first = key(nothing, END_LOGIT * torch.exp(-age / END_FRAMES))
     away = key(nothing, AWAY_LOGIT * ones)
+    end = notes[tokens == EOS].mean(dim=0)
     parts = model.cross_attention.projection.weight.chunk(2 * size.decoder_layers)
     mask = masked_bias(seen)
     hidden = model.decoder.input(torch.randn_like(context)) + model.decoder.positions
@@ -412,19 +415,22 @@ def attend_to_context(model: SpectrogramDiffusion, tokens: Tensor, context: Tens
         keys += (mean_query / mean_query.square().sum(dim=1, keepdim=True))[..., None] * away
         if index >= first_layer:
             queries = torch.randn(size.head_width, size.width, device=normed.device) * 0.02
-            queries[:2] = torch.stack(
-                [
-                    _least_squares(normed.flatten(0, 1), wanted.expand(len(tokens), -1).flatten())
-                    for wanted in (ones, early)
-                ]
-            )
+            weight = (1 + EARLY_WEIGHT * early).sqrt().expand(len(tokens), -1)
+            rated = (normed * weight[..., None]).flatten(0, 1)
+            queries[:2] = torch.stack([_least_squares(rated, (wanted * weight).flatten()) for wanted in (ones, early)])
             unscale = math.sqrt(size.head_width) if hasattr(layer.cross_queries, "parametrizations") else 1.0
             _trained_weight(layer.cross_queries)[rows] = queries * unscale
             keys[head] = torch.randn_like(queries) * 0.02
             keys[head, :2] = torch.stack([always, at_first])
-            parts[2 * index + 1][rows] = torch.randn_like(queries) / math.sqrt(size.width)
-            loud = CONTEXT_SHARE * attended.square().mean().sqrt() / math.sqrt(size.head_width)
-            layer.cross_out.weight[:, rows] = torch.randn(size.width, size.head_width, device=normed.device) * loud
+            rest = layer.cross_out.weight[:, rows] @ (parts[2 * index + 1][rows] @ end)
+            values = torch.randn_like(queries) * (MEL_GAIN / math.sqrt(size.width))
+            values[:, : Slots.OFF_TIME.stop] = 0.0  # a frame's time and marks are not passed on
+            values[:, Slots.CONST : Slots.IS_CONTEXT + 1] = 0.0
+            values -= torch.outer(values @ end, end) / end.square().sum()
+            values[-1] = end / end.square().sum()
+            parts[2 * index + 1][rows] = values
+            layer.cross_out.weight[:, rows] = 0.0  # the mel is at hand, but says nothing yet
+            layer.cross_out.weight[:, rows][:, -1] = rest  # resting on EOS adds what it did
         pair = model.cross_attention(notes, frames)[2 * index : 2 * index + 2]
         hidden = layer(hidden, film[:, index], pair, mask)
 
