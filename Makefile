@@ -10,7 +10,7 @@ FOLDERS := engine export export/training kernels benchmarks
 .PHONY: demo test bench gpu-test gpu-bench clean
 
 demo: .venv/render
-	$(BIN)/notewave render engine/songs/demo.mid --out demo.wav --plot demo.png
+	$(BIN)/notewave render engine/songs/band.mid --out demo.wav --plot demo.png
 
 test: .venv/develop
 	$(BIN)/ruff check
@@ -20,7 +20,7 @@ test: .venv/develop
 
 bench: .venv/develop
 	mkdir -p build
-	$(BIN)/notewave bench --song engine/songs/demo.mid --minutes 1 30 --json build/bench.json --plot build/bench.png
+	$(BIN)/notewave bench --song engine/songs/band.mid --minutes 1 30 --json build/bench.json --plot build/bench.png
 	$(BIN)/notewave bench roofline --json build/roofline.json --plot build/roofline.png
 
 gpu-test: .venv/gpu

@@ -225,7 +225,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     build.add_argument("--compute-capability", metavar="8.9", type=_capability, help="default: that of the GPU here")
 
     train = add("train", _train, "train a voice from nothing, or go on, with FluidSynth")
-    train.add_argument("--config", default="piano", help="a bundled configuration's name or a file (default piano)")
+    train.add_argument("--config", default="band", help="a bundled configuration's name or a file (default band)")
     train.add_argument("--out", metavar="VOICE", required=True, type=Path)
     train.add_argument("--state", metavar="FOLDER", type=Path, help="checkpoints, log, curve (default VOICE.training)")
     train.add_argument("--data", metavar="FOLDER", type=Path, help="rendered songs (default: in the state folder)")

@@ -28,7 +28,7 @@ FloatArray = NDArray[np.float32]
 # MIDI in any form that ``tokenize`` takes, or what it returned
 Song: TypeAlias = "MidiSource | Sequence[NDArray[np.integer]]"
 
-DEFAULT_VOICE = "piano"
+DEFAULT_VOICE = "band"
 GRIFFIN_LIM = "griffin-lim"
 MAX_THREADS = 1024
 MAX_LOG_MEL = 50.0  # either way; the loudest magnitude is MAGNITUDE_MAX, 18 in its logarithm

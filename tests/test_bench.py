@@ -365,11 +365,11 @@ def test_every_subcommand_parses() -> None:
 
 def test_only_one_thing_at_a_time_departs_from_the_recommended(reference_voice: Path) -> None:
     singers = [Synthesizer(reference_voice, backend="cpu")] * 2
-    usual = Way(0, "ddpm", 100, 1.0)
-    assert ways(singers, ["ddim", "ddpm"], [8, 100], [1.0, 2.0]) == [
+    usual = Way(0, singers[0].voice.sampling.sampler, singers[0].voice.sampling.steps, 1.0)
+    assert ways(singers, ["ddim", usual.sampler], [8, usual.steps], [1.0, 2.0]) == [
         Way(0, "ddim", 8, 1.0),
-        Way(0, "ddim", 100, 1.0),
-        Way(0, "ddpm", 8, 1.0),
+        Way(0, "ddim", usual.steps, 1.0),
+        Way(0, usual.sampler, 8, 1.0),
         usual,
         dataclasses.replace(usual, guidance=2.0),
         dataclasses.replace(usual, voice=1),

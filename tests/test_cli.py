@@ -94,6 +94,7 @@ def test_a_rendering_that_is_stopped_leaves_the_old_file(
         [sys.executable, "-m", "notewave.cli", *command, "--steps", "1000", "--sampler", "ddpm"],
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
     ) as process:
         while len(list(tmp_path.iterdir())) < 2:  # until it writes its temporary file
             assert process.poll() is None

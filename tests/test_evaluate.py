@@ -175,16 +175,16 @@ def test_a_voice_is_judged_beside_fluidsynth(reference_voice, tmp_path, transcri
 @needs_fluidsynth
 def test_songs_of_one_name_are_refused():
     with pytest.raises(MidiError, match="two of one name"):
-        evaluate("piano", [MIDI / "piano_scale.mid"] * 2)
+        evaluate("band", [MIDI / "piano_scale.mid"] * 2)
 
 
 def test_a_missing_tool_is_named_with_its_cure(tmp_path, monkeypatch):
     if shutil.which("fluidsynth"):
         with pytest.raises(BackendError, match=r"soundfont.*apt install"):
-            evaluate("piano", soundfont=Path("missing.sf2"))
+            evaluate("band", soundfont=Path("missing.sf2"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BackendError, match=r"fluidsynth.*not installed.*apt install"):
-        evaluate("piano")
+        evaluate("band")
     monkeypatch.setitem(sys.modules, "basic_pitch", None)
     with pytest.raises(BackendError, match=r"basic_pitch.*pip install --no-deps basic-pitch"):
         judges.Transcriber()
@@ -194,4 +194,4 @@ def test_a_missing_tool_is_named_with_its_cure(tmp_path, monkeypatch):
 def test_a_report_that_cannot_be_written_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be made"):
-        evaluate("piano", out=tmp_path / "file")
+        evaluate("band", out=tmp_path / "file")

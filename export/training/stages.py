@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -134,6 +135,8 @@ def trained_model(config: Config, voice: Voice) -> SpectrogramDiffusion:
 def train_mel(config: Config, folder: Path, data: Path, model: SpectrogramDiffusion) -> Path | None:
     """Run or resume the mel stage; returns the file of the averaged weights, or None if it was stopped."""
     run = Run(folder, "mel", config, model, parameter_groups(model, kind_of))
+    if config.structured:
+        _pin_context_heads(model)
     segments = Segments(data, "train", config.data.songs)
     paths = [data / f"heldout-{index:05d}.npz" for index in range(config.data.held_out_songs)]
     held = [load_song(path, with_samples=False) for path in paths]
@@ -160,6 +163,29 @@ def _pin(gradient: Tensor, size: Dimensions) -> Tensor:
     keep = torch.ones(3, size.heads, size.head_width, 1, device=gradient.device)
     keep[:2, :COPYING_HEADS] = 0
     return gradient * keep.flatten(0, 2)
+
+
+def _pin_context_heads(model: SpectrogramDiffusion) -> None:
+    """Keep what the context heads attend to: closing them is quicker learned than using what they bring."""
+    size = model.size
+    rows = slice((size.heads - 1) * size.head_width, size.heads * size.head_width)
+
+    def without(*pinned: slice) -> Callable[[Tensor], Tensor]:
+        def hook(gradient: Tensor) -> Tensor:
+            gradient = gradient.clone()
+            for part in pinned:
+                gradient[part] = 0
+            return gradient
+
+        return hook
+
+    layers: Any = model.decoder.layers
+    inner = size.heads * size.head_width
+    later = range(SYMBOLIC_LAYERS, size.decoder_layers)
+    for index in later:
+        layers[index].cross_queries.parametrizations.weight.original.register_hook(without(rows))
+    keys = [slice(2 * index * inner + rows.start, 2 * index * inner + rows.stop) for index in later]
+    model.cross_attention.projection.weight.register_hook(without(*keys))
 
 
 def to_device(batch: Batch, device: str) -> Batch:

@@ -9,14 +9,14 @@ mkdir -p "$out"
 nvidia-smi > "$out/nvidia-smi.txt"
 .venv/bin/pip freeze > "$out/packages.txt"
 [ -f "$out/base/voice.json" ] || $notewave export --random base --out "$out/base"
-for voice in piano "$out/base"; do
+for voice in band "$out/base"; do
     $notewave -v build "$voice" --precision fp16 2>&1 | tee "$out/build-$(basename "$voice").txt"
 done
 {
     echo '```'
-    $notewave bench --voice piano --backend tensorrt cuda cpu --json "$out/piano.json" --plot "$out/piano.png"
+    $notewave bench --voice band --backend tensorrt cuda cpu --json "$out/band.json" --plot "$out/band.png"
     echo "launched without CUDA graphs:"
-    $notewave bench --voice piano --backend tensorrt --option graphs=false --json "$out/piano-eager.json"
+    $notewave bench --voice band --backend tensorrt --option graphs=false --json "$out/band-eager.json"
     $notewave bench --voice "$out/base" --backend tensorrt cuda --steps 20 100 --batch 1 4 \
         --json "$out/base.json" --plot "$out/base.png"
     echo '```'
