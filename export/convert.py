@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import onnx
@@ -33,6 +34,7 @@ from notewave.voice import (
 )
 
 WEIGHTS = "weights.bin"  # of all networks but the vocoder: the two decoders share theirs
+INT8_ENCODER_LIMIT = 0.2  # relative error beyond which an encoder, which runs once a segment, is not worth 8 bits
 PARITY_LIMITS = {"fp32": 1e-3, "fp16": 0.05, "int8": 0.5}  # relative errors beyond which a graph is broken
 
 
@@ -148,6 +150,9 @@ def write_networks(model: SpectrogramDiffusion, folder: Path, precision: str) ->
         exported = export_graph(module, contracts(model.size)[network])
         if precision == "int8" and network.endswith(("encoder", "decoder")):
             store_int8(exported.graph)
+            if network.endswith("encoder") and _error_of(exported, module, inputs[network]) > INT8_ENCODER_LIMIT:
+                exported = export_graph(module, contracts(model.size)[network])
+                store_half(exported.graph)
         elif precision != "fp32":
             store_half(exported.graph)
         weights.take(exported)
@@ -161,6 +166,14 @@ def write_networks(model: SpectrogramDiffusion, folder: Path, precision: str) ->
                 f"{PARITY_LIMITS[precision]:g}). Its weights are not finite, or torch miscompiles it: try another."
             )
     return parity
+
+
+def _error_of(exported: ir.Model, module: nn.Module, inputs: tuple[Tensor, ...]) -> float:
+    """Largest relative error of a graph that is not in its folder yet."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        ir.save(exported, path)
+        return relative_error(path, module, inputs)
 
 
 def modules(model: SpectrogramDiffusion) -> dict[str, nn.Module]:

@@ -143,6 +143,11 @@ def test_later_layers_attend_to_the_contexts_end_and_earlier_ones_not_at_all(bat
     count, size = len(batch.tokens), model.size
     context = torch.rand(count, 256, size.mels) - 0.5
     attend_to_context(model, batch.tokens, context, 2)
+    last = slice((size.heads - 1) * size.head_width, size.heads * size.head_width - 1)  # but for what EOS adds
+    with torch.no_grad():
+        for layer in model.decoder.layers[2:]:
+            assert not layer.cross_out.weight[:, last].any()  # until training has learned what to do with it
+            layer.cross_out.weight[:, last] = torch.randn(size.width, size.head_width - 1) * 0.02
     noise = torch.randn(count, 256, size.mels)
 
     def hidden(past: Tensor) -> list[Tensor]:
