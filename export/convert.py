@@ -79,7 +79,7 @@ def export_checkpoint(
 
 
 def _convert_voice(voice: Voice, out: str | os.PathLike[str], precision: str, vocoder: Path | None) -> Voice:
-    from notewave.export.restore import restore_voice
+    from notewave.export.restore import restore_voice  # here, as it imports this module
 
     return export_voice(
         restore_voice(voice),

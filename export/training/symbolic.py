@@ -190,9 +190,9 @@ def collate(
 def symbolic_forward(
     model: SpectrogramDiffusion, heads: SymbolicHeads, tokens: Tensor, noise: Tensor, offsets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of pitches [B, F, 2, 128] and of each instrument's [B, F, PARTS, 128] at F frames from each offset [B],
+    """Read-outs of F frames from each offset [B], and of tokens.
 
-    and token read-outs [B, N, 3].
+    Logits of pitches [B, F, 2, 128], those of each instrument [B, F, PARTS, 128], and token targets [B, N, 3].
     """
     notes = model.note_encoder(tokens)
     size = model.size
