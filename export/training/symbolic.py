@@ -100,20 +100,24 @@ def piano_rolls(notes: Notes, segments: int) -> NDArray[np.float32]:
     """Sounding and starting pitches [S, T, 2, 128] of each frame; drums have none."""
     roll = np.zeros((segments * FRAMES + 1, 2, PITCHES), np.float32)
     pitched = ~notes.is_drum
-    first = np.floor(notes.onset_s[pitched] / FRAME_SECONDS + 1e-6).astype(int)
-    last = np.ceil(notes.offset_s[pitched] / FRAME_SECONDS - 1e-6).astype(int)
-    for start, stop, pitch in zip(first, last, notes.pitch[pitched], strict=True):
+    first, last = _frames(notes)
+    for start, stop, pitch in zip(first[pitched], last[pitched], notes.pitch[pitched], strict=True):
         roll[start:stop, 0, pitch] = 1
         roll[min(start, len(roll) - 1), 1, pitch] = 1
     return roll[:-1].reshape(segments, FRAMES, 2, PITCHES)
+
+
+def _frames(notes: Notes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First frame of each note, and the first after it."""
+    first = np.floor(notes.onset_s / FRAME_SECONDS + 1e-6).astype(np.int64)
+    return first, np.ceil(notes.offset_s / FRAME_SECONDS - 1e-6).astype(np.int64)
 
 
 def part_rolls(notes: Notes, segments: int) -> NDArray[np.float32]:
     """What each instrument sounds [S, T, PARTS, 128] in each frame; drums at their strokes."""
     roll = np.zeros((segments * FRAMES, PARTS, PITCHES), np.float32)
     part = np.where(notes.is_drum, PARTS - 1, np.searchsorted(PROGRAMS, notes.program))
-    first = np.floor(notes.onset_s / FRAME_SECONDS + 1e-6).astype(int)
-    last = np.ceil(notes.offset_s / FRAME_SECONDS - 1e-6).astype(int)
+    first, last = _frames(notes)
     last = np.where(notes.is_drum, first + STROKE_FRAMES, last)
     for start, stop, own, pitch in zip(first, last, part, notes.pitch, strict=True):
         roll[start:stop, own, pitch] = 1
