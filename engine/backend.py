@@ -56,6 +56,22 @@ class Run(Protocol):
     def denoise(self, tokens: Sequence[Tokens]) -> FloatArray:
         """``submit``, then ``result``."""
 
+    def sound(self) -> Sound | None:
+        """What vocodes the one song of this run where its mel lies; None where that is the host's memory."""
+
+
+class Sound(Protocol):
+    """A run's song on its way through the vocoder, segment by segment."""
+
+    def begin(self, last: bool) -> None:
+        """Vocode the segment submitted last, the song's ``last`` or not, behind its denoising; does not wait.
+
+        It stands in the place of the run's ``result``.
+        """
+
+    def finish(self) -> FloatArray:
+        """Wait for what ``begin`` began: the audio [n] that is now final, in [-1, 1]; it may be empty."""
+
 
 class Backend(Protocol):
     """One voice on one device."""

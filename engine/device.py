@@ -125,6 +125,13 @@ class CudaDevice:
         """A new stream: an object with handle and synchronize()."""
         return self._cuda.Stream(NON_BLOCKING)
 
+    def event(self) -> Any:
+        """A new event: ``record(stream)`` marks what the stream was given so far.
+
+        Another stream's ``wait_for_event(event)`` lets what it is given from then on wait for that.
+        """
+        return self._cuda.Event(self._cuda.event_flags.DISABLE_TIMING)
+
     def upload(self, target: int, source: NDArray[Any], stream: Any) -> None:
         """Copy host memory to a device address."""
         self._cuda.memcpy_htod_async(target, source, stream)

@@ -25,6 +25,7 @@ SEGMENT_SECONDS = FRAMES * HOP / SAMPLE_RATE  # 5.12 s
 MAGNITUDE_MIN, MAGNITUDE_MAX = 1e-5, 1e8  # clip before the logarithm
 LOG_MIN = math.log(1e-5)  # log-mel that the networks see as -1
 LOG_MAX = 4.0  # log-mel that the networks see as +1
+LOG_SCALE = 0.5 * (LOG_MAX - LOG_MIN)  # log-mel of one unit of the networks' range
 
 FloatArray = NDArray[np.float32]
 
@@ -37,7 +38,7 @@ def to_network(log_mel: FloatArray) -> FloatArray:
 
 def from_network(x: FloatArray) -> FloatArray:
     """Map the networks' range [-1, 1] back to log-mel; the inverse of ``to_network``, without clipping."""
-    return ((x + 1.0) * (0.5 * (LOG_MAX - LOG_MIN)) + LOG_MIN).astype(np.float32, copy=False)
+    return ((x + 1.0) * LOG_SCALE + LOG_MIN).astype(np.float32, copy=False)
 
 
 def log_mel(samples: NDArray[np.floating]) -> FloatArray:

@@ -362,6 +362,9 @@ class OrtRun:
         self._segment += 1
         return space.x
 
+    def sound(self) -> None:
+        """See ``notewave.backend.Run.sound``."""
+
     def _encode(self, tokens: NDArray[np.int32]) -> None:
         """Tokens [B, N] and the last segment's mel -> mask, and keys and values of every decoder layer, in place."""
         space = self._space

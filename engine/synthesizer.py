@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from notewave.audio import Audio
-from notewave.backend import Job, open_backend
+from notewave.backend import Job, Run, open_backend
 from notewave.checks import is_integer, is_number, quoted
 from notewave.codec import EOS, EVENT_END, MAX_TOKENS, Tokens
 from notewave.errors import BackendError, MidiError, SamplingError, VoiceError
@@ -90,7 +90,8 @@ class Synthesizer:
         voice has no vocoder: all before the first chunk is asked for.
         """
         tokens, job = self._prepare(song, options)
-        return self._stream(tokens, job, *self._vocoder())
+        self._vocoder()
+        return self._stream(tokens, job)
 
     def spectrogram(self, song: Song, **options: Unpack[SamplingOptions]) -> FloatArray:
         """Log-mel float32 [256 frames a segment, 128 bins]; arguments and errors as in ``stream``, vocoder apart."""
@@ -108,22 +109,24 @@ class Synthesizer:
         chunks = [vocoder.push(part, last=index == len(parts) - 1) for index, part in enumerate(parts)]
         return Audio(np.concatenate(chunks))
 
-    def _stream(self, tokens: list[Tokens], job: Job, vocode: Vocode, traits: VocoderTraits) -> Iterator[Audio]:
-        vocoder = VocoderStream(vocode, traits)
-        for index, mel in enumerate(self._mels(tokens, job)):
-            samples = vocoder.push(mel, last=index == len(tokens) - 1)
-            if len(samples):
-                yield Audio(samples)
+    def _stream(self, tokens: list[Tokens], job: Job) -> Iterator[Audio]:
+        with self._backend.start(job) as run:
+            own = run.sound() if self._griffin_lim is None else None
+            sound = own or HostSound(run, *self._vocoder())
+            run.submit(tokens[:1])
+            for following in range(1, len(tokens) + 1):
+                sound.begin(last=following == len(tokens))
+                if following < len(tokens):
+                    run.submit([tokens[following]])  # denoised while this one is vocoded, where a GPU does it
+                samples = sound.finish()
+                if len(samples):
+                    yield Audio(samples)
 
     def _mels(self, tokens: list[Tokens], job: Job) -> Iterator[FloatArray]:
         """Log-mel [T, M] of each segment."""
         with self._backend.start(job) as run:
-            run.submit(tokens[:1])
-            for following in range(1, len(tokens) + 1):
-                mel = from_network(run.result()[0])
-                if following < len(tokens):
-                    run.submit([tokens[following]])  # denoised while this one is vocoded, where a GPU does it
-                yield mel
+            for segment in tokens:
+                yield from_network(run.denoise([segment])[0])
 
     def _vocoder(self) -> tuple[Vocode, VocoderTraits]:
         if self._griffin_lim is not None:
@@ -151,6 +154,21 @@ class Synthesizer:
         if noise is not None:
             noise = _check_noise(noise, len(tokens) * table.draws)
         return tokens, Job(table, guidance, (seed,), noise, _check_on_step(chosen.get("on_step")))
+
+
+class HostSound:
+    """A run's song through a vocoder that takes its mel from the host's memory; see ``notewave.backend.Sound``."""
+
+    def __init__(self, run: Run, vocode: Vocode, traits: VocoderTraits) -> None:
+        self._run, self._vocoder = run, VocoderStream(vocode, traits)
+
+    def begin(self, last: bool) -> None:
+        """Wait for the segment's mel; the vocoder runs in ``finish``, when the next segment may be under way."""
+        self._mel, self._last = from_network(self._run.result()[0]), last
+
+    def finish(self) -> FloatArray:
+        """The audio [n] that is now final."""
+        return self._vocoder.push(self._mel, self._last)
 
 
 def _check_threads(threads: int) -> int:

@@ -13,7 +13,7 @@ import math
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from notewave.contracts import Tensor
 from notewave.device import CudaDevice, Graph, Kernel
 from notewave.errors import BackendError
 from notewave.kernels.loader import compile_kernels, grid
-from notewave.mel import FRAMES, HOP, MELS
+from notewave.mel import FRAMES, HOP, LOG_MIN, LOG_SCALE, MELS
 from notewave.plans import (
     KERNELS,
     MAX_BATCH,
@@ -40,11 +40,13 @@ from notewave.plans import (
 )
 from notewave.samplers import SamplerTable
 from notewave.trt_module import Axes, Engines, Executor, shape_of
+from notewave.vocoder import Window
 from notewave.voice import Voice
 
 log = logging.getLogger(__name__)
 
 OPTIONS = ("precision", "device", "graphs")  # a plan precision; which GPU; false to launch without CUDA graphs
+Lane = Callable[[], contextlib.AbstractContextManager["VocoderLane"]]  # the vocoder, for one thread at a time
 KEPT_WORKSPACES = 2  # idle ones, with their captured graphs
 GRAPH_STEPS = 128  # denoising steps in one CUDA graph at most; more go into several, launched one after another
 SEGMENT_NETWORKS = ("note_encoder", "context_encoder", "cross_attention", "decoder")  # of every segment, in their order
@@ -107,11 +109,11 @@ class TensorRTBackend:
                 workspace.free()
                 raise
         try:
-            yield TensorRTRun(workspace, job)
+            yield TensorRTRun(workspace, job, self._lane)
         finally:
             with self.device, self._lock:
                 try:
-                    workspace.stream.synchronize()  # a run may be left with a segment under way
+                    workspace.settle()  # a run may be left with a segment under way
                 except BaseException:
                     workspace.free()
                     raise
@@ -122,10 +124,16 @@ class TensorRTBackend:
     def vocode(self, mel: FloatArray, frame: int) -> FloatArray:
         """See ``notewave.backend.Backend.vocode``; runs beside a segment that is being denoised."""
         self._check_open()
-        with self.device, self._vocoder_lock:
+        with self.device, self._lane() as lane:
+            return lane(mel, frame)
+
+    @contextlib.contextmanager
+    def _lane(self) -> Iterator[VocoderLane]:
+        """The vocoder, for one thread at a time."""
+        with self._vocoder_lock:
             if not self._vocoders:
                 self._vocoders.append(VocoderLane(self.voice, self.engines))
-            return self._vocoders[0](mel, frame)
+            yield self._vocoders[0]
 
     def _check_open(self) -> None:
         if not self._finalizer.alive:
@@ -184,8 +192,8 @@ def _give_back(
 class TensorRTRun:
     """A batch of songs under way on the GPU."""
 
-    def __init__(self, workspace: Workspace, job: Job) -> None:
-        self._space, self._job = workspace, job
+    def __init__(self, workspace: Workspace, job: Job, lane: Lane) -> None:
+        self._space, self._job, self._lane = workspace, job, lane
         self._segment = 0
 
     def denoise(self, tokens: Sequence[Tokens]) -> FloatArray:
@@ -197,16 +205,64 @@ class TensorRTRun:
         """See ``notewave.backend.Run.submit``; returns while the GPU works."""
         with self._space.device:
             self._space.submit(self._job, self._segment, tokens)
+        self._segment += 1
 
     def result(self) -> FloatArray:
         """See ``notewave.backend.Run.result``."""
         with self._space.device:
             mel = self._space.result()
-        self._segment += 1
+        self._report_steps()
+        return mel
+
+    def sound(self) -> DeviceSound | None:
+        """See ``notewave.backend.Run.sound``."""
+        if self._space.traits is None:
+            return None
+        return DeviceSound(self._space, self._lane, self._report_steps)
+
+    def _report_steps(self) -> None:
         if self._job.on_step is not None:
             for _ in range(self._job.table.steps):
                 self._job.on_step()
-        return mel
+
+
+class DeviceSound:
+    """A run's song through the vocoder, its mel never leaving the GPU: one copy back a segment, of audio.
+
+    The frames that the vocoder must see again lie in one of two windows of the run's memory; what it keeps of one
+    moves to the beginning of the other. Streams wait for each other by events, the host for the audio only.
+    """
+
+    def __init__(self, space: Workspace, lane: Lane, report_steps: Callable[[], None]) -> None:
+        self._space, self._lane, self._report_steps = space, lane, report_steps
+        assert space.traits is not None
+        self._window = Window(space.traits)
+        self._at, self._spare = space.windows
+
+    def begin(self, last: bool) -> None:
+        """See ``notewave.backend.Sound.begin``."""
+        space, window = self._space, self._window
+        row = 4 * MELS
+        with space.device, self._lane() as lane:
+            lane.stream.synchronize()  # another run's chunk may be under way
+            end = self._at + row * window.length
+            final = window.grow(FRAMES, last)
+            first, length, surplus = window.first, window.length, window.shrink()
+            space.hand_over(end, lane.stream)
+            self._chunk = space.audio[: HOP * (final.stop - final.start)]
+            if len(self._chunk):
+                lane.enqueue(self._at, length, first, self._chunk, final.start)
+                if window.length:
+                    space.device.copy(self._spare, self._at + row * surplus, row * window.length, lane.stream)
+                self._at, self._spare = self._spare, self._at
+            space.sounded.record(lane.stream)
+
+    def finish(self) -> FloatArray:
+        """See ``notewave.backend.Sound.finish``."""
+        with self._space.device:
+            self._space.sounded.synchronize()
+        self._report_steps()
+        return np.clip(self._chunk, -1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -243,10 +299,14 @@ class Workspace:
         self.contracts = voice_contracts(voice)
         networks = (*shape.networks, "time_embedding")
         staged = Layout(self._staged_sizes())
+        self.traits = voice.vocoder if shape.batch == 1 else None
+        frames = vocoder_frames(voice) if self.traits else 0
         layout = Layout(
             {
                 "staged": staged.total,
                 **self._tensor_sizes(networks),
+                "window": 4 * MELS * frames,
+                "spare_window": 4 * MELS * frames,
                 "x0_previous": 4 * shape.batch * FRAMES * MELS,
                 "rows": ROW_BYTES * shape.steps,
                 "scratch": (scratch := engines.scratch_bytes(networks)),
@@ -260,11 +320,14 @@ class Workspace:
             self.staging = Staging(self.device, staged)
             size = 4 * shape.batch * FRAMES * MELS
             self.mel = self.device.pinned(size).view(np.float32).reshape(shape.batch, FRAMES, MELS)
+            self.audio = self.device.pinned(4 * HOP * max(frames, 1)).view(np.float32)
+            self._denoised, self._taken, self.sounded = (self.device.event() for _ in range(3))
         except BaseException:
             self.free()
             raise
         base = self._slab.address["staged"]
         self.address = self._slab.address | {name: base + offset for name, offset in staged.offsets.items()}
+        self.windows = self.address["window"], self.address["spare_window"]
         self.scratch = (self.address["scratch"], scratch)
 
     def begin(self, job: Job) -> None:
@@ -292,8 +355,23 @@ class Workspace:
 
     def result(self) -> FloatArray:
         """Wait for the segment: mel [B, T, M]."""
+        self.device.download(self.mel, self.address["x"], self.stream)
         self.stream.synchronize()
         return self.mel.copy()
+
+    def hand_over(self, target: int, stream: Any) -> None:
+        """Put the segment's log-mel at an address on another stream; the next segment waits until it is there."""
+        self._denoised.record(self.stream)
+        stream.wait_for_event(self._denoised)
+        size = FRAMES * MELS
+        self.kernels["from_network"](grid(size), stream, self.address["x"], target, LOG_SCALE, LOG_MIN, size)
+        self._taken.record(stream)
+        self.stream.wait_for_event(self._taken)
+
+    def settle(self) -> None:
+        """Wait for all that may be under way."""
+        self.stream.synchronize()
+        self.sounded.synchronize()
 
     def bindings(self, network: str) -> dict[str, int]:
         """Addresses of a network's inputs and outputs."""
@@ -441,7 +519,6 @@ class Program:
         if part == len(self._parts) - 1:
             to_context = space.kernels["mel_to_context"]
             to_context(self._blocks, stream, address["x"], address["context_mel"], 1.0, 0.0, FRAMES * MELS)
-            device.download(space.mel, address["x"], stream)
 
     def _begin(self) -> None:
         """Launch what comes before the first step: inputs, encoders, noise."""
@@ -487,13 +564,13 @@ class VocoderLane:
         layout = Layout({"staged": inputs.total, "audio": audio_bytes, "scratch": scratch})
         self._slab = Slab(self._device, layout, "the vocoder")
         self._base, self._mel_offset = self._slab.address["staged"], inputs.offsets["mel"]
-        addresses = {name: self._base + offset for name, offset in inputs.offsets.items()}
-        addresses["audio"] = self._slab.address["audio"]
+        self._address = {name: self._base + offset for name, offset in inputs.offsets.items()}
+        self._address["audio"] = self._slab.address["audio"]
         try:
-            self._stream = self._device.stream()
+            self.stream = self._device.stream()
             self._staging = Staging(self._device, inputs)
             self._audio = self._device.pinned(audio_bytes).view(np.float32)
-            self._network = Executor(engines, "vocoder", addresses, (self._slab.address["scratch"], scratch))
+            self._network = Executor(engines, "vocoder", self._address, (self._slab.address["scratch"], scratch))
         except BaseException:
             self.free()
             raise
@@ -512,19 +589,38 @@ class VocoderLane:
                 f"the vocoder was given {batch} songs of {frames} frames; its plan takes {MAX_BATCH} of {self._frames}."
                 " Give it fewer at once."
             )
-        self._staging.view("mel", np.float32, mel.shape)[...] = mel
-        if len(self._contract.inputs) > 1:
-            self._staging.view("frame", np.int64, (1,))[...] = frame
         audio = self._audio[: batch * HOP * frames]
+        self.stream.synchronize()  # what is staged may still be read
+        self._staging.view("mel", np.float32, mel.shape)[...] = mel
+        self._stage_frame(frame)
+        self._device.upload(self._base, self._staging.memory[: self._mel_offset + mel.nbytes], self.stream)
+        self._run(batch, frames)
+        self._device.download(audio, self._address["audio"], self.stream)
+        self.stream.synchronize()
+        return audio.reshape(batch, HOP * frames).copy()
+
+    def enqueue(self, mel: int, frames: int, frame: int, audio: FloatArray, skipped: int) -> None:
+        """Vocode log-mel [1, V, M] at a device address into page-locked audio [n], but for the first frames' samples.
+
+        Does not wait; all that the stream was given before must have ended.
+        """
+        self._stage_frame(frame)
+        self._device.upload(self._base, self._staging.memory[: self._mel_offset], self.stream)
+        self._device.copy(self._address["mel"], mel, 4 * MELS * frames, self.stream)
+        self._run(1, frames)
+        self._device.download(audio, self._address["audio"] + 4 * HOP * skipped, self.stream)
+
+    def _stage_frame(self, frame: int) -> None:
+        if self._mel_offset:
+            self._staging.view("frame", np.int64, (1,))[...] = frame
+
+    def _run(self, batch: int, frames: int) -> None:
+        """Launch the network on what lies at its inputs."""
         self._network.reshape(self._contract, {"B": batch, "V": frames})
-        self._device.upload(self._base, self._staging.memory[: self._mel_offset + mel.nbytes], self._stream)
-        self._network(self._stream)
-        self._device.download(audio, self._slab.address["audio"], self._stream)
-        self._stream.synchronize()
+        self._network(self.stream)
         if (batch, frames) not in self._seen:
             self._seen.add((batch, frames))
             self._engines.save_caches()
-        return audio.reshape(batch, HOP * frames).copy()
 
 
 def _region(network: str, tensor: Tensor) -> str:

@@ -16,29 +16,48 @@ MOMENTUM = 0.99  # of Griffin-Lim; none leaves half as much again of the error
 Vocode = Callable[[FloatArray, int], FloatArray]  # log-mel [B, V, M], index of its first frame -> audio [B, HOP * V]
 
 
+class Window:
+    """Which frames of a growing song its vocoder must hold, and whose sound is final: numbers only, no frames."""
+
+    def __init__(self, traits: VocoderTraits) -> None:
+        self._traits = traits
+        self.first = 0  # its first frame in the song
+        self.length = 0  # frames
+        self._done = 0  # frames of the song already turned into sound
+
+    def grow(self, frames: int, last: bool) -> slice:
+        """Take in the song's next frames; returns the window's frames whose sound is now final, all when ``last``."""
+        self.length += frames
+        end = self.first + self.length
+        ready = end if last else max(end - self._traits.right_frames, self._done)
+        final = slice(self._done - self.first, ready - self.first)
+        self._done = ready
+        return final
+
+    def shrink(self) -> int:
+        """Let go of the frames that no sound to come depends on; returns how many they are."""
+        surplus = max(self._done - self._traits.left_frames - self.first, 0)
+        self.first += surplus
+        self.length -= surplus
+        return surplus
+
+
 class VocoderStream:
     """Runs a vocoder over a growing mel, holding back only the frames whose sound needs what comes next."""
 
     def __init__(self, vocode: Vocode, traits: VocoderTraits) -> None:
-        self._vocode, self._traits = vocode, traits
-        self._window: FloatArray = np.empty((0, MELS), np.float32)
-        self._first = 0  # the window's first frame in the song
-        self._done = 0  # frames of the song already turned into sound
+        self._vocode, self._window = vocode, Window(traits)
+        self._mel: FloatArray = np.empty((0, MELS), np.float32)  # the window's frames
 
     def push(self, mel: FloatArray, last: bool) -> FloatArray:
         """The song's next frames of log-mel [T, M] -> the audio [n] that is now final; all of it when ``last``."""
-        self._window = np.concatenate([self._window, mel])
-        end = self._first + len(self._window)
-        ready = end if last else max(end - self._traits.right_frames, self._done)
-        if ready == self._done:
+        self._mel = np.concatenate([self._mel, mel])
+        final = self._window.grow(len(mel), last)
+        if final.start == final.stop:
             return np.empty(0, np.float32)
-        audio = self._vocode(self._window[None], self._first)[0]
-        chunk = audio[(self._done - self._first) * HOP : (ready - self._first) * HOP]
-        self._done = ready
-        keep_from = max(ready - self._traits.left_frames, self._first)
-        self._window = self._window[keep_from - self._first :]
-        self._first = keep_from
-        return np.clip(chunk, -1.0, 1.0)
+        audio = self._vocode(self._mel[None], self._window.first)[0]
+        self._mel = self._mel[self._window.shrink() :]
+        return np.clip(audio[final.start * HOP : final.stop * HOP], -1.0, 1.0)
 
 
 class GriffinLim:

@@ -23,6 +23,7 @@ SIGNATURES = {  # arguments as struct's letters: P pointer, I uint32, Q uint64, 
     "sampler_step_fp16": "PPPPPPPI",
     "sampler_step_bf16": "PPPPPPPI",
     "mel_to_context": "PPffI",
+    "from_network": "PPffI",
     "pcm16": "PPIQQI",
 }
 

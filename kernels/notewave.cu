@@ -101,6 +101,16 @@ extern "C" __global__ void mel_to_context(const float* mel, float* context, floa
     }
 }
 
+// A finished mel [size] to the vocoder's log-mel [size]: (mel + 1) scale + offset. Its twin is in engine/mel.py.
+extern "C" __global__ void from_network(const float* mel, float* log_mel, float scale, float offset, unsigned size) {
+    FOR_EACH_FOUR(first, count, size) {
+        Four values = load(mel + first, count);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) values.lane[i] = (values.lane[i] + 1.0f) * scale + offset;
+        store(log_mel + first, count, values);
+    }
+}
+
 // Audio [size] in [-1, 1] to 16-bit PCM [size]; with ``dither``, triangular noise of one step either way, keyed by the seed
 // and the sample's place in the song: ``start``, a multiple of four, is the first one's.
 extern "C" __global__ void pcm16(const float* samples, short* out, unsigned dither, unsigned long long seed,

@@ -37,6 +37,29 @@ class Operation:
         self.label, self.ranges, self.act = label, ranges, act
 
 
+class Mark:
+    """A place in a stream's work: what an event recorded."""
+
+    def __init__(self, stream: Stream, serial: int) -> None:
+        self.stream, self.serial = stream, serial
+        self.known: Seen = {}  # what is ordered before it, once it is reached
+
+
+class Event:
+    """Stands in for pycuda.driver.Event."""
+
+    def __init__(self) -> None:
+        self.mark: Mark | None = None
+
+    def record(self, stream: Stream) -> None:
+        self.mark = stream.device.enqueue(stream, None)
+
+    def synchronize(self) -> None:
+        if self.mark is not None:
+            self.mark.stream.advance(self.mark.serial)
+            self.mark.stream.device.has_waited(self.mark.known)
+
+
 class Memory:
     """Device memory; its bytes are 0xFF, which is NaN in every floating-point type, until they are written."""
 
@@ -61,14 +84,31 @@ class Stream:
 
     def __init__(self, device: SimulatedDevice, handle: int) -> None:
         self.device, self.handle = device, handle
-        self.queue: list[tuple[int, Seen, Operation]] = []  # own serial, what was complete when it was queued
+        # own serial, what was complete when it was queued, and what to do; or what to wait for, or to mark
+        self.queue: list[tuple[int, Seen, Operation | Mark]] = []
+        self.known: Seen = {}  # by stream's handle: up to where its work is ordered before this stream's
 
     def synchronize(self) -> None:
         assert self.device.recording is None, "waiting is not allowed while a graph is captured"
-        for serial, seen, operation in self.queue:
-            self.device.perform(self, serial, seen, operation)
-            self.device.complete[self.handle] = serial
-        self.queue.clear()
+        self.advance(self.device.serial)
+        self.device.has_waited(self.known)
+
+    def wait_for_event(self, event: Event) -> None:
+        assert event.mark is not None and self.device.recording is None
+        self.device.enqueue(self, event.mark)
+
+    def advance(self, serial: int) -> None:
+        """Do what was queued up to a serial."""
+        while self.queue and self.queue[0][0] <= serial:
+            number, seen, entry = self.queue.pop(0)
+            self.known[self.handle] = number
+            if isinstance(entry, Operation):
+                self.device.perform(self, number, seen, entry)
+            elif entry.stream is self:
+                entry.known = dict(self.known)
+            else:
+                entry.stream.advance(entry.serial)
+                self.known |= {handle: max(past, self.known.get(handle, 0)) for handle, past in entry.known.items()}
 
 
 class Graph:
@@ -190,16 +230,29 @@ class SimulatedDevice:
         return launch
 
     def submit(self, stream: Stream, label: str, ranges: Callable[[], Ranges], act: Callable[[], object]) -> None:
-        assert self.depth, "a call without the GPU's context"
         if self.recording is None:
             self.enqueue(stream, Operation(label, ranges, act))
         else:
+            assert self.depth, "a call without the GPU's context"
             self.recording.append(Operation(label, ranges, act))
 
-    def enqueue(self, stream: Stream, operation: Operation) -> None:
+    def event(self) -> Event:
+        event = Event()
+        self.watch(event, "event")
+        return event
+
+    def has_waited(self, known: Seen) -> None:
+        """The host has waited for this."""
+        self.complete |= {handle: max(past, self.complete.get(handle, 0)) for handle, past in known.items()}
+
+    def enqueue(self, stream: Stream, entry: Operation | Mark | None) -> Mark | None:
+        """Queue an operation, or a wait for a mark; or make a mark, which is returned."""
+        assert self.depth, "a call without the GPU's context"
         self.serial += 1
         self.issuers[self.serial] = stream.handle
-        stream.queue.append((self.serial, dict(self.complete), operation))
+        mark = Mark(stream, self.serial) if entry is None else None
+        stream.queue.append((self.serial, dict(self.complete), mark or entry))
+        return mark
 
     def perform(self, stream: Stream, serial: int, seen: Seen, operation: Operation) -> None:
         reads, writes = operation.ranges()
@@ -207,7 +260,8 @@ class SimulatedDevice:
         def check(earlier: np.ndarray, where: str) -> None:
             for number in np.unique(earlier[earlier >= 0]).tolist():
                 issuer = self.issuers[number]
-                assert issuer == stream.handle or number <= seen.get(issuer, 0), f"{where} is not ordered before"
+                ordered = max(seen.get(issuer, 0), stream.known.get(issuer, 0))
+                assert issuer == stream.handle or number <= ordered, f"{where} is not ordered before"
 
         for reading in reads:
             writer, reader = self._records(*reading)
@@ -240,7 +294,7 @@ def kernel_ranges(name: str, batch: int, arguments: tuple[float, ...]) -> Ranges
     state, control = 4 * batch * size, 8 + 8 * batch
     if name == "philox_normal":
         return [(given[1], control)], [(given[0], state)]
-    if name == "mel_to_context":
+    if name in ("mel_to_context", "from_network"):
         return [(given[0], state)], [(given[1], state)]
     x, previous, prediction, unconditional, noise, row, told = given
     *coefficients, draw = (ctypes.c_float * 7).from_address(row), ctypes.c_uint32.from_address(row + 28).value

@@ -11,6 +11,7 @@ from gpu_at_hand import gpu_at_hand
 
 from notewave.kernels import loader
 from notewave.kernels.reference import mel_to_context, pcm16, philox_normal, sampler_step
+from notewave.mel import LOG_MIN, LOG_SCALE, from_network
 
 SIZES = (1, 3, 4, 5, 127, 1024, 4099)
 OFFSETS = (0, 1)  # elements beyond an aligned address
@@ -164,6 +165,8 @@ def test_context_and_pcm_are_the_twin_s_bit_for_bit(launch: Launch, size: int) -
         mel, context = shifted(values, offset), shifted(np.zeros_like(values), offset)
         launch("mel_to_context", 1, 2, mel, context, 0.8, -0.1, size)
         np.testing.assert_array_equal(context, mel_to_context(values, 0.8, -0.1))
+        launch("from_network", 1, 1, mel[:1], context[:1], LOG_SCALE, LOG_MIN, size)
+        np.testing.assert_array_equal(context[0], from_network(values[0]))
         out = shifted(np.zeros(size, np.int16), offset)
         for start, seed in ((0, None), (4, SEED), (1 << 36, 1)):
             launch("pcm16", loader.grid(size)[0], 1, mel[:1], out, seed is not None, seed or 0, start, size)

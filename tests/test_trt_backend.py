@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import gc
 import inspect
@@ -17,10 +18,12 @@ import pytest
 from simulated_device import (
     ICudaEngine,
     IExecutionContext,
+    Operation,
     Runtime,
     SimulatedDevice,
     SimulatedTensorRT,
     SimulatedTensorRTRTX,
+    Stream,
     simulated_plan,
 )
 from sounding_voice import sounding_voice
@@ -35,8 +38,9 @@ from notewave.mel import FRAMES, HOP, MELS, from_network
 from notewave.ort_backend import OrtBackend
 from notewave.plans import DESCRIPTION, MAX_BATCH
 from notewave.samplers import sampler_table
-from notewave.trt_backend import KEPT_WORKSPACES, TensorRTBackend
+from notewave.trt_backend import KEPT_WORKSPACES, DeviceSound, TensorRTBackend, VocoderLane, Workspace
 from notewave.trt_module import _logger
+from notewave.vocoder import VocoderStream
 from notewave.voice import FileRecord, Voice
 
 STEPS = 3
@@ -225,16 +229,115 @@ def test_a_segment_is_denoised_while_the_one_before_is_vocoded(
 ) -> None:
     backend, device = opened(voice)
     monkeypatch.setattr("notewave.synthesizer.open_backend", lambda *_: backend)
-    synthesizer, under_way, vocode = notewave.Synthesizer(voice.folder), [], backend.vocode
+    synthesizer, under_way, finish = notewave.Synthesizer(voice.folder), [], DeviceSound.finish
 
-    def watched(mel: np.ndarray, frame: int) -> np.ndarray:
-        audio = vocode(mel, frame)
-        under_way.append(sum(len(stream.queue) for stream in device.streams.values()))
+    def watched(self: DeviceSound) -> np.ndarray:
+        audio = finish(self)
+        queued = [entry for stream in device.streams.values() for _, _, entry in stream.queue]
+        under_way.append(sum(isinstance(entry, Operation) for entry in queued))
         return audio
 
-    monkeypatch.setattr(backend, "vocode", watched)
+    monkeypatch.setattr(DeviceSound, "finish", watched)
     list(synthesizer.stream(segments, sampler="ddpm", steps=STEPS))
     assert len(under_way) == 3 and min(under_way[:2]) > 3 * STEPS and under_way[2] == 0
+
+
+def sounded(backend: TensorRTBackend, work: Job, song: list[Tokens]) -> np.ndarray:
+    """Audio of a song, its segments vocoded where they were denoised."""
+    with backend.start(work) as run:
+        sound, chunks = run.sound(), []
+        for index, tokens in enumerate(song):
+            run.submit([tokens])
+            sound.begin(last=index == len(song) - 1)
+            chunks.append(sound.finish())
+    return np.concatenate(chunks)
+
+
+def test_only_audio_comes_back_once_a_chunk(voice: Voice, home: Path, segments: list[Tokens]) -> None:
+    backend, device = opened(voice)
+    sounded(backend, job(voice), segments)
+    del device.launches[:]
+    held = (list(device.memories), list(device.pinned_bytes), list(device.streams))
+    chunk = ["from_network", "upload", "copy", "network", "download", "copy"]  # the upload is the frame's number
+    sounded(backend, job(voice), segments)
+    assert device.launches.count("download") == len(segments)
+    vocoded = [index for index, label in enumerate(device.launches) if label == "from_network"]
+    assert [device.launches[index : index + len(chunk)] for index in vocoded] == [chunk] * len(segments)
+    assert (device.memories, device.pinned_bytes, list(device.streams)) == held
+
+
+@pytest.mark.parametrize(("left", "right"), [(0, 0), (3, 1), (40, 60), (5, 300)])
+def test_chunks_join_whatever_the_vocoder_sees(
+    left: int, right: int, voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The windows on the device move as the host's do."""
+    backend, _ = opened(voice)
+    traits = dataclasses.replace(voice.vocoder, left_frames=left, right_frames=right)
+    seen: list[tuple[np.ndarray, int]] = []
+
+    def vocode(mel: np.ndarray, frame: int) -> np.ndarray:
+        seen.append((mel.copy(), frame))
+        return np.repeat(mel.mean(axis=2), HOP, axis=1)
+
+    def enqueue(self: VocoderLane, mel: int, frames: int, frame: int, audio: np.ndarray, skipped: int) -> None:
+        self.stream.synchronize()
+        window = np.ctypeslib.as_array((ctypes.c_float * (frames * MELS)).from_address(mel)).reshape(1, frames, MELS)
+        audio[:] = vocode(window, frame)[0, HOP * skipped :][: len(audio)]
+
+    monkeypatch.setattr(VocoderLane, "enqueue", enqueue)
+    backend.voice = dataclasses.replace(voice, vocoder=traits)
+    mine, windows = sounded(backend, job(voice), segments), list(seen)
+    seen.clear()
+    host = VocoderStream(vocode, traits)
+    mels = from_network(sung(backend, job(voice), [segments])[:, 0])
+    theirs = [host.push(mel, index == len(mels) - 1) for index, mel in enumerate(mels)]
+    np.testing.assert_array_equal(mine, np.concatenate(theirs))
+    for (window, frame), (expected, first) in zip(windows, seen, strict=True):
+        np.testing.assert_array_equal(window, expected)
+        assert frame == first
+
+
+def test_songs_sound_side_by_side_and_after_one_that_was_left(voice: Voice, home: Path, segments: list[Tokens]) -> None:
+    backend, _ = opened(voice)
+    expected = sounded(backend, job(voice), segments[:2])
+    with backend.start(job(voice)) as one, backend.start(job(voice, seeds=(8,))) as two:
+        sounds, chunks = [one.sound(), two.sound()], []
+        for index in range(2):
+            for run, sound in zip((one, two), sounds, strict=True):
+                run.submit(segments[index : index + 1])
+                sound.begin(last=index == 1)
+            sounds[1].finish()
+            chunks.append(sounds[0].finish())
+        np.testing.assert_array_equal(np.concatenate(chunks), expected)
+    with backend.start(job(voice)) as run:
+        sound = run.sound()
+        run.submit(segments[1:2])
+        sound.begin(last=False)
+    np.testing.assert_array_equal(sounded(backend, job(voice), segments[:2]), expected)
+    with backend.start(job(voice, seeds=(1, 2))) as pair:
+        assert pair.sound() is None  # each song of a batch would need windows of its own
+
+
+@pytest.mark.parametrize("missing", ["_denoised", "_taken"])
+def test_streams_that_do_not_wait_for_each_other_are_noticed(
+    missing: str, voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, _ = opened(voice)
+    hand_over, wait = Workspace.hand_over, Stream.wait_for_event
+    forgotten: list[object] = []
+
+    def forgetful(self: Workspace, target: int, stream: Stream) -> None:
+        forgotten[:] = [getattr(self, missing)]
+        hand_over(self, target, stream)
+
+    monkeypatch.setattr(Workspace, "hand_over", forgetful)
+    monkeypatch.setattr(Stream, "wait_for_event", lambda self, on: None if on in forgotten else wait(self, on))
+    with pytest.raises(AssertionError, match=r"never written|is not ordered before"), backend.start(job(voice)) as run:
+        sound = run.sound()
+        for index in range(2):
+            run.submit(segments[index : index + 1])
+            sound.begin(last=False)
+        sound.finish()
 
 
 def test_a_run_left_early_harms_no_other(voice: Voice, home: Path, segments: list[Tokens]) -> None:
@@ -341,7 +444,7 @@ def test_many_steps_go_into_several_graphs(
     np.testing.assert_array_equal(sung(backend, job(voice), [segments[:2]]), expected)
     labels = [[operation.label for operation in graph.operations] for graph in device.graphs]
     assert [graph.count("sampler_step_fp32") for graph in labels] == [2, 1]
-    assert labels[0][0] == "upload" and labels[1][-1] == "download"
+    assert labels[0][0] == "upload" and labels[1][-1] == "mel_to_context"
 
 
 def test_a_spoilt_capture_is_tried_once_more(
