@@ -33,6 +33,8 @@ class Stage:
     tokens: int = 4800  # in a batch, padding included, at most (symbolic stage)
     crops: int = 1  # taken from each segment
     frames: int = 256  # of a crop
+    starts: float = 0.0  # share of crops that begin with their segment, where the context tells most
+    pianos: float | None = None  # share of segments by a piano alone; None: as they come
     learning_rate: float = 1e-3  # of new layers, at the start of the phase
     learning_rate_end: float = 1e-3  # at its end, reached by a half cosine
     pretrained_rate: float = 0.5  # factor on the rate of what is not new; in the symbolic stage only read-outs are

@@ -20,7 +20,7 @@ import numpy as np
 import pretty_midi
 from numpy.typing import NDArray
 
-from notewave.codec import MAX_TOKENS, Notes, encode_notes
+from notewave.codec import MAX_TOKENS, PROGRAM, Notes, encode_notes
 from notewave.export.training.config import Data
 from notewave.export.training.pieces import PIANO, VELOCITY, band, compose, held_out, medley
 from notewave.files import atomic_file
@@ -145,6 +145,15 @@ class Segments:
                 self.first.append(index == 0)
         short = [index for index, tokens in enumerate(self.tokens) if len(tokens) <= TRAINED_TOKENS]
         self.drawn = np.array(short or range(len(self.tokens)))  # those that batches are made of
+        self.is_piano = np.array([tokens.max() <= PROGRAM for tokens in self.tokens], bool)  # by a piano alone
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def draw(self, rng: np.random.Generator, count: int, pianos: float | None = None) -> NDArray[np.int64]:
+        """Numbers of segments, none twice where they suffice; a share ``pianos`` by a piano alone, None as it comes."""
+        alone = self.is_piano[self.drawn]
+        chances = None
+        if pianos is not None and alone.any() and not alone.all():
+            chances = np.where(alone, pianos / alone.sum(), (1 - pianos) / (~alone).sum())
+        return rng.choice(self.drawn, count, replace=len(self.drawn) < count, p=chances)

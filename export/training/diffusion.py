@@ -43,8 +43,7 @@ def mel_batch(data: Segments, seed: int, step: int, phase: Stage, share: slice =
     """A share of a step's batch: SORTED batches are drawn at once and divided by length, so that little is padding."""
     group, position = divmod(step, SORTED)
     rng = np.random.default_rng((seed, 2, group))
-    count = SORTED * phase.segments
-    drawn = rng.choice(data.drawn, count, replace=len(data.drawn) < count)
+    drawn = data.draw(rng, SORTED * phase.segments, phase.pianos)
     drawn = drawn[np.argsort([len(data.tokens[index]) for index in drawn], kind="stable")].reshape(SORTED, -1)
     chosen = drawn[rng.permutation(SORTED)[position]][share]
     rng = np.random.default_rng((seed, 3, step, share.start or 0))
@@ -116,6 +115,8 @@ def mel_loss(model: SpectrogramDiffusion, batch: MelBatch, phase: Stage, generat
     times, bars = alpha_bars(SCHEDULE)
     level = (time * SCHEDULE.train_steps).long().clamp(max=SCHEDULE.train_steps - 1)
     offsets = torch.randint(0, FRAMES - phase.frames + 1, shape, generator=generator)
+    if phase.starts:
+        offsets *= torch.rand(shape, generator=generator) >= phase.starts
     conditioned = torch.rand(shape[0], generator=generator) >= phase.unconditioned
     noise = torch.randn(*shape, phase.frames, MELS, generator=generator).to(device)
     window = offsets[..., None] + torch.arange(phase.frames)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -41,9 +42,10 @@ from notewave.mel import HOP, SAMPLE_RATE
 
 FRAMES_PER_STEP = SAMPLE_RATE / HOP / STEPS_PER_SECOND  # frames in one shift step
 EOS_LOGIT, NOTES_LOGIT, CONTEXT_LOGIT = 8.0, -12.0, -14.0  # of a context head: late in a segment it rests on EOS,
-END_LOGIT, END_FRAMES, EARLY_FRAMES = 50.0, 4.0, 24.0  # early, this comes on top at the context's end
+END_LOGIT, END_FRAMES, EARLY_FRAMES = 50.0, 4.0, 16.0  # early, this comes on top at the context's end
 EARLY_WEIGHT = 30.0  # of the first frames when their query is fitted
-MEL_GAIN = 32.0  # of the mel in a context head's values: loud, so that small weights, soon learned, make use of it
+MEL_GAIN = 16.0  # of the mel in a context head's values: loud, so that small weights, soon learned, make use of it
+END_WEIGHT, NOTES_WEIGHT = 50.0, 0.005  # in their fit: EOS must bring no mel, while no head rests on other tokens
 AWAY_LOGIT = -20.0  # of context frames, for all other heads
 COPYING_HEADS = 4  # of the note encoder's first layer
 REACH = 1300  # tokens on either side that these heads are fitted for
@@ -401,7 +403,11 @@ def attend_to_context(model: SpectrogramDiffusion, tokens: Tensor, context: Tens
     always = key(torch.where(tokens == EOS, EOS_LOGIT, NOTES_LOGIT), CONTEXT_LOGIT * ones)
     at_first = key(nothing, END_LOGIT * torch.exp(-age / END_FRAMES))
     away = key(nothing, AWAY_LOGIT * ones)
-    end = notes[tokens == EOS].mean(dim=0)
+    ends, others = notes[tokens == EOS], notes[(tokens != PAD) & (tokens != EOS)]
+    end = ends.mean(dim=0)
+    mel = _principal_components(context.flatten(0, 1), size.head_width - 1) * MEL_GAIN
+    vectors = torch.cat([frames.flatten(0, 1), END_WEIGHT * ends, NOTES_WEIGHT * others])
+    brought = _least_squares(vectors, F.pad(mel, (0, 0, 0, len(ends) + len(others))), ridge=1e-9).T
     parts = model.cross_attention.projection.weight.chunk(2 * size.decoder_layers)
     mask = masked_bias(seen)
     hidden = model.decoder.input(torch.randn_like(context)) + model.decoder.positions
@@ -423,23 +429,26 @@ def attend_to_context(model: SpectrogramDiffusion, tokens: Tensor, context: Tens
             keys[head] = torch.randn_like(queries) * 0.02
             keys[head, :2] = torch.stack([always, at_first])
             rest = layer.cross_out.weight[:, rows] @ (parts[2 * index + 1][rows] @ end)
-            values = torch.randn_like(queries) * (MEL_GAIN / math.sqrt(size.width))
-            values[:, : Slots.OFF_TIME.stop] = 0.0  # a frame's time and marks are not passed on
-            values[:, Slots.CONST : Slots.IS_CONTEXT + 1] = 0.0
-            values -= torch.outer(values @ end, end) / end.square().sum()
-            values[-1] = end / end.square().sum()
-            parts[2 * index + 1][rows] = values
+            parts[2 * index + 1][rows] = torch.cat([brought, end[None] / end.square().sum()])
             layer.cross_out.weight[:, rows] = 0.0  # the mel is at hand, but says nothing yet
             layer.cross_out.weight[:, rows][:, -1] = rest  # resting on EOS adds what it did
         pair = model.cross_attention(notes, frames)[2 * index : 2 * index + 2]
         hidden = layer(hidden, film[:, index], pair, mask)
 
 
-def _least_squares(vectors: Tensor, wanted: Tensor) -> Tensor:
-    """Weights [D] whose products with vectors [n, D] come near the wanted numbers [n]."""
+def _least_squares(vectors: Tensor, wanted: Tensor, ridge: float = 1e-4) -> Tensor:
+    """Weights [D, ...] whose products with vectors [n, D] come near the wanted numbers [n, ...]."""
     rows = vectors.double()
-    ridge = 1e-4 * rows.square().sum() / rows.shape[1] * torch.eye(rows.shape[1], device=rows.device).double()
-    return torch.linalg.solve(rows.T @ rows + ridge, rows.T @ wanted.double()).float()
+    small = ridge * rows.square().sum() / rows.shape[1] * torch.eye(rows.shape[1], device=rows.device).double()
+    return torch.linalg.solve(rows.T @ rows + small, rows.T @ wanted.double()).float()
+
+
+def _principal_components(rows: Tensor, count: int) -> Tensor:
+    """The first principal components [n, count] of rows [n, M], each of variance 1."""
+    centred = rows.double() - rows.double().mean(dim=0)
+    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -count:]
+    components = centred @ directions
+    return (components / components.std(dim=0)).float()
 
 
 @torch.no_grad()
