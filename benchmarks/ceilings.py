@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices of given shapes, by each means at hand: the ceiling of its networks."""
+"""How fast this machine multiplies matrices of given shapes, by each means at hand, and reads memory: its ceilings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from notewave.benchmarks.report import Case, Spread
 from notewave.errors import BackendError
 
 INT8_CEILING, FLOAT_CEILING = "onnxruntime MatMulInteger", "onnxruntime MatMul float32"
+MEMORY_CEILING = "onnxruntime MatMul, one row"  # reads every weight for two operations
 Shape = tuple[int, ...]  # rows, inner, columns of a product with weights; before them, of attention, how many at once
+STREAM: Shape = (1, 1, 8192, 16384)  # of a product of one row that reads 512 MiB of float32: more than caches hold
 _Maker = Callable[[Shape, "int | None"], Callable[[], object]]
 
 
 class Ceilings:
-    """Products of these shapes, ready to be timed; each ``play`` times every engine on every shape once."""
+    """Products of these shapes and one that reads memory, ready to be timed; each ``play`` times all of them once."""
 
     def __init__(self, weights: Sequence[Shape], attention: Sequence[Shape] = (), threads: int | None = None) -> None:
         """Integers multiply weights only. Raises BackendError when onnx is missing."""
@@ -29,6 +31,7 @@ class Ceilings:
             name: {shape: make(shape, threads) for shape in (*weights, *(attention if "float32" in name else ()))}
             for name, make in _engines(threads).items()
         }
+        self._calls[MEMORY_CEILING] = {STREAM: _ort_float(STREAM, threads)}
 
     def play(self) -> None:
         """Time everything once."""
@@ -37,9 +40,14 @@ class Ceilings:
                 self.seconds.setdefault(name, {}).setdefault(shape, []).append(_quickest(call))
 
     def cases(self) -> list[Case]:
-        """Speed of each engine: on the shapes of each kind one after the other, and on each shape."""
+        """Speed of each engine, on the shapes of each kind one after the other and on each shape; then the memory's."""
         cases = []
         for name, times in self.seconds.items():
+            if name == MEMORY_CEILING:
+                gigabytes = 4e-9 * math.prod(STREAM)  # of its second factor; the rest is less than a thousandth
+                figures = {"memory_gbps": Spread.of(gigabytes / np.array(times[STREAM]))}
+                cases.append(Case({"ceiling": name}, figures))
+                continue
             figures = {}
             for kind, shapes in self.kinds.items():
                 if all(shape in times for shape in shapes) and shapes:

@@ -1,7 +1,8 @@
 """What every benchmark shares: the machine it ran on, medians with their spread, tables, and results on disk.
 
 A benchmark is a list of cases; a case is what was set and the figures found. A figure's name ends in its unit: ``_s``
-seconds, ``_mib`` MiB, ``_gflops`` 10^9 operations a second; without one it is a ratio, a count or a score.
+seconds, ``_mib`` MiB, ``_gflops`` 10^9 operations a second, ``_gbps`` 10^9 bytes a second; without one it is a ratio, a
+count or a score.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from notewave.files import atomic_file
 FORMAT = 1  # of a result on disk
 MAX_BYTES = 64 << 20  # of a result on disk
 VERSIONS = ("notewave", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch")
-UNITS = {"_s": "s", "_mib": "MiB", "_gflops": "GFLOP/s"}
+UNITS = {"_s": "s", "_mib": "MiB", "_gflops": "GFLOP/s", "_gbps": "GB/s"}
 
 Setting: TypeAlias = "str | int | float | None"
 

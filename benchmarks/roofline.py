@@ -1,21 +1,27 @@
-"""How near each stage comes to what the machine can do: operations counted, ceilings measured in the same run.
+"""How near each stage comes to what the machine can do: work counted, ceilings measured in the same run.
 
-The work is almost all matrix products, so the ceiling is how fast products of the decoder's shapes run by themselves.
-For GPUs the same counts predict a step from datasheets; nothing of that is measured.
+The work is almost all matrix products, so one ceiling is how fast products of the decoder's shapes run by themselves,
+the other how fast weights stream from memory: a stage takes at least the longer of its operations at the one and its
+bytes at the other. For GPUs the decoder's shapes predict a step from datasheets; nothing of that is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from notewave.benchmarks.bench import TYPICAL_TOKENS, Settings, Trial, synthetic_song, voice_sha256
-from notewave.benchmarks.ceilings import FLOAT_CEILING, INT8_CEILING, Ceilings
+from notewave.benchmarks.ceilings import FLOAT_CEILING, INT8_CEILING, MEMORY_CEILING, Ceilings
 from notewave.benchmarks.clock import add_clock_arguments, set_clock
 from notewave.benchmarks.report import (
     Case,
@@ -23,14 +29,19 @@ from notewave.benchmarks.report import (
     Spread,
     add_output_arguments,
     finish,
+    heading,
     machine,
     new_figure,
     save_plot,
 )
-from notewave.contracts import NETWORKS, Dimensions
+from notewave.contracts import NETWORKS, Dimensions, contracts
+from notewave.mel import FRAMES, HOP, MELS
 from notewave.synthesizer import DEFAULT_VOICE
+from notewave.vocoder import VocoderStream
+from notewave.voice import VocoderTraits, Voice
 
-COUNTED = tuple(network for network in NETWORKS if network != "vocoder")  # vocoders have shapes of their own
+OPERATORS = ("MatMul", "Gemm", "MatMulInteger", "Conv", "ConvInteger", "ConvTranspose", "Attention")  # that are counted
+NUMBER_BYTES = {"int8": 1, "uint8": 1, "float16": 2, "bfloat16": 2, "float": 4, "double": 8}  # by ONNX Runtime's name
 TILE = 128  # rows and columns of a product that one multiprocessor of a GPU works on at a time
 KERNEL_S = (
     4e-6  # assumed for each product on a GPU: its kernel's start and end, and the elementwise work between products
@@ -47,6 +58,7 @@ class Product:
     layers: int = 1
     count: int = 1
     weights: bool = True  # the second factor is the voice's, else it is activations
+    number_bytes: int = 4  # of each number of the second factor as it is read: 1 where integers are multiplied
 
     @property
     def operations(self) -> int:
@@ -79,39 +91,95 @@ CARDS = (
 )
 
 
-def products(
-    network: str, size: Dimensions, tokens: int, context: bool = True, steps: int = 1, batch: int = 1
-) -> list[Product]:
-    """Every matrix product of one run of a network (a schedule of ``steps`` for the time embedding, else one step).
+def products(size: Dimensions, tokens: int, context: bool = True, batch: int = 1) -> list[Product]:
+    """Every matrix product of a denoising step of the decoder, as its shapes have it.
 
     context: the segment has one before it, whose mel the decoder attends to as well.
     """
-    width, inner, frames, layers = size.width, size.heads * size.head_width, size.frames, size.decoder_layers
-    keys = tokens + frames * context
-    mel_in = Product(batch * frames, size.mels, width)
-    if network == "note_encoder":
-        return _blocks(size, tokens, batch, size.note_encoder_layers)
-    if network == "context_encoder":
-        return [mel_in, *_blocks(size, frames, batch, size.context_encoder_layers)]
-    if network == "cross_attention":
-        return [Product(batch * keys, width, 2 * layers * inner)]
-    if network == "time_embedding":
-        return [Product(steps, width, 4 * width), *(Product(steps, 4 * width, n * width) for n in (4, 4 * layers))]
-    decoder = [mel_in, *_blocks(size, frames, batch, layers), Product(batch * frames, width, size.mels)]
-    if network == "unconditional_decoder":
-        return decoder
-    queries, out = Product(batch * frames, width, inner, layers), Product(batch * frames, inner, width, layers)
-    return [*decoder, queries, out, *_attention(size, frames, keys, batch, layers)]
+    width, inner, hidden, layers = size.width, size.heads * size.head_width, size.feed_forward, size.decoder_layers
+    rows = batch * size.frames
+    shapes = ((width, 3 * inner), (inner, width), (width, inner), (inner, width), (width, 2 * hidden), (hidden, width))
+    linear = [Product(rows, *shape, layers) for shape in shapes]
+    attention = [
+        Product(size.frames, *shape, layers, batch * size.heads, weights=False)
+        for keys in (size.frames, tokens + size.frames * context)
+        for shape in ((size.head_width, keys), (keys, size.head_width))
+    ]
+    return [Product(rows, size.mels, width), *linear, *attention, Product(rows, width, size.mels)]
 
 
-def operations(found: Sequence[Product], weights: bool | None = None) -> int:
-    """Operations of all products, or of those whose second factor is (or is not) weights."""
-    return sum(product.operations for product in found if weights in (None, product.weights))
+def operations(found: Sequence[Product]) -> int:
+    """Operations of all products."""
+    return sum(product.operations for product in found)
 
 
-def traffic(found: Sequence[Product], weight_bytes: int, activation_bytes: int = 4) -> int:
-    """Bytes that must come from memory: each second factor once."""
-    return sum(p.second_factor * (weight_bytes if p.weights else activation_bytes) for p in found)
+def trace(voice: Voice, network: str, sizes: dict[str, int]) -> tuple[list[Product], int]:
+    """Run a graph once: the products of OPERATORS in it, and the bytes of its inputs, outputs and products' weights.
+
+    ONNX Runtime's record of the run tells the shapes, whatever they depend on. Weights count as a run finds them, its
+    constants folded: float16 storage has become float32. sizes: of the contract's axes, by letter.
+    """
+    import onnxruntime
+
+    contract = contracts(voice.dimensions, voice.vocoder is not None and voice.vocoder.positional)[network]
+    inputs: dict[str, NDArray[Any]] = {
+        tensor.name: np.zeros([axis if isinstance(axis, int) else sizes[axis] for axis in tensor.shape], tensor.dtype)
+        for tensor in contract.inputs
+    }
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    settings.log_severity_level = 3
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # operators stay ONNX's own
+    settings.add_session_config_entry("session.disable_prepacking", "1")  # the record has no packed weights
+    settings.enable_profiling = True
+    with tempfile.TemporaryDirectory() as folder:
+        settings.profile_file_prefix = str(Path(folder) / network)
+        session = onnxruntime.InferenceSession(str(voice.graph(network)), settings, providers=["CPUExecutionProvider"])
+        outputs: list[NDArray[Any]] = session.run(None, inputs)
+        record = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    nodes = [event["args"] for event in record if event.get("args", {}).get("op_name") in OPERATORS]
+    found = [product for node in nodes for product in _recorded(node)]
+    weights = sum(product.second_factor * product.number_bytes for product in found if product.weights)
+    return found, weights + sum(array.nbytes for array in (*inputs.values(), *outputs))
+
+
+def _recorded(node: dict[str, Any]) -> list[Product]:
+    """The products of one node of ONNX Runtime's record, by the shapes of what it took and gave."""
+    operator = node["op_name"]
+    x, y, *_ = [shape for tensor in node["input_type_shape"] for shape in tensor.values()]
+    (out,) = node["output_type_shape"][0].values()
+    if operator == "Attention":
+        *heads, queries, width = x  # heads may lie side by side in the width: as many operations
+        keys, count = y[-2], math.prod(heads)
+        shapes = ((width, keys), (keys, out[-1]))
+        return [Product(queries, *shape, count=count, weights=False) for shape in shapes]
+    number_bytes = NUMBER_BYTES[next(iter(node["input_type_shape"][1]))]
+    constant = int(node["parameter_size"]) >= math.prod(y) * number_bytes
+    if operator == "ConvTranspose":
+        count = out[1] // y[1]
+        rows, inner, columns = x[0] * math.prod(x[2:]), y[0] // count, math.prod(y[1:])
+    elif operator.startswith("Conv"):
+        count = x[1] // y[1]
+        rows, inner, columns = out[0] * math.prod(out[2:]), math.prod(y[1:]), y[0] // count
+    else:
+        count, columns = math.prod(y[:-2]), out[-1] if len(y) > 1 else 1
+        inner = math.prod(y) // (count * columns)
+        rows = math.prod(out) // (count * columns)
+    return [Product(rows, inner, columns, 1, count, constant, number_bytes)]
+
+
+def windows(traits: VocoderTraits, segments: int) -> list[int]:
+    """Frames that the vocoder is given at once, in turn, while a song of so many segments streams."""
+    given: list[int] = []
+
+    def vocode(mel: NDArray[np.float32], frame: int) -> NDArray[np.float32]:
+        given.append(mel.shape[1])
+        return np.zeros((1, HOP * mel.shape[1]), np.float32)
+
+    stream = VocoderStream(vocode, traits)
+    for segment in range(segments):
+        stream.push(np.zeros((FRAMES, MELS), np.float32), last=segment == segments - 1)
+    return given
 
 
 def predict(card: Card, found: Sequence[Product]) -> tuple[float, float]:
@@ -119,7 +187,7 @@ def predict(card: Card, found: Sequence[Product]) -> tuple[float, float]:
 
     The prediction runs one product after the other, in tiles: where they are fewer than multiprocessors, some idle.
     """
-    bound_s = max(operations(found) / (card.tflops * 1e12), traffic(found, 2, 2) / (card.gbps * 1e9))
+    bound_s = max(operations(found) / (card.tflops * 1e12), sum(2 * p.second_factor for p in found) / (card.gbps * 1e9))
     predicted_s = 0.0
     for product in found:
         tiles = math.ceil(product.rows / TILE) * math.ceil(product.columns / TILE) * product.count
@@ -130,9 +198,10 @@ def predict(card: Card, found: Sequence[Product]) -> tuple[float, float]:
     return bound_s, predicted_s
 
 
-def bound(found: Sequence[Product], weights: float, attention: float) -> float:
-    """Seconds of products with weights at one rate (operations a second), and of attention's at another."""
-    return operations(found, True) / weights + operations(found, False) / attention
+def compute_s(found: Sequence[Product], floats: float, integers: float, attention: float) -> float:
+    """Seconds of products at these rates (operations a second): with weights, by their numbers, and of attention."""
+    weights = {True: integers, False: floats}  # by whether they are of one byte
+    return sum(p.operations / (weights[p.number_bytes == 1] if p.weights else attention) for p in found)
 
 
 def rates(ceilings: Sequence[Case], engine: str) -> tuple[float, float]:
@@ -142,70 +211,81 @@ def rates(ceilings: Sequence[Case], engine: str) -> tuple[float, float]:
     return figures[engine]["weights_gflops"].median * 1e9, attention.median * 1e9
 
 
-def step_bounds(ceilings: Sequence[Case], found: Sequence[Product]) -> list[Case]:
-    """The ceilings, each with what it leaves as the least time of a denoising step of these products."""
-    bounded = []
+def bandwidth(ceilings: Sequence[Case]) -> float:
+    """Bytes a second that come from memory."""
+    (figures,) = (case.figures for case in ceilings if case.settings["ceiling"] == MEMORY_CEILING)
+    return figures["memory_gbps"].median * 1e9
+
+
+def step_times(ceilings: Sequence[Case], found: Sequence[Product]) -> list[Case]:
+    """The ceilings, each with the time it leaves the products of a denoising step if it multiplies all weights."""
+    timed = []
     for case in ceilings:
-        step_s = bound(found, *rates(ceilings, str(case.settings["ceiling"])))
-        bounded.append(Case(case.settings, {"step_bound_s": Spread.of([step_s]), **case.figures}))
-    return bounded
+        figures = case.figures
+        if "weights_gflops" in figures:
+            weights, attention = rates(ceilings, str(case.settings["ceiling"]))
+            figures = {"step_compute_s": Spread.of([compute_s(found, weights, weights, attention)]), **figures}
+        timed.append(Case(case.settings, figures))
+    return timed
+
+
+def stage_work(trial: Trial, network: str) -> tuple[list[Product], int, int]:
+    """Products and bytes of a stage, and how many of its measured times they make.
+
+    They are one run's, in a segment that has one before it; the vocoder's, whose time is a share of the song's, are all
+    of the song's.
+    """
+    tokens, traits = len(trial.song[-1]), trial.voice.vocoder
+    sizes = {"N": tokens, "C": FRAMES, "J": tokens + FRAMES, "S": trial.job.table.steps, "B": len(trial.job.seeds)}
+    if network != "vocoder" or traits is None:
+        return *trace(trial.voice, network, sizes), 1
+    runs = [trace(trial.voice, network, {"B": 1, "V": frames}) for frames in windows(traits, len(trial.song))]
+    return [product for found, _ in runs for product in found], sum(moved for _, moved in runs), len(trial.song)
 
 
 def stage_cases(trial: Trial, ceilings: Sequence[Case]) -> list[Case]:
-    """Each stage of a trial that was played: operations, bytes, and how near it comes to the ceilings.
+    """Each stage of a trial that was played: operations, bytes, and how near it comes to the ceiling that binds it.
 
-    A stage's bound is its products at ONNX Runtime's ceilings: those with weights at the one for the voice's precision,
-    attention's at that for float32. The keys and values of the cross-attention are float32 in every voice.
+    That is computing's or memory's, whichever asks for more time: the figure's name tells. Products run at ONNX
+    Runtime's ceilings, those with weights at that of the numbers these are stored in, attention's at float32's. A stage
+    whose bytes stay in a cache from run to run can exceed the memory's ceiling.
     """
-    int8 = trial.voice.precision == "int8"
-    tokens = int(np.median([len(segment) for segment in trial.song]))
+    (floats, attention), (integers, _) = (rates(ceilings, engine) for engine in (FLOAT_CEILING, INT8_CEILING))
     cases = []
-    for network in COUNTED:
-        measured = trial.values.get(f"{network}_s")
-        if not measured:
+    for network in NETWORKS:
+        if not (measured := trial.values.get(f"{network}_s")):
             continue
-        found = products(
-            network, trial.voice.dimensions, tokens, steps=trial.job.table.steps, batch=len(trial.job.seeds)
-        )
-        integer = int8 and network.endswith(("encoder", "decoder"))
-        bound_s = bound(found, *rates(ceilings, INT8_CEILING if integer else FLOAT_CEILING))
+        found, moved, times = stage_work(trial, network)
+        all_s = times * np.array(measured)
+        bounds = {
+            "compute": compute_s(found, floats, integers, attention),
+            "memory": moved / bandwidth(ceilings),
+        }
+        binding = max(bounds, key=bounds.__getitem__)
         figures = {
             "measured_s": Spread.of(measured),
-            "gflop": Spread.of([operations(found) * 1e-9]),
-            "memory_mib": Spread.of([traffic(found, 1 if integer else 4) / 2**20]),
-            "bound_s": Spread.of([bound_s]),
-            "achieved_gflops": Spread.of(operations(found) * 1e-9 / np.array(measured)),
-            "of_ceiling": Spread.of(bound_s / np.array(measured)),
+            "gflop": Spread.of([operations(found) * 1e-9 / times]),
+            "memory_mib": Spread.of([moved / 2**20 / times]),
+            "bound_s": Spread.of([bounds[binding] / times]),
+            "achieved_gflops": Spread.of(operations(found) * 1e-9 / all_s),
+            "achieved_gbps": Spread.of(moved * 1e-9 / all_s),
+            f"of_{binding}_ceiling": Spread.of(bounds[binding] / all_s),
         }
-        cases.append(Case({"stage": network, "precision": trial.voice.precision, "tokens": tokens}, figures))
+        cases.append(
+            Case({"stage": network, "precision": trial.voice.precision, "tokens": len(trial.song[-1])}, figures)
+        )
     return cases
 
 
 def card_cases(size: Dimensions, tokens: int, batch: int = 1) -> list[Case]:
     """A denoising step on each of CARDS in float16: predictions."""
-    found = products("decoder", size, tokens, batch=batch)
+    found = products(size, tokens, batch=batch)
     cases = []
     for card in CARDS:
         bound_s, predicted_s = predict(card, found)
         figures = {"bound_s": Spread.of([bound_s]), "predicted_s": Spread.of([predicted_s])}
         cases.append(Case({"card": card.name, "source": "prediction from the datasheet, not measured"}, figures))
     return cases
-
-
-def _blocks(size: Dimensions, rows: int, batch: int, layers: int) -> list[Product]:
-    """Self-attention and feed-forward over a sequence."""
-    width, inner, hidden = size.width, size.heads * size.head_width, size.feed_forward
-    shapes = ((width, 3 * inner), (inner, width), (width, 2 * hidden), (hidden, width))
-    linear = [Product(batch * rows, *shape, layers) for shape in shapes]
-    return [*linear, *_attention(size, rows, rows, batch, layers)]
-
-
-def _attention(size: Dimensions, queries: int, keys: int, batch: int, layers: int) -> list[Product]:
-    heads = batch * size.heads
-    return [
-        Product(queries, size.head_width, keys, layers, heads, weights=False),
-        Product(queries, keys, size.head_width, layers, heads, weights=False),
-    ]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -225,8 +305,9 @@ def run(options: argparse.Namespace) -> None:
     settings = Settings(options.voice, "cpu", options.threads, None, options.steps, options.guidance, 1, options.tokens)
     trial = Trial(settings, synthetic_song(options.tokens, 2))
     size = trial.voice.dimensions
-    repeated = [p for p in products("decoder", size, options.tokens) if p.layers > 1]
-    shapes = {(p.rows, p.inner, p.columns) if p.weights else (p.count, p.rows, p.inner, p.columns) for p in repeated}
+    step = products(size, options.tokens)
+    layers = [p for p in step if p.layers > 1]
+    shapes = {(p.rows, p.inner, p.columns) if p.weights else (p.count, p.rows, p.inner, p.columns) for p in layers}
     weights, attention = ([shape for shape in sorted(shapes) if len(shape) == length] for length in (3, 4))
     ceilings = Ceilings(weights, attention, options.threads)
     for round_ in range(options.repeat + 1):  # in turn, so that both see the same machine
@@ -236,7 +317,7 @@ def run(options: argparse.Namespace) -> None:
             ceilings.seconds.clear()
             trial.values.clear()
     parts = [
-        step_bounds(ceilings.cases(), products("decoder", size, options.tokens)),
+        step_times(ceilings.cases(), step),
         stage_cases(trial, ceilings.cases()),
         card_cases(size, options.tokens),
     ]
@@ -248,10 +329,15 @@ def run(options: argparse.Namespace) -> None:
 
 def save_roofline_plot(result: Result, path: str) -> None:
     """Draw each stage's share of its bound."""
-    cases = [case for case in result.cases if "of_ceiling" in case.figures]
-    figure = new_figure(8, 1 + 0.4 * len(cases))
+    shares = {
+        f"{case.settings['stage']} ({heading(name)})": figure.median
+        for case in result.cases
+        for name, figure in case.figures.items()
+        if name.startswith("of_")
+    }
+    figure = new_figure(8, 1 + 0.4 * len(shares))
     axis = figure.subplots()
-    axis.barh([str(case.settings["stage"]) for case in cases], [case.figures["of_ceiling"].median for case in cases])
+    axis.barh([*shares], [*shares.values()])
     axis.axvline(1.0, color="black")
-    axis.set(xlabel="share of the speed of its matrix products alone", title=result.machine["processor"])
+    axis.set(xlabel="achieved over ceiling", title=result.machine["processor"])
     save_plot(figure, path)
