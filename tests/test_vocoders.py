@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,20 @@ def test_the_trunk_learns_to_name_pitches(tmp_path: Path) -> None:
     crops, trainer = Crops(CONFIG, [(load_recordings(tmp_path), 1.0)]), Trainer(CONFIG, tmp_path)
     losses = [trainer.advance(crops.draw(step))["pitch"] for step in range(12)]
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_naming_steps_leave_the_sound_alone(tmp_path: Path) -> None:
+    songs(tmp_path, "train", 2)
+    config = replace(CONFIG, naming_steps=2)
+    crops, trainer = Crops(config, [(load_recordings(tmp_path), 1.0)]), Trainer(config, tmp_path)
+
+    def moved(step: int) -> set[str]:
+        before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+        trainer.advance(crops.draw(step))
+        return {name.split(".")[0] for name, value in trainer.model.named_parameters() if (value != before[name]).any()}
+
+    assert [moved(step) >= {"prior", "loudness"} for step in range(3)] == [False, False, True]
+    assert "blocks" in moved(3)
 
 
 def test_training_on_generated_mels_uses_them(tmp_path: Path) -> None:

@@ -49,12 +49,13 @@ class Stage:
 class VocoderTraining:
     """What vocoder to train and how long."""
 
-    steps: int = 6000
+    naming_steps: int = 0  # at first, which teach the trunk to name pitches, and nothing else
+    steps: int = 6000  # after them
     batch: int = 16  # B
     frames: int = 64  # V
     learning_rate: float = 1e-3  # of the plateau
     warm_up: int = 100  # steps to the plateau
-    decay: float = 0.3  # share of the steps that lead down from it
+    decay: float = 0.3  # share of the steps that lead down from it; both happen in the naming and after it
     mel_weight: float = 1.0  # of the mel L1 beside the spectral losses
     pitch_weight: float = 5.0  # of the error of the pitches that the trunk names
     gain_db: tuple[float, float] = (-12.0, 3.0)  # of the random gain of each crop
@@ -64,6 +65,11 @@ class VocoderTraining:
     checkpoint_seconds: float = 60.0
     seed: int = 0
     model: dict[str, Any] = field(default_factory=dict)  # constructor arguments of Tonewheel
+
+    @property
+    def all_steps(self) -> int:
+        """Naming steps and those after them."""
+        return self.naming_steps + self.steps
 
 
 @dataclass(frozen=True)
