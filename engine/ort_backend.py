@@ -108,6 +108,8 @@ class Graph:
         settings.intra_op_num_threads = threads or 0
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
+        # Each session has threads of its own: those of one must not spin while another's work.
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
         providers = execution_providers(device, options)
         try:
             self.session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
