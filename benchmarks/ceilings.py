@@ -131,6 +131,7 @@ def _ort_product(
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads or 0
+    settings.add_session_config_entry("session.force_spinning_stop", "1")  # or they would slow each other down
     session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
     for name, array in bound.items():
