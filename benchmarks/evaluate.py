@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from notewave.benchmarks.judges import (
@@ -38,11 +39,13 @@ from notewave.benchmarks.songs import HELD_OUT, held_out_tokens
 from notewave.codec import Notes, Tokens, decode_tokens
 from notewave.errors import BackendError, MidiError, OutputError
 from notewave.export.training.data import SEGMENT_SAMPLES, SOUNDFONT, fluidsynth
+from notewave.export.training.vocoder import evaluation_loss
 from notewave.files import atomic_file
 from notewave.mel import SEGMENT_SECONDS, log_mel
 from notewave.midi import tokenize
 from notewave.plot import save_mel_picture
 from notewave.synthesizer import SamplingOptions, Synthesizer
+from notewave.vocoder import GriffinLim
 from notewave.voice import DESCRIPTION, FileRecord
 
 if TYPE_CHECKING:
@@ -60,6 +63,7 @@ SCORES = {
     "note_f1": "note-F1",  # of the voice's audio
     "note_f1_fluidsynth": "of FS",
     "note_f1_vocoder": "of FS, vocoded",  # FluidSynth's mel through the voice's vocoder
+    "note_f1_griffin_lim": "by Griffin-Lim",  # FluidSynth's mel through 60 iterations of it
     "note_f1_other_song": "for other song",  # the voice's audio against another song's notes
     "drum_f1": "drum-F1",
     "drum_f1_fluidsynth": "of FS",
@@ -68,6 +72,8 @@ SCORES = {
     "mel_error_audio": "of audio",  # of the mel of the voice's audio
     "mel_error_mean": "of mean",  # of FluidSynth's mean over all frames of all songs
     "mel_error_other_song": "of other song",  # of FluidSynth's mel of another song
+    "stft_vocoder": "STFT of FS, vocoded",  # multi-resolution STFT loss against FluidSynth's audio
+    "stft_griffin_lim": "by Griffin-Lim",
     "seam": "seam",  # of the diffusion's mel
     "seam_fluidsynth": "of FS",
     "real_time_factor": "RTF",  # seconds of work a second of audio
@@ -165,7 +171,8 @@ def evaluate(
     others = [*references.values()][1:] + [*references.values()][:1] if len(references) > 1 else [None]
     scores = {}
     for (name, reference), other in zip(references.items(), others, strict=True):
-        scores[name] = _note_scores(transcriber, synthesizer, reference, renderings[name], other)
+        scores[name] = _note_scores(transcriber, reference, renderings[name], other)
+        scores[name] |= _vocoder_scores(transcriber, synthesizer, reference)
         scores[name] |= _mel_scores(reference, renderings[name], other, mean_mel)
     report = Report(
         {
@@ -241,7 +248,7 @@ def _render(synthesizer: Synthesizer, tokens: list[Tokens], options: SamplingOpt
 
 
 def _note_scores(
-    transcriber: Transcriber, synthesizer: Synthesizer, song: Reference, ours: _Rendering, other: Reference | None
+    transcriber: Transcriber, song: Reference, ours: _Rendering, other: Reference | None
 ) -> dict[str, float]:
     scores = dict.fromkeys([key for key in SCORES if "_f1" in key], NAN)
     written = PitchedNotes.of(song.notes)
@@ -249,7 +256,6 @@ def _note_scores(
         heard = transcriber(ours.samples)
         scores["note_f1"] = note_f1(heard, written)
         scores["note_f1_fluidsynth"] = note_f1(transcriber(song.samples), written)
-        scores["note_f1_vocoder"] = note_f1(transcriber(synthesizer.vocode(song.mel).samples), written)
         if other is not None:
             scores["note_f1_other_song"] = note_f1(heard, PitchedNotes.of(other.notes))
     if song.notes.is_drum.any():
@@ -257,6 +263,17 @@ def _note_scores(
         scores["drum_f1_fluidsynth"] = drum_f1(song.mel, song.notes)
         if other is not None and other.notes.is_drum.any():
             scores["drum_f1_other_song"] = drum_f1(ours.audio_mel, other.notes)
+    return scores
+
+
+def _vocoder_scores(transcriber: Transcriber, synthesizer: Synthesizer, song: Reference) -> dict[str, float]:
+    """What vocoding alone costs: FluidSynth's mel by the voice's vocoder, and by Griffin-Lim."""
+    written, true = PitchedNotes.of(song.notes), torch.from_numpy(song.samples)[None]
+    sounds = {"vocoder": synthesizer.vocode(song.mel).samples, "griffin_lim": GriffinLim()(song.mel[None], 0)[0]}
+    scores = {}
+    for name, samples in sounds.items():
+        scores[f"note_f1_{name}"] = note_f1(transcriber(samples), written) if len(written.pitches) else NAN
+        scores[f"stft_{name}"] = evaluation_loss(torch.from_numpy(samples)[None], true)
     return scores
 
 

@@ -160,6 +160,9 @@ def test_a_voice_is_judged_beside_fluidsynth(reference_voice, tmp_path, transcri
     scale, drums = report.songs["piano_scale"], report.songs["drums_only"]
     assert scale["note_f1_fluidsynth"] > 0.9 > 0.5 > scale["note_f1"]  # the voice's weights are random
     assert scale["note_f1_vocoder"] > 0.8
+    assert scale["note_f1_vocoder"] == pytest.approx(scale["note_f1_griffin_lim"])
+    assert scale["stft_vocoder"] == pytest.approx(scale["stft_griffin_lim"], rel=1e-3)
+    assert 0.3 < scale["stft_griffin_lim"] < 2
     assert np.isnan(scale["drum_f1"]) and np.isnan(drums["note_f1"])
     assert scale["mel_error"] > scale["mel_error_mean"] > 0
     assert report.sampling == {"sampler": "ddim", "steps": 2, "guidance": 1.0, "seed": 3}
