@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 from notewave.codec import encode_notes
 from notewave.errors import VoiceError
@@ -137,23 +138,25 @@ def songs(folder: Path, kind: str, count: int) -> None:
 CONFIG = VocoderTraining(steps=6, batch=2, frames=24, warm_up=1, checkpoint_seconds=0.0, validate_every=3, model=SMALL)
 
 
-def test_training_improves_and_resumes_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("naming_steps", [0, 2])
+def test_training_improves_and_resumes_exactly(tmp_path: Path, naming_steps: int) -> None:
     songs(tmp_path / "data", "train", 3)
     songs(tmp_path / "data", "heldout", 1)
-    whole = train_vocoder(CONFIG, {tmp_path / "data": 1.0}, tmp_path / "whole")
+    config = replace(CONFIG, naming_steps=naming_steps, steps=6 - naming_steps)
+    whole = train_vocoder(config, {tmp_path / "data": 1.0}, tmp_path / "whole")
     records = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     assert records[5]["valid_stft"] < records[2]["valid_stft"]
 
-    killed = Trainer(CONFIG, tmp_path / "killed")
+    killed = Trainer(config, tmp_path / "killed")
     killed.folder.mkdir()
     shutil.copy(tmp_path / "whole" / "log.jsonl", killed.folder)  # it had come further than its last checkpoint
-    crops = Crops(CONFIG, [(load_recordings(tmp_path / "data"), 1.0)])
+    crops = Crops(config, [(load_recordings(tmp_path / "data"), 1.0)])
     for step in range(4):
         killed.advance(crops.draw(step))
         if step == 2:
             killed.save()
-    resumed = train_vocoder(CONFIG, {tmp_path / "data": 1.0}, tmp_path / "killed")
+    resumed = train_vocoder(config, {tmp_path / "data": 1.0}, tmp_path / "killed")
     again = [json.loads(line) for line in (killed.folder / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in again] == [1, 2, 3, 4, 5, 6]
     assert again[5]["loss"] == records[5]["loss"]
@@ -179,18 +182,25 @@ def test_the_trunk_learns_to_name_pitches(tmp_path: Path) -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_naming_steps_leave_the_sound_alone(tmp_path: Path) -> None:
+def test_naming_steps_teach_the_trunk_and_the_listener_and_later_steps_the_sound(tmp_path: Path) -> None:
     songs(tmp_path, "train", 2)
     config = replace(CONFIG, naming_steps=2)
     crops, trainer = Crops(config, [(load_recordings(tmp_path), 1.0)]), Trainer(config, tmp_path)
+    watched = nn.ModuleDict({"model": trainer.model, "listener": trainer.listener})
 
     def moved(step: int) -> set[str]:
-        before = {name: value.clone() for name, value in trainer.model.named_parameters()}
-        trainer.advance(crops.draw(step))
-        return {name.split(".")[0] for name, value in trainer.model.named_parameters() if (value != before[name]).any()}
+        before = {name: value.clone() for name, value in watched.named_parameters()}
+        losses = trainer.advance(crops.draw(step))
+        assert ("listening" in losses, "heard" in losses) == (step < 2, step >= 2)
+        names = [name for name, value in watched.named_parameters() if (value != before[name]).any()]
+        return {name.split(".")[name.startswith("model")] for name in names}
 
-    assert [moved(step) >= {"prior", "loudness"} for step in range(3)] == [False, False, True]
-    assert "blocks" in moved(3)
+    for step in range(4):
+        parts = moved(step)
+        assert "blocks" in parts
+        assert ({"listener"} & parts, {"prior", "loudness"} & parts) == (
+            ({"listener"}, set()) if step < 2 else (set(), {"prior", "loudness"})
+        )
 
 
 def test_training_on_generated_mels_uses_them(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class Stage:
 class VocoderTraining:
     """What vocoder to train and how long."""
 
-    naming_steps: int = 0  # at first, which teach the trunk to name pitches, and nothing else
+    naming_steps: int = 0  # at first, which teach the trunk and a listener to name pitches, and nothing else
     steps: int = 6000  # after them
     batch: int = 16  # B
     frames: int = 64  # V
@@ -58,6 +58,8 @@ class VocoderTraining:
     decay: float = 0.3  # share of the steps that lead down from it; both happen in the naming and after it
     mel_weight: float = 1.0  # of the mel L1 beside the spectral losses
     pitch_weight: float = 5.0  # of the error of the pitches that the trunk names
+    heard_weight: float = 20.0  # of how differently a listener names the pitches, where it has learned to
+    feature_weight: float = 0.5  # of how differently the listener's layers answer
     gain_db: tuple[float, float] = (-12.0, 3.0)  # of the random gain of each crop
     average: float = 0.998  # of the exponential moving average of the weights, which is what is kept
     pair_fraction: float = 0.5  # of each batch that comes from the pairs, where there are any

@@ -2,7 +2,7 @@
 
 A mel's windows of 40 ms hardly part low pitches, whose overtones and beats must be read together. Spectral losses alone
 teach that slowly, so the trunk must also name the pitches that the song's tokens say sound (a head thrown away later):
-at first nothing else, which takes a third of the time of a whole step.
+at first nothing else. Meanwhile a listener learns to name them from the sound, and then judges the vocoder's.
 
 Letters: B batch, V frames of a crop, M mel bins, n samples. A checkpoint holds everything but the data: killed and
 started again, training goes on from it as if nothing had happened, as each batch is drawn from (seed, step) alone.
@@ -29,6 +29,7 @@ from notewave.codec import decode_tokens
 from notewave.errors import VoiceError
 from notewave.export.training.config import VocoderTraining
 from notewave.export.training.data import load_song
+from notewave.export.training.listener import HIGHEST, LOWEST, Listener, hearing_losses
 from notewave.export.training.loop import low_precision
 from notewave.export.training.symbolic import PITCHES, piano_rolls, pitch_loss
 from notewave.export.vocoders import Tonewheel, save_vocoder
@@ -165,7 +166,10 @@ class Trainer:
         self.average.load_state_dict(self.model.state_dict())
         self.pitches = nn.Linear(self.model.norm.weight.numel(), 2 * PITCHES)
         nn.init.constant_(self.pitches.bias, -3.0)
-        self.parameters = [*self.model.parameters(), *self.pitches.parameters()]
+        self.listener = Listener()
+        self.parameters = [
+            parameter for part in (self.model, self.pitches, self.listener) for parameter in part.parameters()
+        ]
         self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.8, 0.99), weight_decay=1e-3)
         self.step = 0
         if self._checkpoint.exists():
@@ -173,6 +177,7 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
             self.pitches.load_state_dict(state["pitches"])
+            self.listener.load_state_dict(state["listener"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
 
@@ -183,7 +188,7 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint, and the averaged weights as they would ship."""
         with atomic_file(self._checkpoint) as temporary:
-            parts = {name: getattr(self, name) for name in ("model", "average", "pitches", "optimizer")}
+            parts = {name: getattr(self, name) for name in ("model", "average", "pitches", "listener", "optimizer")}
             torch.save({"step": self.step} | {name: part.state_dict() for name, part in parts.items()}, temporary)
         save_vocoder(self.average, self.folder / "final")
 
@@ -196,9 +201,10 @@ class Trainer:
             logits = self.pitches(features)
         pitch = pitch_loss(logits.float().unflatten(-1, (2, PITCHES)), batch.pitches)
         losses = {"pitch": pitch, "loss": self.config.pitch_weight * pitch}
-        if self.step >= self.config.naming_steps:
-            losses |= self._sound_losses(features, batch)
-            losses["loss"] = losses["loss"] + losses["sound"]
+        naming = self.step < self.config.naming_steps
+        self.listener.requires_grad_(naming)
+        losses |= self._listening_losses(batch) if naming else self._sound_losses(features, batch)
+        losses["loss"] = losses["loss"] + (losses["listening"] if naming else losses["sound"])
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         losses["norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, 5.0)
@@ -208,6 +214,15 @@ class Trainer:
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
         self.step += 1
         return {name: value.item() for name, value in losses.items()}
+
+    def _listening_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Of the pitches that the listener names in the true audio, with noise under it from -40 to -100 dB."""
+        generator = torch.Generator().manual_seed(self.step)
+        level_db = -40.0 - 60.0 * torch.rand(len(batch.audio), 1, generator=generator)
+        noise = torch.randn(batch.audio.shape, generator=generator) * 10 ** (level_db / 20)
+        with low_precision("cpu"):
+            logits = self.listener((batch.audio + noise)[:, :-HOP])
+        return {"listening": pitch_loss(logits, batch.pitches[..., LOWEST:HIGHEST])}
 
     def _sound_losses(self, features: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Of the audio that the trunk's features [B, V, D] give: at each resolution, of its mel, and all together."""
@@ -219,7 +234,12 @@ class Trainer:
         losses = {f"stft_{size}": spectral_loss(predicted, true, size) for size in sizes}
         mel_loss = F.l1_loss(log_mel(predicted), log_mel(true))
         sound = torch.stack(list(losses.values())).mean() + self.config.mel_weight * mel_loss
-        return {**losses, "mel": mel_loss, "sound": sound}
+        losses |= {"mel": mel_loss}
+        if self.config.naming_steps:  # the listener has learned something
+            with low_precision("cpu"):
+                losses["heard"], losses["features"] = hearing_losses(self.listener, predicted, true)
+            sound = sound + self.config.heard_weight * losses["heard"] + self.config.feature_weight * losses["features"]
+        return {**losses, "sound": sound}
 
     def _learning_rate(self) -> float:
         """Warm-up, a plateau, a linear decay: ``steps`` may be moved while the plateau lasts."""
@@ -295,7 +315,7 @@ def plot_losses(folder: Path) -> None:
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     figure = matplotlib.figure.Figure(figsize=(8, 4), layout="tight")
     axes = figure.subplots()
-    for name in ("loss", "mel", "pitch", "valid_stft", "valid_mel"):
+    for name in ("loss", "mel", "pitch", "listening", "heard", "valid_stft", "valid_mel"):
         points = [(record["step"], record[name]) for record in records if name in record]
         axes.plot(*zip(*points, strict=True), label=name, linewidth=1.5 if name.startswith("valid") else 0.7)
     axes.set(xlabel="step", ylabel="loss", yscale="log")
