@@ -7,10 +7,10 @@ module that calls either; tests put a simulated device in its place.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import gc
 import importlib
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -179,7 +179,7 @@ class CudaDevice:
             driver, driver.cuStreamBeginCapture(handle, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
         )
         try:
-            with _no_collection():
+            with _no_collection:
                 issue()
         except BaseException as error:
             ended, abandoned = driver.cuStreamEndCapture(handle)
@@ -226,16 +226,27 @@ def _checked(driver: Any, result: tuple[Any, ...]) -> Any:
     return values[0] if values else None
 
 
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector from freeing device memory, which would spoil a capture."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+class _NoCollection:
+    """Keeps the garbage collector from freeing device memory, which would spoil a capture, in any thread's."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._enabled = threading.Lock(), 0, False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._enabled = gc.isenabled()
+                gc.disable()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and self._enabled:
+                gc.enable()
+
+
+_no_collection = _NoCollection()
 
 
 @atexit.register

@@ -45,7 +45,7 @@ from notewave.voice import Voice
 
 log = logging.getLogger(__name__)
 
-OPTIONS = ("precision", "device", "graphs")  # a plan precision; which GPU; false to launch without CUDA graphs
+OPTIONS = ("precision", "device_id", "graphs")  # a plan precision; which GPU; false to launch without CUDA graphs
 Lane = Callable[[], contextlib.AbstractContextManager["VocoderLane"]]  # the vocoder, for one thread at a time
 KEPT_WORKSPACES = 2  # idle ones, with their captured graphs
 GRAPH_STEPS = 128  # denoising steps in one CUDA graph at most; more go into several, launched one after another
@@ -78,7 +78,7 @@ class TensorRTBackend:
                 f"backend 'tensorrt' has no option {', '.join(sorted(unknown))}. Known: {', '.join(OPTIONS)}."
             )
         self.voice = voice
-        self.device = device or CudaDevice(options.get("device", 0))  # first: without a GPU it fails at once
+        self.device = device or CudaDevice(options.get("device_id", 0))  # first: without a GPU it fails at once
         with self.device:
             self.engines = _open_engines(voice, [trt] if trt else tensorrt_modules(), self.device, options)
             image = self.engines.folder / KERNELS

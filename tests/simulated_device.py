@@ -2,8 +2,9 @@
 
 Host memory stands in for device memory, plans are run by ONNX Runtime on the addresses that were bound, kernels are
 their own source compiled for the host. Nothing runs before its stream is waited for; memory starts as NaN; every read
-is checked to come after a write that is ordered before it, every write after the reads that it would spoil. What PyCUDA
-could not free, since it was let go of outside the GPU's context, is noted.
+is checked to come after a write that is ordered before it, every write after the reads that it would spoil; what was
+staged in host memory must not change before it was read. What PyCUDA could not free, since it was let go of outside the
+GPU's context, is noted, and what was freed while work under way needed it.
 """
 
 from __future__ import annotations
@@ -31,10 +32,36 @@ WORD = 4  # bytes that share a record of their last write and read
 
 
 class Operation:
-    """Something that a stream will do; ``ranges`` gives what it reads and what it writes, when it is about to."""
+    """Something that a stream will do; ``ranges`` gives what it reads and what it writes, when it is about to.
 
-    def __init__(self, label: str, ranges: Callable[[], Ranges], act: Callable[[], object]) -> None:
-        self.label, self.ranges, self.act = label, ranges, act
+    ``staged`` is host memory that it reads, too.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        ranges: Callable[[], Ranges],
+        act: Callable[[], object],
+        staged: np.ndarray | None = None,
+    ) -> None:
+        self.label, self.ranges, self.act, self.staged = label, ranges, act, staged
+
+    def issued(self) -> Operation:
+        """The same, which finds what is staged as it is now."""
+        if self.staged is None:
+            return self
+        staged, before = self.staged, self.staged.tobytes()
+
+        def act() -> None:
+            assert staged.tobytes() == before, f"{self.label}: what was staged changed before it was read"
+            self.act()
+
+        return Operation(self.label, self.ranges, act)
+
+    def touches(self, start: int, size: int) -> bool:
+        """Whether it reads or writes device memory in a range."""
+        reads, writes = self.ranges()
+        return any(address < start + size and start < address + length for address, length in (*reads, *writes))
 
 
 class Mark:
@@ -76,6 +103,10 @@ class Memory:
         return self.address
 
     def free(self) -> None:
+        for stream in list(self._device.streams.values()):
+            for *_, entry in stream.queue:
+                if isinstance(entry, Operation) and entry.touches(self.address, self.bytes.size):
+                    self._device.freed_early.append(entry.label)
         self._device.memories.remove(self)
 
 
@@ -147,6 +178,7 @@ class SimulatedDevice:
         self.graphs: list[Graph] = []
         self.entered = threading.local()  # depth of entered contexts, which is each thread's own
         self.leaked: list[str] = []  # what PyCUDA would have had to free outside the context
+        self.freed_early: list[str] = []  # what was under way when memory that it needs was freed
         self.launches: list[str] = []  # labels, in the order of performance
 
     @property
@@ -190,20 +222,21 @@ class SimulatedDevice:
 
     def upload(self, target: int, source: np.ndarray, stream: Stream) -> None:
         ranges = ([], [(target, source.nbytes)])
-        self.submit(stream, "upload", lambda: ranges, lambda: ctypes.memmove(target, source.ctypes.data, source.nbytes))
+        move = lambda: ctypes.memmove(target, source.ctypes.data, source.nbytes)  # noqa: E731
+        self.submit(stream, Operation("upload", lambda: ranges, move, staged=source))
 
     def download(self, target: np.ndarray, source: int, stream: Stream) -> None:
         ranges = ([(source, target.nbytes)], [])
-        self.submit(
-            stream, "download", lambda: ranges, lambda: ctypes.memmove(target.ctypes.data, source, target.nbytes)
-        )
+        move = lambda: ctypes.memmove(target.ctypes.data, source, target.nbytes)  # noqa: E731
+        self.submit(stream, Operation("download", lambda: ranges, move))
 
     def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
         ranges = ([(source, size)], [(target, size)])
-        self.submit(stream, "copy", lambda: ranges, lambda: ctypes.memmove(target, source, size))
+        self.submit(stream, Operation("copy", lambda: ranges, lambda: ctypes.memmove(target, source, size)))
 
     def clear(self, target: int, size: int, stream: Stream) -> None:
-        self.submit(stream, "clear", lambda: ([], [(target, size)]), lambda: ctypes.memset(target, 0, size))
+        ranges = ([], [(target, size)])
+        self.submit(stream, Operation("clear", lambda: ranges, lambda: ctypes.memset(target, 0, size)))
 
     def kernels(self, image: bytes) -> dict[str, Callable[..., None]]:
         assert image
@@ -220,21 +253,17 @@ class SimulatedDevice:
 
     def _kernel(self, name: str) -> Callable[..., None]:
         def launch(grid: tuple[int, int, int], stream: Stream, *arguments: float) -> None:
-            self.submit(
-                stream,
-                name,
-                lambda: kernel_ranges(name, grid[1], arguments),
-                lambda: host_kernels.launch(name, grid, THREADS, *arguments),
-            )
+            ranges = lambda: kernel_ranges(name, grid[1], arguments)  # noqa: E731
+            self.submit(stream, Operation(name, ranges, lambda: host_kernels.launch(name, grid, THREADS, *arguments)))
 
         return launch
 
-    def submit(self, stream: Stream, label: str, ranges: Callable[[], Ranges], act: Callable[[], object]) -> None:
+    def submit(self, stream: Stream, operation: Operation) -> None:
         if self.recording is None:
-            self.enqueue(stream, Operation(label, ranges, act))
+            self.enqueue(stream, operation)
         else:
             assert self.depth, "a call without the GPU's context"
-            self.recording.append(Operation(label, ranges, act))
+            self.recording.append(operation)
 
     def event(self) -> Event:
         event = Event()
@@ -251,7 +280,8 @@ class SimulatedDevice:
         self.serial += 1
         self.issuers[self.serial] = stream.handle
         mark = Mark(stream, self.serial) if entry is None else None
-        stream.queue.append((self.serial, dict(self.complete), mark or entry))
+        issued = entry.issued() if isinstance(entry, Operation) else mark or entry
+        stream.queue.append((self.serial, dict(self.complete), issued))
         return mark
 
     def perform(self, stream: Stream, serial: int, seen: Seen, operation: Operation) -> None:
@@ -482,7 +512,7 @@ class IExecutionContext:
                 bind(name, "cpu", 0, engine._types[name].value, shape, addresses[name])
             engine._session.run_with_iobinding(binding)
 
-        device.submit(device.streams[stream_handle], "network", lambda: (reads, [*outputs, scratch]), run)
+        device.submit(device.streams[stream_handle], Operation("network", lambda: (reads, [*outputs, scratch]), run))
         return True
 
     def _output_shapes(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

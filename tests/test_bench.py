@@ -197,8 +197,8 @@ def test_the_command_measures_every_combination(reference_voice: Path, tmp_path:
 
 
 def test_options_of_the_backend_are_handed_on(reference_voice: Path) -> None:
-    given = parse("--option", "precision=bf16", "graphs=false", "device=1").option
-    assert given == [("precision", "bf16"), ("graphs", False), ("device", 1)]
+    given = parse("--option", "precision=bf16", "graphs=false", "device_id=1").option
+    assert given == [("precision", "bf16"), ("graphs", False), ("device_id", 1)]
     with pytest.raises(SystemExit):
         parse("--option", "precision")
     case = Settings(str(reference_voice), "cpu", threads=1, options=(("arena_extend_strategy", "kSameAsRequested"),))

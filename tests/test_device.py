@@ -7,6 +7,7 @@ import gc
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -146,6 +147,15 @@ def test_nothing_is_collected_during_a_capture(driver: Driver, bindings: Binding
     stream, collecting = SimpleNamespace(handle=1), []
     CudaDevice().capture(stream, lambda: collecting.append(gc.isenabled()))
     assert collecting == [False] and gc.isenabled()
+
+    def beside_another() -> None:
+        thread = threading.Thread(target=lambda: CudaDevice().capture(stream, lambda: None))
+        thread.start()
+        thread.join()
+        collecting.append(gc.isenabled())
+
+    CudaDevice().capture(stream, beside_another)
+    assert collecting == [False, False] and gc.isenabled()
 
     def fails() -> None:
         raise ValueError

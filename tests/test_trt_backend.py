@@ -298,24 +298,37 @@ def test_chunks_join_whatever_the_vocoder_sees(
 
 
 def test_songs_sound_side_by_side_and_after_one_that_was_left(voice: Voice, home: Path, segments: list[Tokens]) -> None:
-    backend, _ = opened(voice)
-    expected = sounded(backend, job(voice), segments[:2])
-    with backend.start(job(voice)) as one, backend.start(job(voice, seeds=(8,))) as two:
-        sounds, chunks = [one.sound(), two.sound()], []
-        for index in range(2):
-            for run, sound in zip((one, two), sounds, strict=True):
-                run.submit(segments[index : index + 1])
-                sound.begin(last=index == 1)
-            sounds[1].finish()
-            chunks.append(sounds[0].finish())
-        np.testing.assert_array_equal(np.concatenate(chunks), expected)
+    backend, device = opened(voice)
+    expected = [sounded(backend, job(voice, seeds=seeds), segments) for seeds in ((3,), (8,))]
+    mel = np.zeros((1, 4, MELS), np.float32)
+    alone = backend.vocode(mel, 0)
+    with backend.start(job(voice, seeds=(3,))) as one, backend.start(job(voice, seeds=(8,))) as two:
+        runs, sounds, chunks = (one, two), (one.sound(), two.sound()), ([], [])
+        for turn in range(4):  # the second song is a segment behind the first
+            under_way = [song for song in (0, 1) if 0 <= turn - song < 3]
+            for song in under_way:
+                runs[song].submit(segments[turn - song : turn - song + 1])
+                sounds[song].begin(last=turn - song == 2)
+            np.testing.assert_array_equal(backend.vocode(mel, 0), alone)
+            for song in under_way:
+                chunks[song].append(sounds[song].finish())
+        for song in (0, 1):
+            np.testing.assert_array_equal(np.concatenate(chunks[song]), expected[song])
     with backend.start(job(voice)) as run:
         sound = run.sound()
         run.submit(segments[1:2])
         sound.begin(last=False)
-    np.testing.assert_array_equal(sounded(backend, job(voice), segments[:2]), expected)
-    with backend.start(job(voice, seeds=(1, 2))) as pair:
-        assert pair.sound() is None  # each song of a batch would need windows of its own
+    np.testing.assert_array_equal(sounded(backend, job(voice, seeds=(8,)), segments), expected[1])
+    with backend.start(job(voice)) as run:
+        run.submit(segments[:1])
+        run.sound().begin(last=False)
+    backend.close()  # frees what the chunk under way was using
+    assert not device.memories and not device.freed_early
+
+
+def test_a_batch_has_no_sound_of_its_own(voice: Voice, home: Path) -> None:
+    with opened(voice)[0].start(job(voice, seeds=(1, 2))) as pair:
+        assert pair.sound() is None  # each song would need windows of its own
 
 
 @pytest.mark.parametrize("missing", ["_denoised", "_taken"])

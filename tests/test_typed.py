@@ -20,7 +20,7 @@ from notewave.export.typed import PRODUCTS, runnable_on_cpu, typed_graph
 from notewave.ort_backend import OrtBackend
 from notewave.samplers import sampler_table
 from notewave.trt_backend import TensorRTBackend
-from notewave.voice import Voice
+from notewave.voice import Sampling, Voice
 
 LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 NETWORKS = ("note_encoder", "context_encoder", "cross_attention", "time_embedding", "decoder", "unconditional_decoder")
@@ -100,7 +100,9 @@ def test_whole_denoised_segments_stay_near_float32(
     voice: Voice, precision: str, tmp_path: Path, midi_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTEWAVE_PLANS", str(tmp_path))
-    errors = segment_errors(voice, precision, "ddpm", 10, notewave.tokenize(midi_folder / "ensemble.mid")[:2])
+    errors = segment_errors(
+        voice, precision, Sampling("ddpm", 10, 1.0), notewave.tokenize(midi_folder / "ensemble.mid")[:2]
+    )
     assert max(errors) < SEGMENT_RMS[precision]
     assert precision == "fp32" or min(errors) > 1e-5  # it did compute in low precision
 
@@ -109,20 +111,21 @@ def test_whole_denoised_segments_stay_near_float32(
 def test_a_whole_segment_of_the_bundled_voice_stays_near_float32(
     voice: Voice, precision: str, tmp_path: Path, midi_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it is rendered: with its own sampler and step count."""
+    """As it is rendered: with its own sampler, step count and guidance."""
     monkeypatch.setenv("NOTEWAVE_PLANS", str(tmp_path))
     bundled = default_voice(voice)
     tokens = notewave.tokenize(midi_folder / "piano_scale.mid")[:1]
-    (error,) = segment_errors(bundled, precision, bundled.sampling.sampler, bundled.sampling.steps, tokens)
+    (error,) = segment_errors(bundled, precision, bundled.sampling, tokens)
     assert 1e-6 < error < SEGMENT_RMS[precision]
 
 
-def segment_errors(voice: Voice, precision: str, sampler: str, steps: int, tokens: list[Tokens]) -> list[float]:
+def segment_errors(voice: Voice, precision: str, how: Sampling, tokens: list[Tokens]) -> list[float]:
     """Root-mean-square difference of each denoised segment from float32, by plans run on a simulated GPU."""
     device = SimulatedDevice()
     trt = SimulatedTensorRTRTX(device)
     build_plans(voice, precision, (8, 9), trt=trt, compile_plan=simulated_plan)
-    job = Job(sampler_table(sampler, steps, voice.schedule, voice.prediction), 1.0, (3,), None)
+    table = sampler_table(how.sampler, how.steps, voice.schedule, voice.prediction)
+    job = Job(table, how.guidance, (3,), None)
     low = TensorRTBackend(voice, {"precision": precision}, device=device, trt=trt)
     exact = OrtBackend(voice, "cpu", 1, {})
     with low.start(job) as run, exact.start(job) as reference:
