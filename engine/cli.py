@@ -20,6 +20,7 @@ import notewave
 from notewave.backend import BACKENDS
 from notewave.errors import NotewaveError
 from notewave.mel import SEGMENT_SECONDS, MelStream
+from notewave.plans import FLAVOURS
 from notewave.synthesizer import DEFAULT_VOICE, GRIFFIN_LIM
 from notewave.voice import PRECISIONS
 
@@ -141,7 +142,8 @@ def _export(options: argparse.Namespace) -> None:
 def _build(options: argparse.Namespace) -> None:
     from notewave.export.build import build_plans
 
-    folder = build_plans(notewave.Voice.load(options.voice), options.precision, options.compute_capability)
+    voice = notewave.Voice.load(options.voice)
+    folder = build_plans(voice, options.precision, options.compute_capability, flavour=options.flavour)
     plans = sorted(folder.glob("*.plan"))
     size = sum(plan.stat().st_size for plan in plans)
     print(f"{folder}: {len(plans)} plans, {size / 2**20:.1f} MiB")
@@ -223,6 +225,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     build.add_argument("voice", metavar="VOICE")
     build.add_argument("--precision", default="fp16", choices=["fp32", "fp16", "bf16"])
     build.add_argument("--compute-capability", metavar="8.9", type=_capability, help="default: that of the GPU here")
+    build.add_argument("--flavour", choices=FLAVOURS, help="default: the first one installed that builds for that GPU")
 
     train = add("train", _train, "train a voice from nothing, or go on, with FluidSynth")
     train.add_argument("--config", default="band", help="a bundled configuration's name or a file (default band)")

@@ -149,7 +149,10 @@ class CudaDevice:
         self._cuda.memset_d8_async(target, 0, size, stream)
 
     def kernels(self, image: bytes) -> dict[str, Kernel]:
-        """Load the project's kernels from a cubin, by name. Raises BackendError when the driver refuses it."""
+        """Load the project's kernels from a cubin, by name.
+
+        Raises BackendError when the driver refuses it, or when it lacks one.
+        """
         try:
             module = self._cuda.module_from_buffer(image)
         except self._cuda.Error as error:
@@ -160,7 +163,13 @@ class CudaDevice:
         return {name: self._kernel(module, name, signature) for name, signature in SIGNATURES.items()}
 
     def _kernel(self, module: Any, name: str, signature: str) -> Kernel:
-        function = module.get_function(name).prepare(signature)
+        try:
+            function = module.get_function(name).prepare(signature)
+        except self._cuda.Error as error:
+            raise BackendError(
+                f"the CUDA kernels have no {name} ({error}): they were not compiled from this notewave's source. "
+                "Install notewave again, then build the plans again: notewave build VOICE."
+            ) from error
         block = (THREADS, 1, 1)
 
         def launch(grid: tuple[int, int, int], stream: Any, *arguments: float) -> None:

@@ -22,7 +22,6 @@ from notewave.voice import FileRecord, Voice
 
 FORMAT = 1  # of plans.json and of the way graphs are rewritten; older plans are refused
 DESCRIPTION = "plans.json"
-KERNELS = "kernels.cubin"  # beside the plans
 PRECISIONS = ("fp16", "bf16", "fp32")  # the first that is found is taken
 TOKEN_BUCKETS = (
     256,
@@ -106,16 +105,16 @@ def load_tensorrt() -> Any:
     return tensorrt_modules()[0]
 
 
-def tensorrt_modules() -> list[Any]:
-    """Which of the modules FLAVOURS are installed; raises BackendError when none works."""
+def tensorrt_modules(flavour: str | None = None) -> list[Any]:
+    """Which of FLAVOURS, or of the one asked for, are installed; raises BackendError when none works."""
     modules, reasons = [], []
-    for flavour in FLAVOURS:
+    for name in (flavour,) if flavour else FLAVOURS:
         try:
-            module = importlib.import_module(flavour)
+            module = importlib.import_module(name)
             module.Builder  # noqa: B018 (PyPI's placeholder imports, but is empty)
             modules.append(module)
         except (ImportError, AttributeError, OSError) as error:
-            reasons.append(f"{flavour}: {error}")
+            reasons.append(f"{name}: {error}")
     if modules:
         return modules
     raise BackendError(

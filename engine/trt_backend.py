@@ -26,10 +26,9 @@ from notewave.codec import PAD, Tokens
 from notewave.contracts import Tensor
 from notewave.device import CudaDevice, Graph, Kernel
 from notewave.errors import BackendError
-from notewave.kernels.loader import compile_kernels, grid
+from notewave.kernels.loader import grid, load_kernels
 from notewave.mel import FRAMES, HOP, LOG_MIN, LOG_SCALE, MELS
 from notewave.plans import (
-    KERNELS,
     MAX_BATCH,
     SCHEDULE_ROWS,
     find_plans,
@@ -81,9 +80,7 @@ class TensorRTBackend:
         self.device = device or CudaDevice(options.get("device_id", 0))  # first: without a GPU it fails at once
         with self.device:
             self.engines = _open_engines(voice, [trt] if trt else tensorrt_modules(), self.device, options)
-            image = self.engines.folder / KERNELS
-            code = image.read_bytes() if image.is_file() else compile_kernels(self.device.capability)
-            self.kernels = self.device.kernels(code)
+            self.kernels = self.device.kernels(load_kernels(self.engines.folder, self.device.capability))
         self._idle: deque[Workspace] = deque()
         self._vocoders: list[VocoderLane] = []  # none until there is something to vocode, then one
         self._lock, self._vocoder_lock = threading.Lock(), threading.Lock()

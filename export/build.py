@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,9 @@ import notewave
 from notewave.errors import BackendError, VoiceError
 from notewave.export.typed import typed_graph
 from notewave.files import atomic_folder
-from notewave.kernels.loader import compile_kernels
+from notewave.kernels.loader import compile_kernels, cubin_name
 from notewave.plans import (
     FORMAT,
-    KERNELS,
     MAX_BATCH,
     NO_INTEGERS,
     PRECISIONS,
@@ -26,9 +25,9 @@ from notewave.plans import (
     Extent,
     PlanRecord,
     extents,
-    load_tensorrt,
     plans_home,
     target_of,
+    tensorrt_modules,
     token_buckets,
     voice_contracts,
 )
@@ -45,22 +44,24 @@ def build_plans(
     precision: str = "fp16",
     compute_capability: tuple[int, int] | None = None,
     *,
+    flavour: str | None = None,
     trt: Any | None = None,
     compile_plan: Compile | None = None,
 ) -> Path:
     """Build the plan of every network of a voice and compile the CUDA kernels; the folder they are kept in.
 
-    compute_capability: of the GPU they are for, such as (8, 9); by default that of the GPU here. trt, compile_plan:
-    stand in for the installed TensorRT. Raises VoiceError for a voice with 8-bit weights, BackendError when TensorRT is
+    compute_capability: of the GPU they are for, such as (8, 9); by default that of the GPU here. flavour: one of
+    plans.FLAVOURS; by default the first installed one that builds for this GPU and precision. trt, compile_plan: stand
+    in for the installed TensorRT. Raises VoiceError for a voice with 8-bit weights, BackendError when TensorRT is
     missing or cannot build for this GPU and precision.
     """
     if precision not in PRECISIONS:
         raise BackendError(f"there is no plan precision {precision!r}. Choose one of {', '.join(PRECISIONS)}.")
     if voice.precision == "int8":
         raise VoiceError(NO_INTEGERS.format(voice.name))
-    trt = trt or load_tensorrt()
+    modules = [trt] if trt else tensorrt_modules(flavour)
     capability = compute_capability or _local_capability()
-    _check_target(trt, capability, precision)
+    trt = _first_able(modules, capability, precision)
     target = target_of(voice, trt, capability, precision)
     home = plans_home()
     compile_plan = compile_plan or _Compiler(trt, capability, timing_cache(trt, capability))
@@ -99,6 +100,18 @@ def timing_cache(trt: Any, capability: tuple[int, int]) -> Path | None:
     if trt.__name__ == RTX:
         return None
     return plans_home() / "timing-{}-{}-sm{}{}.cache".format(trt.__name__, trt.__version__, *capability)
+
+
+def _first_able(modules: Sequence[Any], capability: tuple[int, int], precision: str) -> Any:
+    """The first TensorRT that builds for a GPU and precision; raises BackendError with the reason of each."""
+    refusals = []
+    for trt in modules:
+        try:
+            _check_target(trt, capability, precision)
+            return trt
+        except BackendError as error:
+            refusals.append(error)
+    raise BackendError(" ".join(map(str, refusals))) from refusals[0]
 
 
 def _check_target(trt: Any, capability: tuple[int, int], precision: str) -> None:
@@ -192,7 +205,7 @@ class _Compiler:
 
 def _compile_kernels_ahead(capability: tuple[int, int], folder: Path) -> None:
     try:
-        (folder / KERNELS).write_bytes(compile_kernels(capability))
+        (folder / cubin_name()).write_bytes(compile_kernels(capability))
     except BackendError as error:
         log.info("kernels are left to be compiled on the GPU's machine: %s", error)
 
@@ -203,7 +216,9 @@ def _local_capability() -> tuple[int, int]:
     try:
         return CudaDevice(0).capability
     except BackendError as error:
-        raise BackendError(f"{error} To build for a GPU elsewhere, name it: --compute-capability 8.9") from error
+        raise BackendError(
+            f"{error} To build for a GPU elsewhere, have TensorRT-RTX and name it: --compute-capability 8.9"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
+import json
 import shutil
 import subprocess
 import tempfile
@@ -38,6 +40,18 @@ def source(name: str = SOURCE) -> str:
     return resources.files("notewave.kernels").joinpath(name).read_text(encoding="utf-8")
 
 
+def cubin_name() -> str:
+    """File name of the kernels' cubin, by a digest of its source, flags and arguments: a stale one has another name."""
+    made_of = [[source(name) for name in (SOURCE, *HEADERS)], FLAGS, SIGNATURES]
+    return f"kernels-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]}.cubin"
+
+
+def load_kernels(folder: Path, capability: tuple[int, int]) -> bytes:
+    """Cubin that was compiled ahead into a folder; where it is missing, or stale, one that is compiled now."""
+    ahead = folder / cubin_name()
+    return ahead.read_bytes() if ahead.is_file() else compile_kernels(capability)
+
+
 @functools.cache
 def compile_kernels(capability: tuple[int, int]) -> bytes:
     """Cubin of all kernels for a compute capability, by NVRTC or else nvcc.
@@ -56,7 +70,7 @@ def compile_kernels(capability: tuple[int, int]) -> bytes:
         return _by_nvcc(target)[0]
     raise BackendError(
         "the CUDA kernels cannot be compiled: neither NVRTC nor nvcc is here. "
-        "Install the CUDA toolkit, or nvidia-cuda-nvrtc and cuda-bindings."
+        "Install the CUDA toolkit, or nvidia-cuda-nvrtc and cuda-bindings; or build the plans where one is."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from sounding_voice import sounding_voice
 from notewave import plans
 from notewave.errors import BackendError, VoiceError
 from notewave.export.build import build_plans, timing_cache
-from notewave.plans import DESCRIPTION, check_plans, find_plans, plans_home, target_of
+from notewave.kernels import loader
+from notewave.plans import DESCRIPTION, PlanRecord, check_plans, find_plans, plans_home, target_of
 from notewave.voice import Voice
 
 GENERATIONS = [(7, 5), (8, 0), (8, 9), (12, 0)]
@@ -115,6 +117,40 @@ def test_tensorrt_builds_only_for_the_gpu_at_hand(voice: Voice, monkeypatch: pyt
     with pytest.raises(BackendError, match=r"builds only for the GPU of this machine.*not of compute capability 8\.9"):
         build_plans(voice, "fp16", (8, 9), trt=trt, compile_plan=simulated_plan)
     assert build_plans(voice, "fp16", trt=trt, compile_plan=simulated_plan).name.endswith("tensorrt-11.0.0-sm86-fp16")
+
+
+def test_of_two_tensorrts_the_one_that_can_builds_unless_one_is_named(
+    voice: Voice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = SimulatedDevice()
+    installed = {"tensorrt": SimulatedTensorRT(device), "tensorrt_rtx": SimulatedTensorRTRTX(device)}
+    for name, trt in installed.items():
+        trt.Builder = object
+        monkeypatch.setitem(sys.modules, name, trt)
+    monkeypatch.setattr("notewave.export.build._local_capability", lambda: (7, 5))
+
+    def built(precision: str, capability: tuple[int, int] | None, flavour: str | None = None) -> str:
+        folder = build_plans(voice, precision, capability, flavour=flavour, compile_plan=simulated_plan)
+        return PlanRecord.load(folder).target.flavour
+
+    assert built("fp16", (8, 9)) == "tensorrt_rtx", "TensorRT builds only for the GPU here"
+    assert built("fp32", None) == "tensorrt", "TensorRT-RTX builds no fp32 for Turing"
+    assert [built("fp16", None, flavour) for flavour in (None, *installed)] == ["tensorrt", *installed]
+    with pytest.raises(BackendError, match=r"tensorrt builds only for the GPU .*tensorrt_rtx 1\.7.* capability 9\.0"):
+        built("fp16", (9, 0))
+    with pytest.raises(BackendError, match=r"^tensorrt builds only for the GPU of this machine((?!rtx 1).)*$"):
+        built("fp16", (8, 9), "tensorrt")
+
+
+def test_a_new_build_leaves_no_kernels_of_an_older_source(voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("notewave.export.build.compile_kernels", lambda _: b"a cubin")
+    trt, source, names = SimulatedTensorRTRTX(SimulatedDevice()), loader.source, []
+    for change in ("", "// changed"):
+        monkeypatch.setattr(loader, "source", lambda name=loader.SOURCE, change=change: source(name) + change)
+        folder = build_plans(voice, "fp16", (8, 9), trt=trt, compile_plan=simulated_plan)
+        check_plans(folder, target_of(voice, trt, (8, 9), "fp16"))
+        names.append([path.name for path in folder.glob("*.cubin")])
+    assert len(names[0]) == len(names[1]) == 1 and names[0] != names[1]
 
 
 def test_a_build_that_fails_leaves_older_plans_alone(voice: Voice) -> None:

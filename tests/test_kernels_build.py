@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -31,8 +32,26 @@ def test_nvrtc_compiles_them_too_and_names_a_gpu_it_does_not_know() -> None:
         loader.compile_kernels((3, 4))
 
 
+def test_a_cubin_of_another_source_flags_or_arguments_is_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "compile_kernels", lambda _: b"now")
+    assert loader.load_kernels(tmp_path, (8, 9)) == b"now"
+    (tmp_path / loader.cubin_name()).write_bytes(b"ahead")
+    assert loader.load_kernels(tmp_path, (8, 9)) == b"ahead"
+    source = loader.source
+    changes = [("FLAGS", (*loader.FLAGS, "-G")), ("SIGNATURES", {**loader.SIGNATURES, "pcm16": "PPIQI"})]
+    for changed in (loader.SOURCE, *loader.HEADERS):
+        changes.append(("source", lambda name, changed=changed: source(name) + "\n" * (name == changed)))
+    for what, change in changes:
+        with monkeypatch.context() as patch:
+            patch.setattr(loader, what, change)
+            assert loader.load_kernels(tmp_path, (8, 9)) == b"now", what
+    assert loader.load_kernels(tmp_path, (8, 9)) == b"ahead"
+
+
 def test_missing_compilers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_nvrtc", lambda: None)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(BackendError, match=r"neither NVRTC nor nvcc .* CUDA toolkit"):
+    with pytest.raises(BackendError, match=r"neither NVRTC nor nvcc .* CUDA toolkit.* build the plans where one is"):
         loader.compile_kernels((1, 0))

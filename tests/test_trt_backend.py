@@ -34,6 +34,7 @@ from notewave.backend import Job
 from notewave.codec import EOS, Tokens
 from notewave.errors import BackendError
 from notewave.export.build import build_plans
+from notewave.kernels import loader
 from notewave.mel import FRAMES, HOP, MELS, from_network
 from notewave.ort_backend import OrtBackend
 from notewave.plans import DESCRIPTION, MAX_BATCH
@@ -493,7 +494,7 @@ def test_limits_of_the_plans_are_named(voice: Voice, home: Path) -> None:
         pass
     with pytest.raises(BackendError, match=rf"its plan takes {MAX_BATCH} of {FRAMES + 2}"):
         backend.vocode(np.zeros((1, FRAMES + 3, MELS), np.float32), 0)
-    with pytest.raises(BackendError, match=r"no option speed\. Known: precision, device, graphs"):
+    with pytest.raises(BackendError, match=r"no option speed\. Known: precision, device_id, graphs"):
         opened(voice, speed=9)
 
 
@@ -555,6 +556,22 @@ def test_a_plan_that_tensorrt_refuses_gives_its_reason(voice: Voice, spoilable: 
     spoil_plan(spoilable / "note_encoder.plan")
     with pytest.raises(BackendError, match=r"note_encoder\.plan.* does not load .*MALFORMED_ENGINE.*not a plan"):
         opened(voice)
+
+
+def test_kernels_that_are_missing_or_of_another_source_are_compiled_again(
+    voice: Voice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[bytes] = []
+    monkeypatch.setenv("NOTEWAVE_PLANS", str(tmp_path))
+    monkeypatch.setattr(SimulatedDevice, "kernels", lambda _, image: loaded.append(image) or {})
+    monkeypatch.setattr("notewave.export.build.compile_kernels", lambda _: b"ahead")
+    monkeypatch.setattr(loader, "compile_kernels", lambda _: b"now")
+    build_plans(voice, "fp32", (8, 9), trt=SimulatedTensorRTRTX(SimulatedDevice()), compile_plan=simulated_plan)
+    opened(voice)
+    source = loader.source
+    monkeypatch.setattr(loader, "source", lambda name: source(name) + "// changed")
+    opened(voice)
+    assert loaded == [b"ahead", b"now"]
 
 
 def test_auto_falls_back_from_plans_that_do_not_load(
