@@ -3,6 +3,7 @@
 # make bench: measure the bundled voice's speed and memory here, and how near that comes to what this machine can do.
 
 PYTHON ?= python3
+TENSORRT ?= tensorrt
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 FOLDERS := engine export export/training kernels benchmarks
@@ -23,10 +24,10 @@ bench: .venv/develop
 	$(BIN)/notewave bench --song engine/songs/band.mid --minutes 1 30 --json build/bench.json --plot build/bench.png
 	$(BIN)/notewave bench roofline --json build/roofline.json --plot build/roofline.png
 
-gpu-test: .venv/gpu
+gpu-test: .venv/gpu-$(TENSORRT)
 	NOTEWAVE_GPU_REQUIRED=1 $(BIN)/pytest -m gpu -rs --junitxml build/gpu/tests.xml tests/gpu tests/test_kernels.py
 
-gpu-bench: .venv/gpu
+gpu-bench: .venv/gpu-$(TENSORRT)
 	tests/gpu/bench.sh
 
 .venv/bin/python:
@@ -36,18 +37,18 @@ gpu-bench: .venv/gpu
 .venv/render: .venv/bin/python pyproject.toml $(FOLDERS)
 	$(PIP) install -e '.[cpu,plot]'
 	touch $@
-	rm -f .venv/gpu
+	rm -f .venv/gpu-*
 
 .venv/develop: .venv/bin/python pyproject.toml constraints.txt $(FOLDERS)
 	$(PIP) install -c constraints.txt -e '.[cpu,plot,rtx,export,train,evaluate,dev]'
 	$(PIP) install --no-deps basic-pitch==0.4.0
 	touch $@ .venv/render
-	rm -f .venv/gpu
+	rm -f .venv/gpu-*
 
-.venv/gpu: pyproject.toml tests/gpu/prepare.sh $(FOLDERS)
-	PYTHON=$(PYTHON) tests/gpu/prepare.sh
-	touch $@
-	rm -f .venv/render .venv/develop
+.venv/gpu-$(TENSORRT): pyproject.toml tests/gpu/prepare.sh $(FOLDERS)
+	rm -f .venv/render .venv/develop .venv/gpu-*
+	PYTHON='$(PYTHON)' TENSORRT='$(TENSORRT)' tests/gpu/prepare.sh
+	touch '$@'
 
 clean:
 	rm -rf .venv build *.egg-info demo.wav demo.png

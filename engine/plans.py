@@ -100,11 +100,6 @@ NO_INTEGERS = (
 )
 
 
-def load_tensorrt() -> Any:
-    """The first of ``tensorrt_modules``."""
-    return tensorrt_modules()[0]
-
-
 def tensorrt_modules(flavour: str | None = None) -> list[Any]:
     """Which of FLAVOURS, or of the one asked for, are installed; raises BackendError when none works."""
     modules, reasons = [], []

@@ -207,4 +207,4 @@ def test_turing_s_vocoder_is_float16_and_elsewhere_float32(voice: Voice, caplog:
 def test_no_tensorrt_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "FLAVOURS", ("tensorrt_of_no_kind",))
     with pytest.raises(BackendError, match=r"TensorRT is not installed .*notewave\[rtx\].*notewave\[gpu\]"):
-        plans.load_tensorrt()
+        plans.tensorrt_modules()

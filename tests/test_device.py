@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 import gc
-import shutil
-import subprocess
+import inspect
+import operator
+import re
 import sys
 import threading
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from gpu_at_hand import REQUIRED, gpu_at_hand
@@ -51,7 +52,20 @@ class Driver(ModuleType):
 
 
 class Bindings(ModuleType):
-    """Stands in for cuda.bindings.driver; ``results`` of its calls are successes where none is given."""
+    """Stands in for cuda.bindings.driver: its CALLS alone.
+
+    Their ``results`` are successes where none is given.
+    """
+
+    CALLS: ClassVar[dict[str, int]] = {  # with how many arguments each takes
+        "cuStreamBeginCapture": 2,
+        "cuStreamEndCapture": 1,
+        "cuGraphInstantiate": 2,
+        "cuGraphLaunch": 2,
+        "cuGraphDestroy": 1,
+        "cuGraphExecDestroy": 1,
+        "cuMemGetInfo": 0,
+    }
 
     class CUresult(enum.Enum):
         CUDA_SUCCESS = 0
@@ -59,14 +73,21 @@ class Bindings(ModuleType):
         CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
 
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+    CUstream = staticmethod(lambda handle: handle)
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.results: dict[str, Bindings.CUresult] = {}
 
     def __getattr__(self, name: str) -> object:
-        result = self.results.get(name, self.CUresult.CUDA_SUCCESS)
-        return (lambda handle: handle) if name == "CUstream" else (lambda *_: (result, name))
+        if name not in self.CALLS:
+            raise AttributeError(f"the stand-in for cuda.bindings.driver has no {name}")
+
+        def call(*arguments: object) -> tuple[Bindings.CUresult, str]:
+            assert len(arguments) == self.CALLS[name], name
+            return self.results.get(name, self.CUresult.CUDA_SUCCESS), name
+
+        return call
 
 
 @pytest.fixture
@@ -97,23 +118,29 @@ def test_without_a_gpu_a_test_is_skipped_unless_one_is_required(monkeypatch: pyt
         gpu_at_hand()
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_preparing_a_machine_names_what_is_missing_before_anything_is_done(tmp_path: Path) -> None:
-    for name, content in {
-        "nvidia-smi": "echo 580.65.06",
-        "id": "echo 1000",
-        "python3": 'case "$2" in *venv*) exit 1;; *version*) echo python3.11;; *Python.h*) exit 1;; *) exit 3;; esac',
-    }.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{content}\n")
-        (tmp_path / name).chmod(0o755)
-    for name in ("bash", "dirname", "head"):
-        (tmp_path / name).symlink_to(shutil.which(name) or "")
-    script = Path(__file__).parent / "gpu" / "prepare.sh"
-    done = subprocess.run(
-        ["bash", str(script)], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert "python3.11-venv python3.11-dev g++ (Debian's names) must be installed" in done.stderr
+def test_the_stand_in_has_what_cuda_bindings_have_and_the_module_calls() -> None:
+    real = pytest.importorskip("cuda.bindings.driver")
+    stand_in = Bindings("cuda.bindings.driver")
+    used = set(re.findall(r"driver\.((?:cu|CU)[\w.]*\w)", inspect.getsource(module)))
+    assert used >= set(Bindings.CALLS)
+    for name in sorted(used):
+        operator.attrgetter(name)(real)
+        operator.attrgetter(name)(stand_in)
+    for name, count in Bindings.CALLS.items():
+        assert len(inspect.signature(getattr(real, name)).parameters) == count, name
+    with pytest.raises(AttributeError, match="has no cuGraphUpload"):
+        stand_in.cuGraphUpload  # noqa: B018
+
+
+def test_a_kernel_that_a_cubin_lacks_is_named(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Module:
+        def get_function(self, name: str) -> None:
+            raise driver.Error("named symbol not found")
+
+    monkeypatch.setattr(driver, "module_from_buffer", lambda _: Module(), raising=False)
+    message = r"have no philox_normal \(named symbol not found\): .*this notewave's source\. .*notewave build"
+    with pytest.raises(BackendError, match=message), CudaDevice() as device:
+        device.kernels(b"a cubin")
 
 
 def test_a_failed_call_says_whether_the_process_can_go_on(driver: Driver) -> None:
