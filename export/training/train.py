@@ -16,7 +16,7 @@ from notewave.export.training.vocoder import train_vocoder
 from notewave.export.vocoders import load_vocoder
 from notewave.voice import Sampling, Voice
 
-SAMPLING = Sampling("dpmpp-2m", steps=4, guidance=1.25)
+SAMPLING = Sampling("dpmpp-2m", steps=4, guidance=1.2)
 LICENCE = "Apache-2.0"
 PAIRED_SONGS, PAIRED_SEGMENTS = 32, 6  # vocoded from generated mels while the vocoder trains
 
