@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from notewave.benchmarks.judges import (
@@ -39,7 +38,7 @@ from notewave.benchmarks.songs import HELD_OUT, held_out_tokens
 from notewave.codec import Notes, Tokens, decode_tokens
 from notewave.errors import BackendError, MidiError, OutputError
 from notewave.export.training.data import SEGMENT_SAMPLES, SOUNDFONT, fluidsynth
-from notewave.export.training.vocoder import evaluation_loss
+from notewave.export.training.distance import stft_loss
 from notewave.files import atomic_file
 from notewave.mel import SEGMENT_SECONDS, log_mel
 from notewave.midi import tokenize
@@ -268,12 +267,12 @@ def _note_scores(
 
 def _vocoder_scores(transcriber: Transcriber, synthesizer: Synthesizer, song: Reference) -> dict[str, float]:
     """What vocoding alone costs: FluidSynth's mel by the voice's vocoder, and by Griffin-Lim."""
-    written, true = PitchedNotes.of(song.notes), torch.from_numpy(song.samples)[None]
+    written = PitchedNotes.of(song.notes)
     sounds = {"vocoder": synthesizer.vocode(song.mel).samples, "griffin_lim": GriffinLim()(song.mel[None], 0)[0]}
     scores = {}
     for name, samples in sounds.items():
         scores[f"note_f1_{name}"] = note_f1(transcriber(samples), written) if len(written.pitches) else NAN
-        scores[f"stft_{name}"] = evaluation_loss(torch.from_numpy(samples)[None], true)
+        scores[f"stft_{name}"] = stft_loss(samples, song.samples)
     return scores
 
 

@@ -222,13 +222,22 @@ class SimulatedDevice:
 
     def upload(self, target: int, source: np.ndarray, stream: Stream) -> None:
         ranges = ([], [(target, source.nbytes)])
-        move = lambda: ctypes.memmove(target, source.ctypes.data, source.nbytes)  # noqa: E731
-        self.submit(stream, Operation("upload", lambda: ranges, move, staged=source))
+        self.submit(
+            stream,
+            Operation(
+                "upload",
+                lambda: ranges,
+                lambda: ctypes.memmove(target, source.ctypes.data, source.nbytes),
+                staged=source,
+            ),
+        )
 
     def download(self, target: np.ndarray, source: int, stream: Stream) -> None:
         ranges = ([(source, target.nbytes)], [])
-        move = lambda: ctypes.memmove(target.ctypes.data, source, target.nbytes)  # noqa: E731
-        self.submit(stream, Operation("download", lambda: ranges, move))
+        self.submit(
+            stream,
+            Operation("download", lambda: ranges, lambda: ctypes.memmove(target.ctypes.data, source, target.nbytes)),
+        )
 
     def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
         ranges = ([(source, size)], [(target, size)])
@@ -253,8 +262,14 @@ class SimulatedDevice:
 
     def _kernel(self, name: str) -> Callable[..., None]:
         def launch(grid: tuple[int, int, int], stream: Stream, *arguments: float) -> None:
-            ranges = lambda: kernel_ranges(name, grid[1], arguments)  # noqa: E731
-            self.submit(stream, Operation(name, ranges, lambda: host_kernels.launch(name, grid, THREADS, *arguments)))
+            self.submit(
+                stream,
+                Operation(
+                    name,
+                    lambda: kernel_ranges(name, grid[1], arguments),
+                    lambda: host_kernels.launch(name, grid, THREADS, *arguments),
+                ),
+            )
 
         return launch
 

@@ -1,10 +1,10 @@
 """A network that hears pitches in sound: the ear that the vocoder's training adds to spectral losses.
 
-Spectral losses weigh all windows and bins alike, so a tone 20 dB below the one an octave above it hardly counts, though
-it is heard as a note of its own. A small transcriber, taught on the same recordings what sounds and what starts, and
-then held fixed, compares what is heard in the vocoder's sound and the true one (perceptual loss: Johnson et al. 2016).
+Spectral losses are means over all bins of all windows, so a tone 20 dB below the one an octave above it hardly counts,
+though it is heard as a note of its own. A small transcriber, taught on the same recordings what sounds and what starts,
+and then held fixed, compares what is heard in the vocoder's sound and the true one (Johnson et al. 2016).
 
-Letters: B batch, V frames, n samples, S octave-spaced bins (3 a semitone), P pitches from LOWEST on, C channels.
+Letters: B batch, V frames, n samples, S bins on a scale of semitones, P pitches from LOWEST on, C channels.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from notewave.mel import HOP, SAMPLE_RATE, WINDOW
@@ -71,7 +72,7 @@ class Listener(nn.Module):
         return (magnitude @ self.get_buffer(f"scale_{size}") + FLOOR).log() * 0.25 + 1.5
 
 
-def _semitones(hertz: np.ndarray, size: int) -> np.ndarray:
+def _semitones(hertz: NDArray[np.float64], size: int) -> NDArray[np.float32]:
     """Weights [size / 2 + 1, S]: triangles around each frequency, a bin of the spectrum or of the scale wide."""
     centres = hertz * size / SAMPLE_RATE
     widths = np.maximum(1.0, centres * (2 ** (1 / (12 * BINS)) - 1))

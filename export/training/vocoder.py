@@ -29,6 +29,7 @@ from notewave.codec import decode_tokens
 from notewave.errors import VoiceError
 from notewave.export.training.config import VocoderTraining
 from notewave.export.training.data import load_song
+from notewave.export.training.distance import stft_loss
 from notewave.export.training.listener import HIGHEST, LOWEST, Listener, hearing_losses
 from notewave.export.training.loop import low_precision
 from notewave.export.training.symbolic import PITCHES, piano_rolls, pitch_loss
@@ -68,19 +69,6 @@ def spectral_loss(predicted: Tensor, true: Tensor, size: int) -> Tensor:
 def _magnitude(audio: Tensor, size: int) -> Tensor:
     window = torch.hann_window(size, device=audio.device)
     return torch.stft(audio, size, size // 4, window=window, center=False, return_complex=True).abs()
-
-
-def evaluation_loss(predicted: Tensor, true: Tensor) -> float:
-    """Multi-resolution STFT loss with the settings of Parallel WaveGAN (Yamamoto et al. 2020); audio [B, n]."""
-    total = 0.0
-    for size, hop, width in ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240)):
-        window = torch.hann_window(width, device=true.device)
-        ours, theirs = (
-            torch.stft(audio, size, hop, width, window, return_complex=True).abs().square().clamp(min=1e-7).sqrt()
-            for audio in (predicted, true)
-        )
-        total += float((ours - theirs).norm() / theirs.norm() + F.l1_loss(ours.log(), theirs.log()))
-    return total / 3
 
 
 @dataclass(frozen=True)
@@ -252,14 +240,14 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, recordings: Sequence[Recording], seconds: float = 10.0) -> dict[str, float]:
-        """Evaluation loss and mel L1 (of bins above -8 nats) of the averaged weights on the starts of recordings."""
+        """STFT loss and mel L1 (of bins above -8 nats) of the averaged weights on the starts of recordings."""
         stft, mel = [], []
         for recording in recordings:
             samples = recording.samples[: int(seconds * SAMPLE_RATE) // HOP * HOP] / np.float32(32767)
             audio = torch.from_numpy(samples)[None]
             true = log_mel(F.pad(audio, (0, HOP)))
             predicted = self.average(true, torch.zeros(1, dtype=torch.int64))
-            stft.append(evaluation_loss(predicted, audio))
+            stft.append(stft_loss(predicted[0].numpy(), samples))
             mel.append(float((log_mel(F.pad(predicted, (0, HOP))) - true).abs()[true > -8].mean()))
         return {"valid_stft": float(np.mean(stft)), "valid_mel": float(np.mean(mel))}
 
