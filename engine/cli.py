@@ -21,6 +21,7 @@ from notewave.backend import BACKENDS
 from notewave.errors import NotewaveError
 from notewave.mel import SEGMENT_SECONDS, MelStream
 from notewave.plans import FLAVOURS
+from notewave.plans import PRECISIONS as PLAN_PRECISIONS
 from notewave.synthesizer import DEFAULT_VOICE, GRIFFIN_LIM
 from notewave.voice import PRECISIONS
 
@@ -223,7 +224,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
     build = add("build", _build, "build a voice's TensorRT plans")
     build.add_argument("voice", metavar="VOICE")
-    build.add_argument("--precision", default="fp16", choices=["fp32", "fp16", "bf16"])
+    build.add_argument("--precision", default=PLAN_PRECISIONS[0], choices=PLAN_PRECISIONS)
     build.add_argument("--compute-capability", metavar="8.9", type=_capability, help="default: that of the GPU here")
     build.add_argument("--flavour", choices=FLAVOURS, help="default: the first one installed that builds for that GPU")
 
