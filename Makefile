@@ -6,12 +6,12 @@ PYTHON ?= python3
 TENSORRT ?= tensorrt
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
-FOLDERS := engine export export/training kernels benchmarks
+FOLDERS := $(shell find engine export kernels benchmarks -type d -not -name __pycache__ -not -path "engine/bundled/*")
 
 .PHONY: demo test bench gpu-test gpu-bench clean
 
 demo: .venv/render
-	$(BIN)/notewave render engine/songs/band.mid --out demo.wav --plot demo.png
+	$(BIN)/notewave render engine/bundled/songs/band.mid --out demo.wav --plot demo.png
 
 test: .venv/develop
 	$(BIN)/ruff check
@@ -21,7 +21,7 @@ test: .venv/develop
 
 bench: .venv/develop
 	mkdir -p build
-	$(BIN)/notewave bench --song engine/songs/band.mid --minutes 1 30 --json build/bench.json --plot build/bench.png
+	$(BIN)/notewave bench --song engine/bundled/songs/band.mid --minutes 1 30 --json build/bench.json --plot build/bench.png
 	$(BIN)/notewave bench roofline --json build/roofline.json --plot build/roofline.png
 
 gpu-test: .venv/gpu-$(TENSORRT)

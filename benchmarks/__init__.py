@@ -1,1 +1,1 @@
-"""notewave.benchmarks"""
+"""Speed and quality, measured: a trial, what is compared with it, and reports."""

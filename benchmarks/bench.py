@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from notewave.backend import BACKENDS, Backend
+from notewave.backends.protocol import BACKENDS, Backend
 from notewave.benchmarks.clock import CLOCK, add_clock_arguments, set_clock
 from notewave.benchmarks.report import (
     Case,
@@ -36,13 +36,13 @@ from notewave.benchmarks.report import (
     new_figure,
     save_plot,
 )
-from notewave.codec import EOS, EVENT_END, MAX_TOKENS, SPECIAL, Tokens
 from notewave.errors import BackendError, SamplingError
-from notewave.mel import FRAMES, MELS, SEGMENT_SECONDS, from_network
-from notewave.midi import tokenize
+from notewave.song.codec import EOS, EVENT_END, MAX_TOKENS, SPECIAL, Tokens
+from notewave.song.midi import tokenize
+from notewave.sound.mel import FRAMES, MELS, SEGMENT_SECONDS, from_network
+from notewave.sound.stream import VocoderStream
 from notewave.synthesizer import DEFAULT_VOICE, SamplingOptions, Synthesizer
-from notewave.vocoder import VocoderStream
-from notewave.voice import DESCRIPTION, FileRecord, Voice
+from notewave.voice.folder import DESCRIPTION, FileRecord, Voice
 
 TYPICAL_TOKENS = 300  # of a segment: General MIDI songs average 220 to 670
 COLUMNS = (

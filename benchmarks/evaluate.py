@@ -34,18 +34,18 @@ from notewave.benchmarks.judges import (
     seam_score,
 )
 from notewave.benchmarks.report import grid, machine
-from notewave.benchmarks.songs import HELD_OUT, held_out_tokens
-from notewave.codec import Notes, Tokens, decode_tokens
 from notewave.errors import BackendError, MidiError, OutputError
-from notewave.export.training.data import SEGMENT_SAMPLES, SOUNDFONT, fluidsynth
-from notewave.export.training.distance import stft_loss
+from notewave.export.material.excerpts import HELD_OUT, held_out_tokens
+from notewave.export.material.songs import SEGMENT_SAMPLES, SOUNDFONT, fluidsynth
 from notewave.files import atomic_file
-from notewave.mel import SEGMENT_SECONDS, log_mel
-from notewave.midi import tokenize
-from notewave.plot import save_mel_picture
+from notewave.song.codec import Notes, Tokens, decode_tokens
+from notewave.song.midi import tokenize
+from notewave.sound.distance import stft_loss
+from notewave.sound.mel import SEGMENT_SECONDS, log_mel
+from notewave.sound.plot import save_mel_picture
+from notewave.sound.stream import GriffinLim
 from notewave.synthesizer import SamplingOptions, Synthesizer
-from notewave.vocoder import GriffinLim
-from notewave.voice import DESCRIPTION, FileRecord
+from notewave.voice.folder import DESCRIPTION, FileRecord
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -148,7 +148,7 @@ def evaluate(
     vocoder: str | None = None,
     **options: Unpack[SamplingOptions],
 ) -> Report:
-    """Judge a voice on songs: MIDI files, or "piano" and "band": the held-out sets of ``notewave.benchmarks.songs``.
+    """Judge a voice on songs: MIDI files, or "piano" and "band", the held-out sets of ``export.material.excerpts``.
 
     The first ``max_segments`` segments of each song count. The folder ``out`` gets report.json and each song's picture:
     FluidSynth's mel and the voice's. soundfont: what FluidSynth plays on. voice, backend, threads, vocoder, options: as

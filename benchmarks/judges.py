@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from notewave.codec import Notes
 from notewave.errors import BackendError
-from notewave.mel import FRAMES, HOP, SAMPLE_RATE
+from notewave.song.codec import Notes
+from notewave.sound.mel import FRAMES, HOP, SAMPLE_RATE
 
 ONSET_TOLERANCE_S = 0.05
 OVERLAP_FRAMES = 30  # that basic-pitch's windows share

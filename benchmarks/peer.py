@@ -37,17 +37,17 @@ from notewave.benchmarks.report import (
     new_figure,
     save_plot,
 )
-from notewave.codec import Tokens
 from notewave.errors import BackendError
 from notewave.kernels.reference import sampler_step
-from notewave.mel import FRAMES, MELS, SEGMENT_SECONDS
-from notewave.midi import SUSTAIN, tokenize
-from notewave.samplers import sampler_table
+from notewave.sampling.samplers import sampler_table
+from notewave.song.codec import Tokens
+from notewave.song.midi import SUSTAIN, tokenize
+from notewave.sound.mel import FRAMES, MELS, SEGMENT_SECONDS
 from notewave.synthesizer import Synthesizer
-from notewave.voice import DESCRIPTION, PRECISIONS, Voice
+from notewave.voice.folder import DESCRIPTION, PRECISIONS, Voice
 
 if TYPE_CHECKING:
-    from notewave.export.checkpoints import Checkpoint
+    from notewave.export.checkpoints.diffusers import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ def exported(checkpoint: Path, precision: str) -> Voice:
     from notewave.export.convert import export_checkpoint
 
     digest = hashlib.sha256()
-    for path in sorted(Path(export.__file__).parent.glob("*.py")):
+    for path in sorted(Path(export.__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     for path in sorted(checkpoint.rglob("*.*")):
         digest.update(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
@@ -366,7 +366,7 @@ def run(options: argparse.Namespace) -> None:
 
 def network_cases(peer: Peer, voices: Sequence[Voice], options: argparse.Namespace, folder: Path) -> list[Case]:
     """Segments of the peer, of our voices of the same weights and of our modules; a folder takes the peer's mels."""
-    from notewave.export.checkpoints import load_diffusers
+    from notewave.export.checkpoints.diffusers import load_diffusers
 
     song = synthetic_song(options.tokens, 2)
     our_steps = options.our_steps or voices[0].sampling.steps

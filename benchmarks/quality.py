@@ -29,9 +29,9 @@ from notewave.benchmarks.report import (
     new_figure,
     save_plot,
 )
-from notewave.codec import Tokens
-from notewave.mel import SEGMENT_SECONDS, log_mel
-from notewave.samplers import SAMPLERS
+from notewave.sampling.samplers import SAMPLERS
+from notewave.song.codec import Tokens
+from notewave.sound.mel import SEGMENT_SECONDS, log_mel
 from notewave.synthesizer import DEFAULT_VOICE, GRIFFIN_LIM, SamplingOptions, Synthesizer
 
 STEPS = (2, 4, 6, 8, 12, 20, 50)
@@ -78,7 +78,7 @@ class Judge:
         """Raises what ``evaluate`` raises."""
         from notewave.benchmarks.evaluate import check_tools, play_reference, song_tokens
         from notewave.benchmarks.judges import PitchedNotes, Transcriber
-        from notewave.export.training.data import SOUNDFONT
+        from notewave.export.material.songs import SOUNDFONT
 
         check_tools(SOUNDFONT)
         self.transcriber = Transcriber()

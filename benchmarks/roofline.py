@@ -34,11 +34,11 @@ from notewave.benchmarks.report import (
     new_figure,
     save_plot,
 )
-from notewave.contracts import NETWORKS, Dimensions, contracts
-from notewave.mel import FRAMES, HOP, MELS
+from notewave.sound.mel import FRAMES, HOP, MELS
+from notewave.sound.stream import VocoderStream
 from notewave.synthesizer import DEFAULT_VOICE
-from notewave.vocoder import VocoderStream
-from notewave.voice import VocoderTraits, Voice
+from notewave.voice.contracts import NETWORKS, Dimensions, contracts
+from notewave.voice.folder import VocoderTraits, Voice
 
 OPERATORS = ("MatMul", "Gemm", "MatMulInteger", "Conv", "ConvInteger", "ConvTranspose", "Attention")  # that are counted
 NUMBER_BYTES = {"int8": 1, "uint8": 1, "float16": 2, "bfloat16": 2, "float": 4, "double": 8}  # by ONNX Runtime's name

@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from notewave.audio import Audio
     from notewave.errors import (
         BackendError,
         MidiError,
@@ -19,9 +18,10 @@ if TYPE_CHECKING:
         TrainingError,
         VoiceError,
     )
-    from notewave.midi import tokenize
+    from notewave.song.midi import tokenize
+    from notewave.sound.audio import Audio
     from notewave.synthesizer import Synthesizer
-    from notewave.voice import Voice, bundled_voices
+    from notewave.voice.folder import Voice, bundled_voices
 
 __all__ = [
     "Audio",
@@ -40,11 +40,11 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Audio": "audio",
+    "Audio": "sound.audio",
     "Synthesizer": "synthesizer",
-    "Voice": "voice",
-    "bundled_voices": "voice",
-    "tokenize": "midi",
+    "Voice": "voice.folder",
+    "bundled_voices": "voice.folder",
+    "tokenize": "song.midi",
 }
 
 

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 import notewave
-from notewave.backend import BACKENDS
+from notewave.backends.protocol import BACKENDS
+from notewave.backends.trt.plans import FLAVOURS
+from notewave.backends.trt.plans import PRECISIONS as PLAN_PRECISIONS
 from notewave.errors import NotewaveError
-from notewave.mel import SEGMENT_SECONDS, MelStream
-from notewave.plans import FLAVOURS
-from notewave.plans import PRECISIONS as PLAN_PRECISIONS
+from notewave.sound.mel import SEGMENT_SECONDS, MelStream
 from notewave.synthesizer import DEFAULT_VOICE, GRIFFIN_LIM
-from notewave.voice import PRECISIONS
+from notewave.voice.folder import PRECISIONS
 
 _EXTRAS = {  # what a command needs installed beside the runtime
     "export": "export",
@@ -86,8 +86,8 @@ def _ending_on_sigterm() -> Iterator[None]:
 def _render(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from notewave.audio import audio_file
-    from notewave.plot import check_picture, save_mel_picture
+    from notewave.sound.audio import audio_file
+    from notewave.sound.plot import check_picture, save_mel_picture
 
     start = time.perf_counter()
     tokens = notewave.tokenize(options.song, strict=options.strict)
@@ -141,7 +141,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _build(options: argparse.Namespace) -> None:
-    from notewave.export.build import build_plans
+    from notewave.export.plans.build import build_plans
 
     voice = notewave.Voice.load(options.voice)
     folder = build_plans(voice, options.precision, options.compute_capability, flavour=options.flavour)

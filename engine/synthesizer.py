@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from notewave.audio import Audio
-from notewave.backend import Job, Run, open_backend
+from notewave.backends.protocol import Job, Run, open_backend
 from notewave.checks import is_integer, is_number, quoted
-from notewave.codec import EOS, EVENT_END, MAX_TOKENS, Tokens
 from notewave.errors import BackendError, MidiError, SamplingError, VoiceError
-from notewave.mel import FRAMES, MELS, from_network
-from notewave.midi import MidiSource, tokenize
-from notewave.samplers import sampler_table
-from notewave.vocoder import GriffinLim, Vocode, VocoderStream
-from notewave.voice import MAX_GUIDANCE, VocoderTraits, Voice
+from notewave.sampling.samplers import sampler_table
+from notewave.song.codec import EOS, EVENT_END, MAX_TOKENS, Tokens
+from notewave.song.midi import MidiSource, tokenize
+from notewave.sound.audio import Audio
+from notewave.sound.mel import FRAMES, MELS, from_network
+from notewave.sound.stream import GriffinLim, Vocode, VocoderStream
+from notewave.voice.folder import MAX_GUIDANCE, VocoderTraits, Voice
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -37,7 +37,7 @@ MAX_LOG_MEL = 50.0  # either way; the loudest magnitude is MAGNITUDE_MAX, 18 in 
 class SamplingOptions(TypedDict, total=False):
     """What ``render``, ``stream`` and ``spectrogram`` take beside the song; what is left out comes from the voice."""
 
-    sampler: str | None  # a name in notewave.samplers.SAMPLERS
+    sampler: str | None  # a name in notewave.sampling.samplers.SAMPLERS
     steps: int | None  # denoising steps of a segment
     guidance: float | None  # classifier-free guidance weight; 1 is none, and costs nothing
     seed: int  # 0 (the default) to 2**64 - 1; the same seed gives the same song on every backend
@@ -157,7 +157,7 @@ class Synthesizer:
 
 
 class HostSound:
-    """A run's song through a vocoder that takes its mel from the host's memory; see ``notewave.backend.Sound``."""
+    """A run's song through a vocoder that takes its mel from the host's memory; see ``protocol.Sound``."""
 
     def __init__(self, run: Run, vocode: Vocode, traits: VocoderTraits) -> None:
         self._run, self._vocoder = run, VocoderStream(vocode, traits)

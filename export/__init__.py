@@ -1,1 +1,1 @@
-"""notewave.export"""
+"""Checkpoints and training to voices, voices to plans: all that needs PyTorch or builds for a GPU."""

@@ -12,16 +12,16 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from notewave.contracts import contracts
 from notewave.errors import OutputError, VoiceError
-from notewave.export.checkpoints import load_diffusers, random_checkpoint
-from notewave.export.graphs import WeightFile, export_graph, relative_error
-from notewave.export.modules import SpectrogramDiffusion, masked_bias
-from notewave.export.precision import store_half, store_int8
-from notewave.export.t5x import find_t5x, load_t5x
+from notewave.export.checkpoints.diffusers import load_diffusers, random_checkpoint
+from notewave.export.checkpoints.t5x import find_t5x, load_t5x
+from notewave.export.graphs.precision import store_half, store_int8
+from notewave.export.graphs.translate import WeightFile, export_graph, relative_error
+from notewave.export.networks import SpectrogramDiffusion, masked_bias
 from notewave.export.vocoders import MelGAN, Tonewheel, adopt_onnx_vocoder, export_vocoder_onnx
 from notewave.files import atomic_folder
-from notewave.voice import (
+from notewave.voice.contracts import contracts
+from notewave.voice.folder import (
     DESCRIPTION,
     PRECISIONS,
     FileRecord,
@@ -80,7 +80,7 @@ def export_checkpoint(
 
 
 def _convert_voice(voice: Voice, out: str | os.PathLike[str], precision: str, vocoder: Path | None) -> Voice:
-    from notewave.export.restore import restore_voice  # here, as it imports this module
+    from notewave.export.graphs.restore import restore_voice  # here, as it imports this module
 
     return export_voice(
         restore_voice(voice),

@@ -28,7 +28,7 @@ def reference_voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vocoded_voice(reference_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference voice with a small random vocoder."""
     from notewave.export.vocoders import Tonewheel, export_vocoder_onnx
-    from notewave.voice import FileRecord, Voice
+    from notewave.voice.folder import FileRecord, Voice
 
     folder = Path(shutil.copytree(reference_voice, tmp_path_factory.mktemp("voices") / "vocoded"))
     vocoder = Tonewheel(width=32, blocks=1)

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import pytest
 
-from notewave.device import CudaDevice
+from notewave.backends.device.driver import CudaDevice
 from notewave.errors import BackendError
 
 REQUIRED = "NOTEWAVE_GPU_REQUIRED"  # set by make gpu-test, where a GPU that cannot be used is a failure

@@ -22,7 +22,7 @@ import onnx
 import onnxruntime
 
 from notewave.errors import BackendError
-from notewave.export.typed import runnable_on_cpu
+from notewave.export.plans.typed import runnable_on_cpu
 from notewave.kernels.loader import SIGNATURES, THREADS
 
 Range = tuple[int, int]  # address, bytes
@@ -160,7 +160,7 @@ class Graph:
 
 
 class SimulatedDevice:
-    """Stands in for notewave.device.CudaDevice."""
+    """Stands in for notewave.backends.device.driver.CudaDevice."""
 
     name = "simulated GPU"
     driver = "13.0"

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from notewave.mel import HOP, MELS
-from notewave.voice import FileRecord, VocoderTraits, Voice, graph_name
+from notewave.sound.mel import HOP, MELS
+from notewave.voice.folder import FileRecord, VocoderTraits, Voice, graph_name
 
 
 def sounding_voice(reference: Path, folder: Path) -> Voice:

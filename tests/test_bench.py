@@ -23,15 +23,15 @@ from notewave.benchmarks.peer import PEER, Timing
 from notewave.benchmarks.quality import Way, ways
 from notewave.benchmarks.report import Case, Result, Spread, compare
 from notewave.benchmarks.roofline import CARDS, Product, operations, predict, products, trace, windows
-from notewave.codec import EOS
-from notewave.contracts import NETWORKS, contracts
 from notewave.errors import NotewaveError, OutputError, SamplingError
-from notewave.export.checkpoints import RANDOM_SIZES
-from notewave.export.training.data import SOUNDFONT
-from notewave.mel import FRAMES, HOP
-from notewave.midi import read_midi, tokenize
+from notewave.export.checkpoints.diffusers import RANDOM_SIZES
+from notewave.export.material.songs import SOUNDFONT
+from notewave.song.codec import EOS
+from notewave.song.midi import read_midi, tokenize
+from notewave.sound.mel import FRAMES, HOP
 from notewave.synthesizer import Synthesizer
-from notewave.voice import VocoderTraits, Voice
+from notewave.voice.contracts import NETWORKS, contracts
+from notewave.voice.folder import VocoderTraits, Voice
 
 DATA = Path(__file__).parent / "data"
 BASE = RANDOM_SIZES["base"]
@@ -225,7 +225,7 @@ def test_operations_are_those_counted_by_hand() -> None:
 
 def test_graphs_are_counted_as_they_run(reference_voice: Path) -> None:
     torch = pytest.importorskip("torch")
-    from notewave.export.modules import SpectrogramDiffusion
+    from notewave.export.networks import SpectrogramDiffusion
 
     voice = Voice.load(reference_voice)
     size, batch, tokens, steps = voice.dimensions, 2, 20, 3
@@ -403,7 +403,7 @@ def test_speedups_are_taken_round_by_round() -> None:
 
 def test_our_modules_and_engine_take_turns(reference_voice: Path) -> None:
     pytest.importorskip("torch")
-    from notewave.export.checkpoints import load_diffusers
+    from notewave.export.checkpoints.diffusers import load_diffusers
 
     song = synthetic_song(20, 2)
     engine = peer.Engine(Voice.load(reference_voice), 1, song, 3)

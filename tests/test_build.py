@@ -13,12 +13,12 @@ from default_voice import default_voice
 from simulated_device import SimulatedDevice, SimulatedTensorRT, SimulatedTensorRTRTX, simulated_plan
 from sounding_voice import sounding_voice
 
-from notewave import plans
+from notewave.backends.trt import plans
+from notewave.backends.trt.plans import DESCRIPTION, PlanRecord, check_plans, find_plans, plans_home, target_of
 from notewave.errors import BackendError, VoiceError
-from notewave.export.build import build_plans, timing_cache
+from notewave.export.plans.build import build_plans, timing_cache
 from notewave.kernels import loader
-from notewave.plans import DESCRIPTION, PlanRecord, check_plans, find_plans, plans_home, target_of
-from notewave.voice import Voice
+from notewave.voice.folder import Voice
 
 GENERATIONS = [(7, 5), (8, 0), (8, 9), (12, 0)]
 
@@ -72,7 +72,7 @@ def test_voices_of_8_bit_weights_are_refused(voice: Voice, home: Path) -> None:
 def test_other_precisions_build(precision: str, voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx")
     known = plans.voice_contracts(voice)
-    monkeypatch.setattr("notewave.export.build.voice_contracts", lambda _: {"decoder": known["decoder"]})
+    monkeypatch.setattr("notewave.export.plans.build.voice_contracts", lambda _: {"decoder": known["decoder"]})
     folder = build_plans(voice, precision, (8, 9))
     assert (folder / "decoder.plan").stat().st_size > 100_000
 
@@ -81,7 +81,7 @@ def test_a_graph_that_tensorrt_refuses_gives_its_reason(
     voice: Voice, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr("notewave.export.build._Compiler._allow_unfused_attention", lambda *_: None)
+    monkeypatch.setattr("notewave.export.plans.build._Compiler._allow_unfused_attention", lambda *_: None)
     with pytest.raises(
         BackendError, match=r"cannot build a fp32 plan for compute capability 8\.9: .*Attention.*not supported"
     ):
@@ -112,7 +112,7 @@ def test_without_a_gpu_the_capability_must_be_named(voice: Voice) -> None:
 
 
 def test_tensorrt_builds_only_for_the_gpu_at_hand(voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("notewave.export.build._local_capability", lambda: (8, 6))
+    monkeypatch.setattr("notewave.export.plans.build._local_capability", lambda: (8, 6))
     trt = SimulatedTensorRT(SimulatedDevice())
     with pytest.raises(BackendError, match=r"builds only for the GPU of this machine.*not of compute capability 8\.9"):
         build_plans(voice, "fp16", (8, 9), trt=trt, compile_plan=simulated_plan)
@@ -127,7 +127,7 @@ def test_of_two_tensorrts_the_one_that_can_builds_unless_one_is_named(
     for name, trt in installed.items():
         trt.Builder = object
         monkeypatch.setitem(sys.modules, name, trt)
-    monkeypatch.setattr("notewave.export.build._local_capability", lambda: (7, 5))
+    monkeypatch.setattr("notewave.export.plans.build._local_capability", lambda: (7, 5))
 
     def built(precision: str, capability: tuple[int, int] | None, flavour: str | None = None) -> str:
         folder = build_plans(voice, precision, capability, flavour=flavour, compile_plan=simulated_plan)
@@ -143,7 +143,7 @@ def test_of_two_tensorrts_the_one_that_can_builds_unless_one_is_named(
 
 
 def test_a_new_build_leaves_no_kernels_of_an_older_source(voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("notewave.export.build.compile_kernels", lambda _: b"a cubin")
+    monkeypatch.setattr("notewave.export.plans.build.compile_kernels", lambda _: b"a cubin")
     trt, source, names = SimulatedTensorRTRTX(SimulatedDevice()), loader.source, []
     for change in ("", "// changed"):
         monkeypatch.setattr(loader, "source", lambda name=loader.SOURCE, change=change: source(name) + change)
@@ -168,7 +168,7 @@ def test_a_build_that_fails_leaves_older_plans_alone(voice: Voice) -> None:
 
 
 def test_tensorrt_itself_builds_float32_for_turing_too(voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("notewave.export.build._local_capability", lambda: (7, 5))
+    monkeypatch.setattr("notewave.export.plans.build._local_capability", lambda: (7, 5))
     trt, built = SimulatedTensorRT(SimulatedDevice()), []
 
     def compile_plan(graph: bytes, shapes: object, precision: str) -> bytes:

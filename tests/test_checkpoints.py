@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from notewave.errors import VoiceError
-from notewave.export.checkpoints import RANDOM_SIZES, load_diffusers, random_checkpoint
-from notewave.export.modules import SpectrogramDiffusion
-from notewave.voice import NoiseSchedule
+from notewave.export.checkpoints.diffusers import RANDOM_SIZES, load_diffusers, random_checkpoint
+from notewave.export.networks import SpectrogramDiffusion
+from notewave.voice.folder import NoiseSchedule
 
 REFERENCE = Path(__file__).parent / "data" / "reference" / "checkpoint"
 PARTS = ("notes_encoder", "continuous_encoder", "decoder")
@@ -191,7 +191,7 @@ def test_hub_ids_are_found_in_the_local_cache(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from notewave.errors import VoiceError\n"
-        "from notewave.export.checkpoints import load_diffusers\n"
+        "from notewave.export.checkpoints.diffusers import load_diffusers\n"
         "print(load_diffusers('someone/reference').model.size.width)\n"
         "try:\n    load_diffusers('someone/absent')\nexcept VoiceError as error:\n    print(error)\n"
     )

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from notewave.backends.ort.backend import OrtRun
 from notewave.cli import main
-from notewave.ort_backend import OrtRun
 
 
 def test_render_writes_sound_and_picture(

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from notewave import codec
-from notewave.codec import EOS, EVENT_END, MAX_TOKENS, SEGMENT_STEPS, TIE, VOCABULARY, Notes, Tokens
 from notewave.errors import MidiError
+from notewave.song import codec
+from notewave.song.codec import EOS, EVENT_END, MAX_TOKENS, SEGMENT_STEPS, TIE, VOCABULARY, Notes, Tokens
 
 unhurried = settings(max_examples=60, deadline=None)  # other work may share the machine
 

@@ -15,8 +15,8 @@ from typing import ClassVar
 import pytest
 from gpu_at_hand import REQUIRED, gpu_at_hand
 
-from notewave import device as module
-from notewave.device import CudaDevice
+from notewave.backends.device import driver as module
+from notewave.backends.device.driver import CudaDevice
 from notewave.errors import BackendError
 
 

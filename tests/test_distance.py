@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from notewave.export.training.distance import SETTINGS, stft_loss
+from notewave.sound.distance import SETTINGS, stft_loss
 
 
 def test_the_stft_loss_is_torch_s_stft_s() -> None:

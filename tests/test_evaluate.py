@@ -8,12 +8,12 @@ import pytest
 
 from notewave.benchmarks import judges
 from notewave.benchmarks.evaluate import evaluate
-from notewave.benchmarks.songs import HELD_OUT, held_out_tokens
-from notewave.codec import Notes, decode_tokens
 from notewave.errors import BackendError, MidiError, OutputError
-from notewave.export.training.data import SOUNDFONT
-from notewave.export.training.pieces import CORPUS_WEIGHTS
-from notewave.mel import FRAMES, MELS, SAMPLE_RATE, log_mel
+from notewave.export.material.excerpts import HELD_OUT, held_out_tokens
+from notewave.export.material.pieces import CORPUS_WEIGHTS
+from notewave.export.material.songs import SOUNDFONT
+from notewave.song.codec import Notes, decode_tokens
+from notewave.sound.mel import FRAMES, MELS, SAMPLE_RATE, log_mel
 
 MIDI = Path(__file__).parent / "data" / "midi"
 needs_fluidsynth = pytest.mark.skipif(

@@ -15,15 +15,15 @@ import onnxruntime
 import pytest
 import torch
 
-from notewave.contracts import NETWORKS, Dimensions, contracts
 from notewave.errors import OutputError, VoiceError
-from notewave.export.checkpoints import load_diffusers, random_checkpoint
+from notewave.export.checkpoints.diffusers import load_diffusers, random_checkpoint
 from notewave.export.convert import export_checkpoint, export_voice
-from notewave.export.graphs import WeightFile, export_graph, relative_error
-from notewave.export.modules import TimeEmbedding
-from notewave.export.precision import store_half, store_int8
+from notewave.export.graphs.precision import store_half, store_int8
+from notewave.export.graphs.translate import WeightFile, export_graph, relative_error
+from notewave.export.networks import TimeEmbedding
 from notewave.synthesizer import Synthesizer
-from notewave.voice import NoiseSchedule, Sampling, Voice
+from notewave.voice.contracts import NETWORKS, Dimensions, contracts
+from notewave.voice.folder import NoiseSchedule, Sampling, Voice
 
 REFERENCE = Path(__file__).parent / "data" / "reference"
 RECORDED = np.load(REFERENCE / "reference.npz")

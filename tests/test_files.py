@@ -10,8 +10,8 @@ import pytest
 import soundfile
 
 from notewave import Audio, OutputError
-from notewave.audio import FORMATS, audio_file
 from notewave.files import atomic_file, atomic_folder, check_writable
+from notewave.sound.audio import FORMATS, audio_file
 
 
 def test_file_appears_at_the_end_only(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from gpu_at_hand import gpu_at_hand
 
 from notewave.kernels import loader
 from notewave.kernels.reference import mel_to_context, pcm16, philox_normal, sampler_step
-from notewave.mel import LOG_MIN, LOG_SCALE, from_network
+from notewave.sound.mel import LOG_MIN, LOG_SCALE, from_network
 
 SIZES = (1, 3, 4, 5, 127, 1024, 4099)
 OFFSETS = (0, 1)  # elements beyond an aligned address

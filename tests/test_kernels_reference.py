@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from notewave.audio import Audio
 from notewave.kernels.reference import mel_to_context, pcm16, philox, philox_normal
+from notewave.sound.audio import Audio
 
 
 @pytest.mark.parametrize(

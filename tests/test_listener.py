@@ -5,7 +5,7 @@ import torch
 
 from notewave.export.training.listener import BINS, HIGHEST, LOWEST, Listener, hearing_losses
 from notewave.export.training.symbolic import pitch_loss
-from notewave.mel import HOP, SAMPLE_RATE
+from notewave.sound.mel import HOP, SAMPLE_RATE
 
 FRAMES = 30
 TIME = torch.arange(FRAMES * HOP) / SAMPLE_RATE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from notewave.mel import (
+from notewave.sound.mel import (
     FFT,
     HOP,
     LOG_MAX,
@@ -86,7 +86,7 @@ def test_a_stream_of_chunks_has_the_mel_of_the_whole(length: int, chunk: int) ->
 
 def test_a_stream_keeps_less_than_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
     stream, sizes = MelStream(), []
-    monkeypatch.setattr("notewave.mel.stft", lambda samples: sizes.append(len(samples)) or stft(samples))
+    monkeypatch.setattr("notewave.sound.mel.stft", lambda samples: sizes.append(len(samples)) or stft(samples))
     for _ in range(50):
         stream.push(np.zeros(4 * HOP, np.float32))
     stream.finish()

@@ -12,8 +12,9 @@ import numpy as np
 import pretty_midi
 import pytest
 
-from notewave import MidiError, codec, tokenize
-from notewave.midi import MAX_BYTES, MidiSource, read_midi
+from notewave import MidiError, tokenize
+from notewave.song import codec
+from notewave.song.midi import MAX_BYTES, MidiSource, read_midi
 
 MIDI = Path(__file__).parent / "data" / "midi"
 REFERENCE = dict(np.load(MIDI / "tokens.npz"))  # what diffusers' MidiProcessor made of them, padded with 0

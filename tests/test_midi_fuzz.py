@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from notewave import MidiError, tokenize
-from notewave.codec import EOS, EVENT_END, MAX_TOKENS, TIE
+from notewave.song.codec import EOS, EVENT_END, MAX_TOKENS, TIE
 
 FILES = sorted((Path(__file__).parent / "data" / "midi").glob("*.mid"))
 

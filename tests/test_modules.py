@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from notewave.codec import PAD
-from notewave.contracts import Dimensions
-from notewave.export import modules
-from notewave.export.checkpoints import load_diffusers
+from notewave.export import networks as modules
+from notewave.export.checkpoints.diffusers import load_diffusers
+from notewave.song.codec import PAD
+from notewave.voice.contracts import Dimensions
 
 DATA = Path(__file__).parent / "data" / "reference"
 SIZE = Dimensions(24, 3, 10, 40, 2, 1, 3)  # heads x head width is not the width

@@ -11,12 +11,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from notewave import ort_backend
+from notewave.backends.ort import backend as ort_backend
+from notewave.backends.ort.backend import OrtBackend, execution_providers, tensorrt_options
+from notewave.backends.trt.plans import voice_contracts
 from notewave.errors import BackendError, VoiceError
-from notewave.mel import FRAMES, MELS
-from notewave.ort_backend import OrtBackend, execution_providers, tensorrt_options
-from notewave.plans import voice_contracts
-from notewave.voice import Voice
+from notewave.sound.mel import FRAMES, MELS
+from notewave.voice.folder import Voice
 
 
 @pytest.fixture(scope="module")

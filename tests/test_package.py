@@ -29,7 +29,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
     assert {name.split("/")[0] for name in names} <= {"notewave", "notewave-0.1.0.dist-info"}
-    for expected in ("py.typed", "synthesizer.py", "export/modules.py", "kernels/reference.py", "songs/demo.mid"):
+    for expected in (
+        "py.typed",
+        "synthesizer.py",
+        "export/networks.py",
+        "kernels/reference.py",
+        "bundled/songs/demo.mid",
+    ):
         assert f"notewave/{expected}" in names
     assert sum(item.file_size for item in wheel.infolist()) < 45 << 20
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from notewave import OutputError
-from notewave.mel import MELS
-from notewave.plot import MAX_COLUMNS, check_picture, save_mel_picture
+from notewave.sound.mel import MELS
+from notewave.sound.plot import MAX_COLUMNS, check_picture, save_mel_picture
 
 
 def test_pictures_that_cannot_be_drawn_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 import notewave
-from notewave import MidiError, SamplingError, Synthesizer, VoiceError, ort_backend
+from notewave import MidiError, SamplingError, Synthesizer, VoiceError
+from notewave.backends.ort import backend as ort_backend
 from notewave.checks import quoted
-from notewave.mel import FRAMES, HOP, MELS
+from notewave.sound.mel import FRAMES, HOP, MELS
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "reference" / "reference.npz")
 TOKENS = [row[row != 0] for row in REFERENCE["tokens"]]

@@ -4,20 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from notewave.codec import EOS, SLAKH_PROGRAM, Notes, decode_tokens, encode_notes
 from notewave.errors import TrainingError
-from notewave.export.training.config import CONFIGS, Data, load_config, parse_config
-from notewave.export.training.data import (
-    SEGMENT_SAMPLES,
-    SOUNDFONT,
-    Segments,
-    Song,
-    load_song,
-    make_data,
-    render_song,
-    save_song,
-)
-from notewave.export.training.pieces import (
+from notewave.export.material.pieces import (
     HELD_OUT_SCORES,
     PIANO,
     PROGRAMS,
@@ -29,6 +17,17 @@ from notewave.export.training.pieces import (
     held_out,
     medley,
 )
+from notewave.export.material.songs import (
+    SEGMENT_SAMPLES,
+    SOUNDFONT,
+    Segments,
+    Song,
+    load_song,
+    make_data,
+    render_song,
+    save_song,
+)
+from notewave.export.training.config import CONFIGS, Data, load_config, parse_config
 from notewave.export.training.symbolic import (
     PARTS,
     part_rolls,
@@ -37,7 +36,8 @@ from notewave.export.training.symbolic import (
     symbolic_batch,
     token_targets,
 )
-from notewave.mel import FRAMES, HOP, MELS, SEGMENT_SECONDS, log_mel
+from notewave.song.codec import EOS, SLAKH_PROGRAM, Notes, decode_tokens, encode_notes
+from notewave.sound.mel import FRAMES, HOP, MELS, SEGMENT_SECONDS, log_mel
 
 BAND = (
     Instrument(33, role="bass", low=28, high=55),

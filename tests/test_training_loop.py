@@ -11,16 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from notewave.codec import encode_notes
-from notewave.contracts import Dimensions
 from notewave.errors import TrainingError, VoiceError
-from notewave.export.modules import SpectrogramDiffusion
+from notewave.export.material.pieces import PIANO, compose
+from notewave.export.material.songs import SEGMENT_SAMPLES, Song, load_song, save_song
+from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.config import Config, Data, Stage
-from notewave.export.training.data import SEGMENT_SAMPLES, Song, load_song, save_song
 from notewave.export.training.diffusion import MelBatch, predict
 from notewave.export.training.loop import plain_state, scale_queries
 from notewave.export.training.pairs import make_pairs
-from notewave.export.training.pieces import PIANO, compose
 from notewave.export.training.stages import (
     fresh_model,
     plot_log,
@@ -30,7 +28,9 @@ from notewave.export.training.stages import (
     trained_model,
 )
 from notewave.export.training.train import write_voice
-from notewave.mel import FRAMES, LOG_MIN, MELS
+from notewave.song.codec import encode_notes
+from notewave.sound.mel import FRAMES, LOG_MIN, MELS
+from notewave.voice.contracts import Dimensions
 
 TINY = Dimensions(
     width=32, heads=2, head_width=16, feed_forward=48, note_encoder_layers=2, context_encoder_layers=1, decoder_layers=3

@@ -5,11 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from notewave.codec import DRUM, PAD, PROGRAM, SLAKH_PROGRAM, encode_notes
-from notewave.contracts import Dimensions
 from notewave.errors import TrainingError
-from notewave.export.modules import SpectrogramDiffusion, masked_bias
-from notewave.export.training.pieces import PIANO, band, compose
+from notewave.export.material.pieces import PIANO, band, compose
+from notewave.export.networks import SpectrogramDiffusion, masked_bias
 from notewave.export.training.structure import (
     TIME_FREQUENCIES,
     Slots,
@@ -19,6 +17,8 @@ from notewave.export.training.structure import (
     structure,
 )
 from notewave.export.training.symbolic import SymbolicBatch, SymbolicHeads, collate, piano_rolls, symbolic_forward
+from notewave.song.codec import DRUM, PAD, PROGRAM, SLAKH_PROGRAM, encode_notes
+from notewave.voice.contracts import Dimensions
 
 SIZE = Dimensions(256, 4, 64, 64, note_encoder_layers=2, context_encoder_layers=1, decoder_layers=3)
 

@@ -29,20 +29,20 @@ from simulated_device import (
 from sounding_voice import sounding_voice
 
 import notewave
-from notewave import trt_backend
-from notewave.backend import Job
-from notewave.codec import EOS, Tokens
+from notewave.backends.gpu import backend as trt_backend
+from notewave.backends.gpu.backend import KEPT_WORKSPACES, DeviceSound, TensorRTBackend, VocoderLane, Workspace
+from notewave.backends.ort.backend import OrtBackend
+from notewave.backends.protocol import Job
+from notewave.backends.trt.engines import _logger
+from notewave.backends.trt.plans import DESCRIPTION, MAX_BATCH
 from notewave.errors import BackendError
-from notewave.export.build import build_plans
+from notewave.export.plans.build import build_plans
 from notewave.kernels import loader
-from notewave.mel import FRAMES, HOP, MELS, from_network
-from notewave.ort_backend import OrtBackend
-from notewave.plans import DESCRIPTION, MAX_BATCH
-from notewave.samplers import sampler_table
-from notewave.trt_backend import KEPT_WORKSPACES, DeviceSound, TensorRTBackend, VocoderLane, Workspace
-from notewave.trt_module import _logger
-from notewave.vocoder import VocoderStream
-from notewave.voice import FileRecord, Voice
+from notewave.sampling.samplers import sampler_table
+from notewave.song.codec import EOS, Tokens
+from notewave.sound.mel import FRAMES, HOP, MELS, from_network
+from notewave.sound.stream import VocoderStream
+from notewave.voice.folder import FileRecord, Voice
 
 STEPS = 3
 TOLERANCE = 5e-5  # of float32 products that are summed in another order
@@ -59,7 +59,7 @@ def plans(voice: Voice, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     home = tmp_path_factory.mktemp("plans")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NOTEWAVE_PLANS", str(home))
-        patch.setattr("notewave.export.build._local_capability", lambda: (8, 9))
+        patch.setattr("notewave.export.plans.build._local_capability", lambda: (8, 9))
         for kind in (SimulatedTensorRT, SimulatedTensorRTRTX):
             build_plans(voice, "fp32", (8, 9), trt=kind(SimulatedDevice()), compile_plan=simulated_plan)
     yield home
@@ -564,7 +564,7 @@ def test_kernels_that_are_missing_or_of_another_source_are_compiled_again(
     loaded: list[bytes] = []
     monkeypatch.setenv("NOTEWAVE_PLANS", str(tmp_path))
     monkeypatch.setattr(SimulatedDevice, "kernels", lambda _, image: loaded.append(image) or {})
-    monkeypatch.setattr("notewave.export.build.compile_kernels", lambda _: b"ahead")
+    monkeypatch.setattr("notewave.export.plans.build.compile_kernels", lambda _: b"ahead")
     monkeypatch.setattr(loader, "compile_kernels", lambda _: b"now")
     build_plans(voice, "fp32", (8, 9), trt=SimulatedTensorRTRTX(SimulatedDevice()), compile_plan=simulated_plan)
     opened(voice)

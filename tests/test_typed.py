@@ -11,16 +11,16 @@ from onnx import TensorProto
 from simulated_device import SimulatedDevice, SimulatedTensorRTRTX, simulated_plan
 
 import notewave
-from notewave.backend import Job
-from notewave.codec import Tokens
+from notewave.backends.gpu.backend import TensorRTBackend
+from notewave.backends.ort.backend import OrtBackend
+from notewave.backends.protocol import Job
 from notewave.errors import VoiceError
-from notewave.export.build import build_plans
-from notewave.export.precision import store_half, store_int8
-from notewave.export.typed import PRODUCTS, runnable_on_cpu, typed_graph
-from notewave.ort_backend import OrtBackend
-from notewave.samplers import sampler_table
-from notewave.trt_backend import TensorRTBackend
-from notewave.voice import Sampling, Voice
+from notewave.export.graphs.precision import store_half, store_int8
+from notewave.export.plans.build import build_plans
+from notewave.export.plans.typed import PRODUCTS, runnable_on_cpu, typed_graph
+from notewave.sampling.samplers import sampler_table
+from notewave.song.codec import Tokens
+from notewave.voice.folder import Sampling, Voice
 
 LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 NETWORKS = ("note_encoder", "context_encoder", "cross_attention", "time_embedding", "decoder", "unconditional_decoder")

@@ -12,11 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from notewave.codec import encode_notes
 from notewave.errors import VoiceError
+from notewave.export.material.pieces import as_notes
+from notewave.export.material.songs import SEGMENT_SAMPLES, Song, save_song
 from notewave.export.training.config import VocoderTraining
-from notewave.export.training.data import SEGMENT_SAMPLES, Song, save_song
-from notewave.export.training.pieces import as_notes
 from notewave.export.training.vocoder import Crops, Recording, Trainer, load_recordings, log_mel, train_vocoder
 from notewave.export.vocoders import (
     MelGAN,
@@ -27,9 +26,10 @@ from notewave.export.vocoders import (
     receptive_field,
     save_vocoder,
 )
-from notewave.mel import FRAMES, HOP, MELS
-from notewave.mel import log_mel as reference_log_mel
-from notewave.vocoder import VocoderStream
+from notewave.song.codec import encode_notes
+from notewave.sound.mel import FRAMES, HOP, MELS
+from notewave.sound.mel import log_mel as reference_log_mel
+from notewave.sound.stream import VocoderStream
 
 SMALL = {"width": 16, "blocks": 2, "hertz": 100.0, "cents": 100.0}
 

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from notewave import BackendError, MidiError, Synthesizer, Voice, VoiceError
-from notewave.backend import Job
-from notewave.graph_files import external_files
-from notewave.ort_backend import Workspace
-from notewave.samplers import sampler_table
-from notewave.voice import DESCRIPTION, FileRecord
+from notewave.backends.ort.backend import Workspace
+from notewave.backends.protocol import Job
+from notewave.sampling.samplers import sampler_table
+from notewave.voice.folder import DESCRIPTION, FileRecord
+from notewave.voice.graph_files import external_files
 
 SONG = [np.array([1134, 300, 1], np.int32)] * 2
 

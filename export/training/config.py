@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from notewave.contracts import Dimensions
 from notewave.errors import TrainingError
+from notewave.voice.contracts import Dimensions
 
 CONFIGS = Path(__file__).parent / "configs"
 

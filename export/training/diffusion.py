@@ -9,15 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from notewave.codec import PAD
-from notewave.export.modules import SpectrogramDiffusion, masked_bias
+from notewave.export.material.songs import Segments
+from notewave.export.networks import SpectrogramDiffusion, masked_bias
 from notewave.export.training.config import Stage
-from notewave.export.training.data import Segments
 from notewave.export.training.symbolic import pad_tokens
 from notewave.kernels.reference import sampler_step
-from notewave.mel import FRAMES, MELS, from_network, to_network
-from notewave.samplers import alpha_bars, sampler_table
-from notewave.voice import NoiseSchedule
+from notewave.sampling.samplers import alpha_bars, sampler_table
+from notewave.song.codec import PAD
+from notewave.sound.mel import FRAMES, MELS, from_network, to_network
+from notewave.voice.folder import NoiseSchedule
 
 PREDICTION, SCHEDULE = "x0", NoiseSchedule("squaredcos_cap_v2", 1000)
 SORTED = 8  # batches that are drawn together

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from notewave.mel import HOP, SAMPLE_RATE, WINDOW
+from notewave.sound.mel import HOP, SAMPLE_RATE, WINDOW
 
 LOWEST, HIGHEST = 21, 109  # MIDI pitches that are heard: a piano's
 WINDOWS = (1024, 4096)  # samples: one for when, one for what

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from notewave.contracts import Dimensions
 from notewave.errors import TrainingError
-from notewave.export.modules import SelfAttention, SpectrogramDiffusion
+from notewave.export.networks import SelfAttention, SpectrogramDiffusion
 from notewave.export.training.config import Config, Stage
 from notewave.files import atomic_file
+from notewave.voice.contracts import Dimensions
 
 log = logging.getLogger(__name__)
 

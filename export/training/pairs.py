@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
-from notewave.contracts import Dimensions
-from notewave.export.modules import SpectrogramDiffusion
-from notewave.export.training.data import SEGMENT_SAMPLES, Song, load_song, save_song
+from notewave.export.material.songs import SEGMENT_SAMPLES, Song, load_song, save_song
+from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.diffusion import generate
+from notewave.voice.contracts import Dimensions
 
 
 def load_weights(weights: Path) -> SpectrogramDiffusion:

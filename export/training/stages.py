@@ -13,15 +13,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from notewave.contracts import Dimensions
 from notewave.errors import VoiceError
-from notewave.export.modules import SpectrogramDiffusion
-from notewave.export.restore import restore_voice
+from notewave.export.graphs.restore import restore_voice
+from notewave.export.material.pieces import held_out
+from notewave.export.material.songs import HELD_OUT_SECONDS, Segments, load_song
+from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.config import Config, Stage
-from notewave.export.training.data import HELD_OUT_SECONDS, Segments, load_song
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE, MelBatch, mel_batch, mel_loss, mel_scores
 from notewave.export.training.loop import Run, low_precision, parameter_groups, plain_state, scale_queries
-from notewave.export.training.pieces import held_out
 from notewave.export.training.structure import (
     COPYING_HEADS,
     attend_to_context,
@@ -39,8 +38,9 @@ from notewave.export.training.symbolic import (
     symbolic_scores,
 )
 from notewave.files import atomic_file
-from notewave.mel import to_network
-from notewave.voice import Voice
+from notewave.sound.mel import to_network
+from notewave.voice.contracts import Dimensions
+from notewave.voice.folder import Voice
 
 Batch = TypeVar("Batch", SymbolicBatch, MelBatch)
 

@@ -24,7 +24,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from notewave.codec import (
+from notewave.errors import TrainingError
+from notewave.export.networks import SpectrogramDiffusion, masked_bias, modulate
+from notewave.song.codec import (
     DRUM,
     EOS,
     PAD,
@@ -36,9 +38,7 @@ from notewave.codec import (
     TIE,
     VELOCITY,
 )
-from notewave.errors import TrainingError
-from notewave.export.modules import SpectrogramDiffusion, masked_bias, modulate
-from notewave.mel import HOP, SAMPLE_RATE
+from notewave.sound.mel import HOP, SAMPLE_RATE
 
 FRAMES_PER_STEP = SAMPLE_RATE / HOP / STEPS_PER_SECOND  # frames in one shift step
 EOS_LOGIT, NOTES_LOGIT, CONTEXT_LOGIT = 8.0, -12.0, -14.0  # of a context head: late in a segment it rests on EOS,

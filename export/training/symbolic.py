@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from notewave.codec import (
+from notewave.export.material.pieces import DRUM_KEYS, PIANO, PROGRAMS, as_notes, band, compose
+from notewave.export.networks import RMSNorm, SpectrogramDiffusion, masked_bias, split_heads
+from notewave.song.codec import (
     DRUM,
     PAD,
     PITCH,
@@ -26,9 +28,7 @@ from notewave.codec import (
     Notes,
     encode_notes,
 )
-from notewave.export.modules import RMSNorm, SpectrogramDiffusion, masked_bias, split_heads
-from notewave.export.training.pieces import DRUM_KEYS, PIANO, PROGRAMS, as_notes, band, compose
-from notewave.mel import FRAMES, SEGMENT_SECONDS
+from notewave.sound.mel import FRAMES, SEGMENT_SECONDS
 
 SYMBOLIC_LAYERS = 2  # decoder layers that are pre-trained
 POSITIVE_WEIGHTS = (3.0, 6.0)  # of sounding and starting pitches, which are rare

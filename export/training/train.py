@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 
 from notewave.export.convert import export_voice
-from notewave.export.modules import SpectrogramDiffusion
+from notewave.export.material.songs import make_data
+from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.config import load_config
-from notewave.export.training.data import make_data
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE
 from notewave.export.training.pairs import load_weights, make_pairs
 from notewave.export.training.stages import plot_log, prepare_for_mel, train_mel, train_symbolic, trained_model
 from notewave.export.training.vocoder import train_vocoder
 from notewave.export.vocoders import load_vocoder
-from notewave.voice import Sampling, Voice
+from notewave.voice.folder import Sampling, Voice
 
 SAMPLING = Sampling("dpmpp-2m", steps=4, guidance=1.2)
 LICENCE = "Apache-2.0"

@@ -25,17 +25,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from notewave.codec import decode_tokens
 from notewave.errors import VoiceError
+from notewave.export.material.songs import load_song
 from notewave.export.training.config import VocoderTraining
-from notewave.export.training.data import load_song
-from notewave.export.training.distance import stft_loss
 from notewave.export.training.listener import HIGHEST, LOWEST, Listener, hearing_losses
 from notewave.export.training.loop import low_precision
 from notewave.export.training.symbolic import PITCHES, piano_rolls, pitch_loss
 from notewave.export.vocoders import Tonewheel, save_vocoder
 from notewave.files import atomic_file
-from notewave.mel import FFT, HOP, MAGNITUDE_MAX, MAGNITUDE_MIN, MELS, SAMPLE_RATE, WINDOW, hann, mel_weights
+from notewave.song.codec import decode_tokens
+from notewave.sound.distance import stft_loss
+from notewave.sound.mel import FFT, HOP, MAGNITUDE_MAX, MAGNITUDE_MIN, MELS, SAMPLE_RATE, WINDOW, hann, mel_weights
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ MAGNITUDE_FLOOR = 1e-3  # added to STFT magnitudes before the logarithm: about -
 
 
 def log_mel(audio: Tensor) -> Tensor:
-    """``notewave.mel.log_mel`` with gradients: audio [B, HOP (V - 1) + WINDOW] -> log-mel [B, V, M]."""
+    """``notewave.sound.mel.log_mel`` with gradients: audio [B, HOP (V - 1) + WINDOW] -> log-mel [B, V, M]."""
     window, weights = _analysis()
     magnitude = torch.fft.rfft(audio.unfold(-1, WINDOW, HOP) * window, FFT).abs()
     return (magnitude @ weights).clamp(MAGNITUDE_MIN, MAGNITUDE_MAX).log()
@@ -83,7 +83,7 @@ class Recording:
 def load_recordings(
     folder: Path, kind: str = "train", songs: int | None = None, with_mel: bool = False
 ) -> list[Recording]:
-    """The first ``songs`` songs of a folder in the format of ``notewave.export.training.data``."""
+    """The first ``songs`` songs of a folder in the format of ``notewave.export.material.songs``."""
     recordings = []
     for path in sorted(folder.glob(f"{kind}-*.npz"))[:songs]:
         song = load_song(path)

@@ -61,8 +61,8 @@ mapfile -t others < <($pip list --format=freeze | sed 's/==.*//' | grep -E "$oth
 [ "${#others[@]}" = 0 ] || $pip uninstall -y "${others[@]}"
 $pip install -e '.[plot,export,dev]' 'onnxruntime-gpu[cuda,cudnn]' "$tensorrt"
 .venv/bin/python - << 'CHECK'
-from notewave.device import CudaDevice
-from notewave.plans import tensorrt_modules
+from notewave.backends.device.driver import CudaDevice
+from notewave.backends.trt.plans import tensorrt_modules
 
 device, trt = CudaDevice(), tensorrt_modules()[0]
 print(f"{device.name}, compute capability {device.capability}, CUDA {device.driver}, {trt.__name__} {trt.__version__}")

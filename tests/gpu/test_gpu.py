@@ -26,21 +26,21 @@ from simulated_device import SimulatedDevice, SimulatedTensorRTRTX, simulated_pl
 from sounding_voice import sounding_voice
 
 import notewave
-from notewave import trt_backend
-from notewave.backend import Backend, Job
-from notewave.buffers import Layout, Slab
-from notewave.codec import EOS, Tokens
-from notewave.device import CudaDevice
+from notewave.backends.device.buffers import Layout, Slab
+from notewave.backends.device.driver import CudaDevice
+from notewave.backends.gpu import backend as trt_backend
+from notewave.backends.gpu.backend import TensorRTBackend
+from notewave.backends.ort.backend import OrtBackend
+from notewave.backends.protocol import Backend, Job
+from notewave.backends.trt.engines import Executor
+from notewave.backends.trt.plans import MAX_BATCH, SCHEDULE_ROWS, tensorrt_modules, token_buckets, voice_contracts
 from notewave.errors import BackendError
-from notewave.export.build import TURING, build_plans, buildable_precisions
-from notewave.mel import FRAMES, HOP, LOG_SCALE, MELS, from_network
-from notewave.ort_backend import OrtBackend
-from notewave.plans import MAX_BATCH, SCHEDULE_ROWS, tensorrt_modules, token_buckets, voice_contracts
-from notewave.samplers import sampler_table
-from notewave.trt_backend import TensorRTBackend
-from notewave.trt_module import Executor
-from notewave.vocoder import VocoderStream
-from notewave.voice import Voice
+from notewave.export.plans.build import TURING, build_plans, buildable_precisions
+from notewave.sampling.samplers import sampler_table
+from notewave.song.codec import EOS, Tokens
+from notewave.sound.mel import FRAMES, HOP, LOG_SCALE, MELS, from_network
+from notewave.sound.stream import VocoderStream
+from notewave.voice.folder import Voice
 
 STEPS = 10
 SEGMENT_RMS = {"fp32": 1e-3, "fp16": 5e-3, "bf16": 5e-2}  # of a denoised segment against the CPU; its range is [-1, 1]

@@ -1,0 +1,1 @@
+"""The backend on a GPU, whichever engine runs the networks."""

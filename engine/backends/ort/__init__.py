@@ -1,0 +1,1 @@
+"""ONNX Runtime: its providers and sessions, and the backend on the CPU."""

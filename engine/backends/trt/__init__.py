@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: a voice's plans, and executors of them."""

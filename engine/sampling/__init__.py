@@ -1,0 +1,1 @@
+"""How a mel is drawn out of noise: schedules, samplers as tables, what a caller may choose."""

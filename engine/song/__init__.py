@@ -1,0 +1,1 @@
+"""Songs: MIDI to notes, notes to tokens and back."""

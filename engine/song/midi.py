@@ -1,0 +1,264 @@
+"""MIDI to tokens: a file's bytes, pretty_midi's notes, the sustain pedal, the song's tokens.
+
+A file is taken apart here because its bytes cannot be trusted: every length is checked, and whatever makes no
+sound (key signatures, texts, chunks of other programs) is passed over, however odd. Which note-off ends which
+note and which instrument a pedal belongs to is left to pretty_midi, and the pedal follows note_seq's rules: the
+notes are those of diffusers' MidiProcessor.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import BinaryIO, TypeAlias
+
+import mido
+import numpy as np
+import pretty_midi
+from numpy.typing import NDArray
+
+from notewave.checks import is_number, quoted
+from notewave.errors import MidiError
+from notewave.song.codec import Notes, Tokens, encode_notes, limit_tokens
+
+MAX_BYTES = 4 << 20  # of a file: dozens of long songs; bounds time and memory
+SUSTAIN, SUSTAIN_ON = 64, 64  # the pedal's controller and the lowest value that presses it
+
+MidiSource: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | pretty_midi.PrettyMIDI"
+_Event = tuple[int, int, int, int]  # tick, status byte, data bytes
+_Tempo = tuple[int, int]  # tick, microseconds to the quarter note
+_Floats = NDArray[np.float64]
+_Clock = Callable[[_Floats], _Floats]  # a song's own times to seconds
+
+_MESSAGES = {  # by the upper half of the status byte: mido's name
+    0x8: "note_off",
+    0x9: "note_on",
+    0xB: "control_change",
+    0xC: "program_change",
+    0xE: "pitchwheel",
+}
+_SYSTEM_DATA_BYTES = {0xF1: 1, 0xF2: 2, 0xF3: 1}  # the others have none
+_SYSEX, _ESCAPE, _META = 0xF0, 0xF7, 0xFF
+_SET_TEMPO = 0x51  # a meta event's type
+_SMPTE_RATES = {24: 24.0, 25: 25.0, 29: 30000 / 1001, 30: 30.0}  # frames a second
+
+
+def tokenize(midi: MidiSource, *, strict: bool = False, max_seconds: float = 7200.0) -> list[Tokens]:
+    """The tokens of a song: int32 [N] for each segment of 5.12 s, unpadded, N at most 2048, ending in EOS (1).
+
+    midi is a path, a file's bytes, a binary file or a PrettyMIDI object. A segment of more than 2048 tokens
+    loses its last events with a warning, or raises with ``strict``. Songs longer than ``max_seconds`` are
+    refused: one damaged time can make hours of silence. Raises MidiError for whatever cannot be made into tokens.
+
+    The tokens are those of diffusers' MidiProcessor, save that drums after the last note of a pedal that never
+    rises keep their time; there they are squeezed into the segment of that note, beyond its end.
+    """
+    if not is_number(max_seconds, 0, math.inf):
+        raise MidiError(f"max_seconds is {quoted(max_seconds)}; it must be a number of seconds from 0 on.")
+    notes = read_midi(midi)
+    if not notes.seconds <= max_seconds:
+        raise MidiError(
+            f"The song lasts {notes.seconds:.0f} s: more than max_seconds={max_seconds:g}, by a damaged time perhaps. "
+            "Mend the song or raise max_seconds."
+        )
+    return limit_tokens(encode_notes(notes), strict=strict)
+
+
+def read_midi(midi: MidiSource) -> Notes:
+    """The notes of a song, held by the sustain pedal, their programs as in the file. Raises MidiError if none."""
+    name = os.fspath(midi) or "The empty path" if isinstance(midi, (str, os.PathLike)) else "The MIDI data"
+    try:
+        is_read = isinstance(midi, pretty_midi.PrettyMIDI)
+        notes = _notes(midi, np.asarray) if is_read else _notes(*_parse(_load(midi)))
+    except OSError as error:
+        raise MidiError(f"{name} cannot be opened: {error.strerror or error}. Check the path.") from error
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+        raise MidiError(f"{name} cannot be read as MIDI: {error}. Export it anew or choose another.") from error
+    if not len(notes):
+        raise MidiError(f"{name} has no notes: nothing in it sounds. Check that it is the file you meant.")
+    return notes
+
+
+def _load(midi: str | os.PathLike[str] | bytes | BinaryIO) -> bytes:
+    if isinstance(midi, (str, os.PathLike)):
+        with Path(midi).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    else:
+        data = midi.read(MAX_BYTES + 1) if hasattr(midi, "read") else midi
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"a {type(midi).__name__} is no path, bytes, binary file or PrettyMIDI object")
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
+    return bytes(data)
+
+
+def _parse(data: bytes) -> tuple[pretty_midi.PrettyMIDI, _Clock]:
+    """A Standard MIDI File's song, on a clock of its own, and that clock."""
+    if data[:4] != b"MThd" or len(data) < 14:
+        raise ValueError("it does not begin with a MIDI header")
+    count, division = int.from_bytes(data[10:12], "big"), int.from_bytes(data[12:14], "big", signed=True)
+    end = 8 + int.from_bytes(data[4:8], "big")
+    tracks: list[list[_Event]] = []
+    tempos: list[_Tempo] = []
+    while len(tracks) < count:
+        kind, start = data[end : end + 4], end + 8
+        end = start + int.from_bytes(data[end + 4 : start], "big")
+        if len(data) < max(start, end):
+            raise ValueError(f"it breaks off before the end of track {len(tracks) + 1} of {count}")
+        if kind == b"MTrk":
+            events, changes = _events(data[start:end])
+            tempos = tempos if tracks else changes  # only the first track's count, as in pretty_midi
+            tracks.append(events)
+    return _song(tracks, _clock(division, tempos))
+
+
+def _events(track: bytes) -> tuple[list[_Event], list[_Tempo]]:
+    """A track's notes, programs, controllers and pitch bends, and its changes of tempo."""
+    events: list[_Event] = []
+    tempos: list[_Tempo] = []
+    at = tick = running = 0
+    try:
+        while at < len(track):
+            delta, at = _variable_length(track, at)
+            tick += delta
+            status = track[at]
+            at += status >= 0x80
+            if status < 0xF0:  # a channel's event; one that begins with a data byte repeats the last one's status
+                running = status if status >= 0x80 else running
+                size = 1 if running >> 4 in (0xC, 0xD) else 2
+                first, second = track[at], track[at + size - 1]
+                if not running or first >= 0x80 or second >= 0x80:
+                    raise ValueError(f"track byte {at} stands where no event has one")
+                at += size
+                if running >> 4 in _MESSAGES:
+                    events.append((tick, running, first, second))
+            elif status in (_SYSEX, _ESCAPE, _META):
+                meta = track[at] if status == _META else None
+                size, start = _variable_length(track, at + (status == _META))
+                at = start + size
+                if meta == _SET_TEMPO and size >= 3:
+                    tempos.append((tick, int.from_bytes(track[start : start + 3], "big")))
+            else:
+                at += _SYSTEM_DATA_BYTES.get(status, 0)
+        if at > len(track):
+            raise IndexError
+    except IndexError:
+        raise ValueError("a track ends in the middle of an event") from None
+    return events, tempos
+
+
+def _variable_length(track: bytes, at: int) -> tuple[int, int]:
+    """The number that stands at a place in one to four bytes, seven bits in each, and the place after it."""
+    value = 0
+    for place in range(at, at + 4):
+        value = value << 7 | track[place] & 0x7F
+        if track[place] < 0x80:
+            return value, place + 1
+    raise ValueError(f"the number at track byte {at} does not end")
+
+
+def _clock(division: int, tempos: Sequence[_Tempo]) -> _Clock:
+    """Ticks to seconds, in pretty_midi's arithmetic.
+
+    division is the header's: ticks to the quarter note or, if negative, SMPTE frames and ticks to the frame.
+    """
+    if division < 0:
+        rate, ticks_per_frame = -(division >> 8), division & 0xFF
+        if rate not in _SMPTE_RATES or not ticks_per_frame:
+            raise ValueError(f"its header divides time into {rate} frames of {ticks_per_frame} ticks")
+        return lambda ticks: ticks / (_SMPTE_RATES[rate] * ticks_per_frame)
+    if not division or not all(tempo for _, tempo in tempos):
+        raise ValueError("it has a quarter note of 0 ticks or 0 microseconds")
+    ticks, seconds_per_tick = [0], [60.0 / (120.0 * division)]
+    for tick, tempo in tempos:
+        scale = 60.0 / ((6e7 / tempo) * division)
+        if tick == 0:
+            seconds_per_tick = [scale]
+        elif scale != seconds_per_tick[-1]:
+            ticks.append(tick)
+            seconds_per_tick.append(scale)
+    start, scales = np.array(ticks), np.array(seconds_per_tick)
+    start_s = np.concatenate([[0.0], np.cumsum(scales[:-1] * np.diff(start))])
+
+    def seconds(times: _Floats) -> _Floats:
+        tempo = start.searchsorted(times, "right") - 1
+        result: _Floats = start_s[tempo] + scales[tempo] * (times - start[tempo])
+        return result
+
+    return seconds
+
+
+def _song(tracks: Sequence[Sequence[_Event]], clock: _Clock) -> tuple[pretty_midi.PrettyMIDI, _Clock]:
+    """What pretty_midi makes of the events, on a clock that ticks only when something happens, and that clock.
+
+    pretty_midi keeps a table of all ticks: on this clock no song is too long for it.
+    """
+    ticks = np.unique(np.array([event[0] for track in tracks for event in track], np.float64))
+    places = {tick: place for place, tick in enumerate(ticks.tolist())}
+    file = mido.MidiFile(ticks_per_beat=1)
+    file.add_track().append(mido.MetaMessage("set_tempo", tempo=1_000_000))  # a tick a second
+    for events in filter(None, tracks):  # pretty_midi takes no empty track
+        track, last = file.add_track(), 0
+        for tick, status, first, second in events:
+            values = {"note": first, "velocity": second, "control": first, "value": second, "program": first}
+            name, delta = _MESSAGES[status >> 4], places[tick] - last
+            track.append(SimpleNamespace(type=name, time=delta, channel=status & 0xF, pitch=first, **values))
+            last = places[tick]
+    at_s = clock(ticks)
+    return pretty_midi.PrettyMIDI(mido_object=file), lambda times: at_s[times.astype(np.int64)]
+
+
+def _notes(song: pretty_midi.PrettyMIDI, clock: _Clock) -> Notes:
+    """The notes of a song; those of pitched instruments held by their pedal."""
+    tables, pedals, ends = [np.empty((0, 6))], [np.empty((0, 2))], [0.0]
+    read: dict[int, _Floats] = {}  # the instruments of a channel may share one long list of controls
+    for instrument in song.instruments:
+        kind = instrument.program, instrument.is_drum
+        notes = [(note.start, note.end, note.pitch, note.velocity, *kind) for note in instrument.notes]
+        table = np.array(notes, np.float64).reshape(-1, 6)
+        table[:, :2] = clock(table[:, :2])
+        controls = instrument.control_changes
+        if id(controls) not in read:
+            changes = [(x.time, x.value) for x in controls if x.number == SUSTAIN]
+            read[id(controls)] = np.array(changes, np.float64).reshape(-1, 2)
+            read[id(controls)][:, 0] = clock(read[id(controls)][:, 0])
+        pedal = read[id(controls)]
+        ends += [pedal[:, 0].max(initial=0.0), 0.0 if instrument.is_drum else table[:, 1].max(initial=0.0)]
+        tables.append(table)
+        pedals.append(pedal[:0] if instrument.is_drum else pedal)
+    end_s = max(ends)
+    held = np.concatenate([_hold(*one, end_s) for one in zip(tables, pedals, strict=True)])
+    if not np.isfinite(held).all():
+        raise ValueError("a note's time, pitch, velocity or program is no number")
+    return Notes(*held.T)
+
+
+def _hold(table: _Floats, pedal: _Floats, end_s: float) -> _Floats:
+    """An instrument's notes [n, 6] (onset and offset in s, pitch, ...) as its pedal [m, 2] (s, value) holds them.
+
+    note_seq's rules: a note released under the pedal sounds until the pedal rises, its pitch is struck anew under
+    the pedal or the song ends (end_s); of equal pitches struck at one time under the pedal, only the last is kept.
+    The pedal moves before notes of the same time, down before up.
+    """
+    if not len(pedal):
+        return table
+    table = table[np.lexsort((table[:, 0], table[:, 2]))]  # by pitch, then onset
+    onset_s, offset_s, pitch = table[:, :3].T
+    down = pedal[:, 1] >= SUSTAIN_ON
+    order = np.lexsort((~down, pedal[:, 0]))
+    time_s, down = pedal[order, 0], down[order]
+
+    def is_down(at_s: _Floats) -> NDArray[np.bool_]:
+        return np.append(down, False)[time_s.searchsorted(at_s, "right") - 1]
+
+    rises_s = np.append(time_s[~down], end_s)
+    end = np.where(is_down(offset_s), rises_s[time_s[~down].searchsorted(offset_s, "right")], offset_s)
+    under = np.append(np.where(is_down(onset_s), np.arange(len(table)), len(table)), len(table))
+    again = np.minimum.accumulate(under[::-1])[::-1][1:]  # the next strike under the pedal, of whatever pitch
+    same = np.append(pitch, -1.0)[again] == pitch
+    again_s = np.where(same, np.append(onset_s, np.inf)[again], np.inf)
+    kept = again_s > onset_s
+    return np.column_stack([onset_s, np.minimum(end, again_s), table[:, 2:]])[kept]

@@ -1,0 +1,139 @@
+"""What every network of a voice takes and gives: names, dtypes and shapes, written once.
+
+Export names its graphs by these contracts, the backends size and bind their buffers by them, the tests hold both to
+them.
+
+Letters: B batch (songs side by side), N tokens of a segment, C context frames (0 or T), J = N + C keys that the decoder
+attends to, T frames of a segment, M mel bins, D width, H heads, K head width, L decoder layers, S denoising steps, V
+frames given to the vocoder at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from notewave.checks import is_integer, quoted
+from notewave.errors import VoiceError
+from notewave.song.codec import MAX_TOKENS, VOCABULARY
+from notewave.sound.mel import FRAMES, HOP, MELS
+
+Axis = int | str  # a fixed size, or the letter of a dynamic axis
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Sizes of a voice's networks; the defaults hold for every known voice."""
+
+    width: int  # D, of the residual stream
+    heads: int  # H
+    head_width: int  # K; H * K may differ from D
+    feed_forward: int  # hidden width of the gated feed-forward
+    note_encoder_layers: int
+    context_encoder_layers: int
+    decoder_layers: int  # L
+    vocabulary: int = VOCABULARY  # rows of the token embedding table
+    max_tokens: int = MAX_TOKENS  # rows of the note encoder's position table
+    frames: int = FRAMES  # T
+    mels: int = MELS  # M
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no network can have, so that an untrusted voice cannot ask for absurd buffers."""
+        for field in fields(self):
+            size = getattr(self, field.name)
+            if not is_integer(size, 1, 1 << 16):
+                raise VoiceError(f"dimension {field.name} is {quoted(size)}; it must be an integer from 1 to 65536.")
+        if (self.frames, self.mels) != (FRAMES, MELS):
+            raise VoiceError(
+                f"segments have {self.frames} frames of {self.mels} bins; this engine runs {FRAMES} of {MELS} only."
+            )
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output of a graph."""
+
+    name: str
+    dtype: str  # NumPy's name for it
+    shape: tuple[Axis, ...]
+
+    def takes(self, shape: Sequence[int], sizes: Mapping[str, int]) -> bool:
+        """Whether an array of this shape fits, when the axes of these letters have these sizes."""
+        expected = [_size(axis, sizes) for axis in self.shape]
+        return len(expected) == len(shape) and all(
+            want is None or want == have for want, have in zip(expected, shape, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Inputs and outputs of one graph, in order."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    def sizes(self, inputs: Mapping[str, Sequence[int]]) -> dict[str, int]:
+        """Sizes of the dynamic axes, by letter, that inputs of these shapes give."""
+        return {
+            axis: size
+            for tensor in self.inputs
+            for axis, size in zip(tensor.shape, inputs[tensor.name], strict=True)
+            if isinstance(axis, str)
+        }
+
+
+NETWORKS = (
+    "note_encoder",
+    "context_encoder",
+    "cross_attention",
+    "time_embedding",
+    "decoder",
+    "unconditional_decoder",
+    "vocoder",
+)
+
+
+def contracts(size: Dimensions, positional_vocoder: bool = False) -> dict[str, Contract]:
+    """Contract of each network in NETWORKS for a voice of these dimensions.
+
+    A positional vocoder also takes the index of its first frame in the song, for phases that run through.
+    """
+    frames, mels, width = size.frames, size.mels, size.width
+    notes = Tensor("notes", "float32", ("B", "N", width))
+    context = Tensor("context", "float32", ("B", "C", width))
+    x = Tensor("x", "float32", ("B", frames, mels))
+    film = Tensor("film", "float32", (1, size.decoder_layers, 2, 2, width))
+    prediction = Tensor("prediction", "float32", ("B", frames, mels))
+    mask = Tensor("mask", "float32", ("B", 1, 1, "J"))
+    position = (Tensor("frame", "int64", (1,)),) if positional_vocoder else ()
+    return {
+        "note_encoder": Contract((Tensor("tokens", "int32", ("B", "N")),), (notes,)),
+        "context_encoder": Contract((Tensor("mel", "float32", ("B", frames, mels)),), (context,)),
+        "cross_attention": Contract((notes, context), keys_values(size)),
+        "time_embedding": Contract(
+            (Tensor("time", "float32", ("S",)),), (Tensor("film", "float32", ("S", *film.shape[1:])),)
+        ),
+        "decoder": Contract((x, film, mask, *keys_values(size)), (prediction,)),
+        "unconditional_decoder": Contract((x, film), (prediction,)),
+        "vocoder": Contract(
+            (Tensor("mel", "float32", ("B", "V", mels)), *position),
+            (Tensor("audio", "float32", ("B", f"{HOP}*V")),),
+        ),
+    }
+
+
+def _size(axis: Axis, sizes: Mapping[str, int]) -> int | None:
+    """Size of an axis: a number, a letter's, or a multiple of it ("320*V"); None where the letter has none."""
+    if isinstance(axis, int):
+        return axis
+    factor, _, letter = axis.rpartition("*")
+    return int(factor or 1) * sizes[letter] if letter in sizes else None
+
+
+def keys_values(size: Dimensions) -> tuple[Tensor, ...]:
+    """Keys and values of layer 0, of layer 1, and so on: what the cross-attention gives and the decoder takes."""
+    return tuple(
+        Tensor(f"{kind}_{layer}", "float32", ("B", size.heads, "J", size.head_width))
+        for layer in range(size.decoder_layers)
+        for kind in ("keys", "values")
+    )

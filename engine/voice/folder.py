@@ -1,0 +1,290 @@
+"""A voice is a folder: ``voice.json``, which says what it is, beside the ONNX graphs that it lists.
+
+Voices may come from anywhere, so nothing in them is trusted: names must be plain file names inside the folder, sizes
+and SHA-256 sums must agree, numbers must be in range, graphs must read no file but those listed. Export writes a
+voice, the engine reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from notewave.checks import is_integer, is_number, quoted
+from notewave.errors import VoiceError
+from notewave.voice.contracts import NETWORKS, Dimensions
+from notewave.voice.graph_files import external_files
+
+FORMAT = 1  # of voice.json
+DESCRIPTION = "voice.json"
+DESCRIPTION_MAX_BYTES = 1 << 20
+PREDICTIONS = ("epsilon", "x0", "v")
+PRECISIONS = ("fp32", "fp16", "int8")
+SCHEDULES = ("squaredcos_cap_v2", "cosine")
+MAX_RECEPTIVE_FRAMES = 4096
+MAX_GUIDANCE = 1000.0  # either way: beyond it, float32 products could overflow
+_GRAPH = ".onnx"
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """How much noise the voice was trained to see at each time."""
+
+    name: str = "squaredcos_cap_v2"  # diffusers' discrete schedule, or "cosine": continuous, log-SNR clipped to +-20
+    train_steps: int = 1000  # discrete times t / train_steps; the continuous schedule is sampled as finely
+
+    def __post_init__(self) -> None:
+        """Refuse unknown schedules."""
+        _require(self.name in SCHEDULES, "noise schedule", self.name, f"must be one of {', '.join(SCHEDULES)}")
+        _require(is_integer(self.train_steps, 1, 100_000), "train_steps", self.train_steps, "must be 1 to 100000")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What the voice's maker recommends; the caller of a render may choose otherwise."""
+
+    sampler: str = "ddpm"  # a name in notewave.sampling.samplers.SAMPLERS
+    steps: int = 100  # denoising steps of a segment
+    guidance: float = 1.0  # classifier-free guidance weight; 1 is none, and needs no unconditional pass
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no render can use."""
+        from notewave.sampling.samplers import SAMPLERS  # here, for samplers are made of this module's schedules
+
+        known = isinstance(self.sampler, str) and self.sampler in SAMPLERS
+        _require(known, "sampler", self.sampler, f"must be one of {', '.join(SAMPLERS)}")
+        _require(is_integer(self.steps, 1, 100_000), "steps", self.steps, "must be 1 to 100000")
+        in_range = is_number(self.guidance, -MAX_GUIDANCE, MAX_GUIDANCE)
+        _require(in_range, "guidance", self.guidance, f"must be a number from {-MAX_GUIDANCE:g} to {MAX_GUIDANCE:g}")
+
+
+@dataclass(frozen=True)
+class VocoderTraits:
+    """How far the vocoder looks around a frame, so that a song can be vocoded in chunks without a seam."""
+
+    left_frames: int  # frames before a frame that its audio depends on
+    right_frames: int  # frames after it
+    positional: bool = False  # also takes the index of its first frame in the song
+
+    def __post_init__(self) -> None:
+        """Refuse receptive fields that would need absurd buffers."""
+        for side in (self.left_frames, self.right_frames):
+            reach = is_integer(side, 0, MAX_RECEPTIVE_FRAMES)
+            _require(reach, "the vocoder's reach", side, f"must be 0 to {MAX_RECEPTIVE_FRAMES} frames")
+        _require(isinstance(self.positional, bool), "positional", self.positional, "must be true or false")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and checksum of one file of a voice."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """Measure a file."""
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256") if hasattr(hashlib, "file_digest") else _sha256(stream)
+        return cls(path.stat().st_size, digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A voice folder whose description and files have been checked; make one with ``Voice.load``."""
+
+    folder: Path
+    name: str
+    licence: str  # SPDX identifier or a sentence
+    provenance: str  # where the weights come from, in a sentence or two
+    dimensions: Dimensions
+    prediction: str  # what the decoder gives: "epsilon" (noise), "x0" (clean mel) or "v" (velocity)
+    schedule: NoiseSchedule
+    sampling: Sampling
+    vocoder: VocoderTraits | None  # None: spectrograms only, or Griffin-Lim
+    precision: str  # of the weights on disk: "fp32", "fp16" or "int8"
+    parity: dict[str, float]  # largest relative error of each graph against PyTorch, measured at export
+    files: dict[str, FileRecord]
+
+    def __post_init__(self) -> None:
+        """Refuse descriptions that contradict themselves."""
+        for field in ("name", "licence", "provenance"):
+            _require(isinstance(getattr(self, field), str), field, getattr(self, field), "must be text")
+        _require(self.prediction in PREDICTIONS, "prediction", self.prediction, f"must be one of {PREDICTIONS}")
+        _require(self.precision in PRECISIONS, "precision", self.precision, f"must be one of {PRECISIONS}")
+        most = self.schedule.train_steps
+        _require(self.sampling.steps <= most, "steps", self.sampling.steps, f"must be at most the schedule's {most}")
+        is_table = isinstance(self.parity, dict) and all(is_number(e, 0.0, math.inf) for e in self.parity.values())
+        _require(is_table, "parity", self.parity, "must give a number for each graph")
+        for network in NETWORKS:
+            expected = network != "vocoder" or self.vocoder is not None
+            _require(
+                (graph_name(network) in self.files) == expected,
+                graph_name(network),
+                "listed" if not expected else "not listed",
+                "is needed" if expected else "needs a vocoder section",
+            )
+
+    def graph(self, network: str) -> Path:
+        """Path of a network's ONNX graph, by its name in ``notewave.voice.contracts.NETWORKS``."""
+        return self.folder / graph_name(network)
+
+    @classmethod
+    def load(cls, voice: str | os.PathLike[str]) -> Voice:
+        """Read and check a voice: a folder, or the name of a bundled voice.
+
+        Raises VoiceError when there is none, or if a file is missing, unreadable, outside it, of the wrong size or
+        checksum, or a graph that reads others.
+        """
+        folder = _find(voice)
+        try:
+            return cls._load(folder)
+        except OSError as error:
+            reason = error.strerror or error
+            raise VoiceError(f"the voice at {folder} cannot be read: {reason}. Check its permissions.") from error
+
+    @classmethod
+    def _load(cls, folder: Path) -> Voice:
+        try:
+            loaded = cls._from_json(folder, _read_description(folder))
+        except VoiceError as error:
+            raise VoiceError(f"{folder / DESCRIPTION} cannot be used: {error}") from error
+        for name, record in loaded.files.items():
+            _check_file(folder, name, record)
+        for name in loaded.files:
+            if name.endswith(_GRAPH):
+                _check_graph(folder / name, loaded.files)
+        return loaded
+
+    def save_description(self) -> None:
+        """Write ``voice.json`` into the folder; export calls this last, inside an atomic folder."""
+        content: dict[str, Any] = {"format": FORMAT, **dataclasses.asdict(self)}
+        del content["folder"]
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        (self.folder / DESCRIPTION).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def _from_json(cls, folder: Path, content: dict[str, Any]) -> Voice:
+        _require(content.get("format") == FORMAT, "format", content.get("format"), f"this engine reads format {FORMAT}")
+        values = {key: value for key, value in content.items() if key != "format"}
+        values["dimensions"] = _build(Dimensions, values.get("dimensions"))
+        values["schedule"] = _build(NoiseSchedule, values.get("schedule"))
+        values["sampling"] = _build(Sampling, values.get("sampling"))
+        if values.get("vocoder") is not None:
+            values["vocoder"] = _build(VocoderTraits, values["vocoder"])
+        records = values.get("files")
+        _require(isinstance(records, dict), "files", records, "must list every file")
+        values["files"] = {name: _build(FileRecord, record) for name, record in values["files"].items()}
+        return _build(cls, {"folder": folder, **values})
+
+
+def graph_name(network: str) -> str:
+    """File name of a network's graph in a voice folder."""
+    return f"{network}{_GRAPH}"
+
+
+def bundled_voices() -> dict[str, Path]:
+    """Folders of the voices that ship with the package, by name."""
+    root = Path(str(resources.files("notewave"))) / "bundled" / "voices"  # in an editable install its files are links
+    return {path.parent.name: path.resolve().parent for path in sorted(root.glob(f"*/{DESCRIPTION}"))}
+
+
+def _find(voice: str | os.PathLike[str]) -> Path:
+    bundled = bundled_voices()
+    if not isinstance(voice, (str, os.PathLike)):
+        raise VoiceError(f"{quoted(voice)} is no voice: a bundled voice's name or the path of a folder is.")
+    if str(voice) in bundled:
+        return bundled[str(voice)]
+    try:
+        folder = Path(voice)
+        is_voice = (folder / DESCRIPTION).is_file()
+    except (OSError, TypeError, ValueError) as error:  # a name too long, a path of bytes
+        raise VoiceError(f"there is no voice at {quoted(voice)}: {error}. Check the path.") from error
+    if not is_voice:
+        names = ", ".join(bundled) or "none"
+        raise VoiceError(
+            f"there is no voice at {str(voice)!r}: no folder with a {DESCRIPTION} is there, and no bundled "
+            f"voice has that name. Bundled voices: {names}; others are made by `notewave export`."
+        )
+    return folder
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION
+    try:
+        size = path.stat().st_size
+        _require(size <= DESCRIPTION_MAX_BYTES, "its size", size, f"must be at most {DESCRIPTION_MAX_BYTES} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise VoiceError(f"it is not readable JSON ({error}). Export the voice again.") from error
+    _require(isinstance(content, dict), "its content", type(content).__name__, "must be a JSON object")
+    return content
+
+
+def _check_file(folder: Path, name: str, record: FileRecord) -> None:
+    path = folder / name
+    if not _PLAIN_NAME.fullmatch(name) or path.resolve().parent != folder.resolve():
+        raise VoiceError(
+            f"the voice lists {name!r}, which is not a plain file inside {folder}. Do not trust this voice."
+        )
+    if not path.is_file():
+        raise VoiceError(f"{path} is missing, though {DESCRIPTION} lists it. Copy or export the voice again.")
+    if (size := path.stat().st_size) != record.bytes:
+        raise VoiceError(
+            f"{path} has {size} bytes where {DESCRIPTION} says {record.bytes}: it was cut short or "
+            "changed. Copy or export the voice again."
+        )
+    if FileRecord.of(path).sha256 != record.sha256:
+        raise VoiceError(
+            f"{path} does not match its SHA-256 in {DESCRIPTION}: it was changed. Copy or export the voice again."
+        )
+
+
+def _check_graph(path: Path, listed: Collection[str]) -> None:
+    """Refuse a graph that reads a file which the voice does not list."""
+    try:
+        others = external_files(path.read_bytes()) - set(listed)
+    except VoiceError as error:
+        raise VoiceError(f"{path} cannot be used: {error}") from error
+    if others:
+        raise VoiceError(
+            f"{path} reads {', '.join(sorted(map(repr, others)))}, which {DESCRIPTION} does not list. Do not trust "
+            "this voice."
+        )
+
+
+Built = TypeVar("Built")
+
+
+def _build(kind: type[Built], values: Any) -> Built:
+    """Make a dataclass from untrusted JSON: exactly its fields, no others."""
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    given = set(values) if isinstance(values, dict) else set()
+    if given != known:
+        missing, extra = ", ".join(sorted(known - given)) or "none", ", ".join(sorted(given - known)) or "none"
+        raise VoiceError(
+            f"its {kind.__name__} section does not fit this engine (missing: {missing}; unknown: {extra})."
+        )
+    return kind(**values)
+
+
+def _require(holds: bool, what: str, value: Any, rule: str) -> None:
+    if not holds:
+        raise VoiceError(f"{what} is {quoted(value)}, but it {rule}.")
+
+
+def _sha256(stream: Any) -> Any:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest

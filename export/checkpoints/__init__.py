@@ -1,0 +1,1 @@
+"""Published checkpoints, each in its own layout, to networks."""

@@ -1,0 +1,90 @@
+"""PyTorch modules from a voice's graphs: the way back from an export, so that training can go on from a voice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from notewave.errors import VoiceError
+from notewave.export.convert import modules
+from notewave.export.graphs.precision import store_half, weight_of
+from notewave.export.graphs.translate import export_graph
+from notewave.export.networks import SpectrogramDiffusion
+from notewave.voice.contracts import Contract, contracts
+from notewave.voice.folder import Voice, graph_name
+
+Module = TypeVar("Module", bound=nn.Module)
+Place = tuple[int, int]  # a node's number and which of its inputs
+
+
+def restore_voice(voice: Voice) -> SpectrogramDiffusion:
+    """The networks of a voice but the vocoder, with the weights that its graphs hold.
+
+    Raises VoiceError when the voice is int8, which keeps no weights to go on from, or made by another exporter.
+    """
+    if voice.precision == "int8":
+        raise VoiceError(f"{voice.folder} is an int8 voice, too coarse to go on from. Name its fp16 or fp32 original.")
+    model = SpectrogramDiffusion(voice.dimensions)
+    for network, module in modules(model).items():
+        if network != "unconditional_decoder":  # the decoder's own weights once more
+            graph = voice.folder / graph_name(network)
+            restore_module(module, contracts(model.size)[network], graph, half=voice.precision != "fp32")
+    return model
+
+
+def restore_module(module: Module, contract: Contract, graph: Path, half: bool) -> Module:
+    """Fill a module with the weights of a graph that was exported from one like it; returns the module.
+
+    The exporter renames, transposes and shares weights, but builds the same nodes each time: a module of random weights
+    is exported, and where each of them is found, the graph has the one looked for. ``half``: matrices are float16.
+    """
+    generator = torch.Generator().manual_seed(0)
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    probe = export_graph(module.eval(), contract).graph
+    if half:
+        store_half(probe)
+    places, stored = _weights(probe), _weights(ir.load(graph).graph)
+    for name, parameter in parameters.items():
+        place, turned = _place(places, parameter.detach().numpy())
+        if place not in stored:
+            raise VoiceError(f"{graph} has no {name} where this exporter puts it: another version made the voice.")
+        weight = stored[place].T if turned else stored[place]
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(weight.astype(np.float32)))
+    return module
+
+
+def _weights(graph: ir.Graph) -> dict[Place, NDArray[np.generic]]:
+    """Every weight of a graph by the places where it is used; float16 weights are seen through their Casts."""
+    cast = {node.outputs[0]: node.inputs[0] for node in graph if node.op_type == "Cast"}
+    nodes = [node for node in graph if not (node.op_type == "Cast" and _is_weight(node.inputs[0]))]
+    weights = {}
+    for index, node in enumerate(nodes):
+        for position, value in enumerate(node.inputs):
+            source = cast.get(value, value) if value is not None else None
+            if source is not None and _is_weight(source):
+                weights[index, position] = weight_of(source)
+    return weights
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None
+
+
+def _place(weights: dict[Place, NDArray[np.generic]], sought: NDArray[np.float32]) -> tuple[Place | None, bool]:
+    """Where a weight is, and whether it is transposed there."""
+    for place, weight in weights.items():
+        for turned in (False, True):
+            candidate = weight.T if turned else weight
+            if candidate.shape == sought.shape and (candidate == sought.astype(weight.dtype)).all():
+                return place, turned
+    return None, False

@@ -1,0 +1,1 @@
+"""What voices are taught and judged on: scores, procedural pieces, FluidSynth. Needs no PyTorch."""

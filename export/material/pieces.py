@@ -1,0 +1,391 @@
+"""Songs to train on: procedural pieces for any ensemble, and public-domain scores of music21's corpus.
+
+Every song is a ``Notes`` table on the codec's 10 ms grid, so that audio rendered from it and tokens made of it agree
+exactly. No two notes of one program and pitch overlap. Velocity is fixed, as the vocabulary has no loudness.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from notewave.song.codec import STEPS_PER_SECOND, Notes
+
+VELOCITY = 90
+SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 3, 5, 7, 8, 11), (0, 2, 4, 7, 9), tuple(range(12)))
+CHORDS = ((0, 4, 7), (0, 3, 7), (0, 4, 7, 10), (0, 3, 7, 10), (0, 4, 7, 11), (0, 3, 6, 9), (0, 5, 7), (0, 4, 8))
+DRUM_KEYS = {
+    "low": (35, 36),
+    "back": (38, 40, 39),
+    "cymbal": (42, 44, 46, 51, 59),
+    "fill": (41, 43, 45, 47, 48, 50, 49, 57),
+}
+
+# Bars of music: (onset, duration) in beats and pitch
+Event = tuple[float, float, int]
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """One member of an ensemble: what it plays on, and which of TEXTURES it may play."""
+
+    program: int
+    is_drum: bool = False
+    role: str = "solo"
+    low: int = 21  # lowest and highest pitch it plays
+    high: int = 108
+
+
+@dataclass(frozen=True)
+class Bars:
+    """The frame that the textures of a section fill."""
+
+    beats: int
+    scale: tuple[int, ...]  # all pitches of the key
+    chords: tuple[tuple[int, ...], ...]  # pitch classes of the chord under each beat
+    low: int
+    high: int
+
+
+Texture = Callable[[np.random.Generator, Bars], list[Event]]
+PIANO = (Instrument(0),)
+BASSES = (Instrument(33, role="bass", low=28, high=55),)
+DRUMS = (Instrument(0, is_drum=True, role="drums"),)
+PLUCKED = (Instrument(24, role="harmony", low=40, high=84), Instrument(0, role="harmony"))
+SUSTAINED = (Instrument(48, role="harmony", low=36, high=96), Instrument(16, role="harmony", low=36, high=96))
+WINDS = (
+    Instrument(73, role="melody", low=60, high=96),
+    Instrument(64, role="melody", low=50, high=86),
+    Instrument(56, role="melody", low=52, high=84),
+)
+KINDS = (BASSES, PLUCKED, PLUCKED, SUSTAINED, WINDS, DRUMS)
+PROGRAMS = tuple(sorted({player.program for kind in KINDS for player in kind if not player.is_drum}))
+
+
+def band(rng: np.random.Generator) -> tuple[Instrument, ...]:
+    """Two to six players: of each kind none or one, of those that make chords perhaps two."""
+    chosen = sorted(rng.choice(len(KINDS), int(rng.integers(2, len(KINDS) + 1)), replace=False))
+    return tuple(KINDS[index][rng.integers(len(KINDS[index]))] for index in chosen)
+
+
+def compose(rng: np.random.Generator, ensemble: Sequence[Instrument], seconds: float) -> Notes:
+    """A procedural piece of about the given length: sections of 8 to 30 s in changing keys, tempi and textures."""
+    rows: list[tuple[float, float, int, int, bool]] = []
+    start = 0.0
+    while start < seconds:
+        beat_s = 60.0 / rng.uniform(50, 190)
+        beats = max(8, round(rng.uniform(8, 30) / beat_s))
+        tonic, scale = int(rng.integers(12)), SCALES[rng.integers(len(SCALES))]
+        chords = _progression(rng, beats, tonic, scale)
+        human_s = rng.choice([0.0, 0.008, 0.025])
+        for instrument in ensemble:
+            low, high = instrument.low, instrument.high
+            bars = Bars(beats, tuple(p for p in range(low, high + 1) if (p - tonic) % 12 in scale), chords, low, high)
+            for onset, duration, pitch in _play(rng, instrument, bars):
+                onset_s = max(0.0, start + onset * beat_s + rng.normal() * human_s)
+                rows.append(
+                    (onset_s, onset_s + max(0.04, duration * beat_s), pitch, instrument.program, instrument.is_drum)
+                )
+        start += beats * beat_s + rng.choice([0.0, 0.0, 0.5, 2.0])
+    return as_notes([row for row in rows if row[0] < seconds])
+
+
+def as_notes(rows: Sequence[tuple[float, float, int, int, bool]]) -> Notes:
+    """Rows as a table on the 10 ms grid, each note cut where its key sounds anew."""
+    steps = sorted((round(on * STEPS_PER_SECOND), round(off * STEPS_PER_SECOND), *key) for on, off, *key in rows)
+    last: dict[tuple[object, ...], int] = {}  # key to index of its latest note
+    kept: list[list[float]] = []
+    for onset, offset, pitch, program, is_drum in steps:
+        key = (pitch, program, is_drum)
+        if key in last:
+            before = kept[last[key]]
+            if onset - before[0] < 4:  # struck again within 40 ms: one note
+                before[1] = max(before[1], offset)
+                continue
+            before[1] = min(before[1], onset)
+        last[key] = len(kept)
+        kept.append([onset, max(offset, onset + 3), pitch, program, is_drum])
+    table = np.array(kept, np.float64).reshape(-1, 5)
+    onset, offset, pitch, program, is_drum = table.T
+    velocity = np.full(len(table), VELOCITY)
+    return Notes(
+        onset / STEPS_PER_SECOND,
+        offset / STEPS_PER_SECOND,
+        pitch.astype(np.int64),
+        velocity,
+        program.astype(np.int64),
+        is_drum.astype(bool),
+    )
+
+
+def _progression(
+    rng: np.random.Generator, beats: int, tonic: int, scale: tuple[int, ...]
+) -> tuple[tuple[int, ...], ...]:
+    """Pitch classes under each beat, changing every one to eight beats."""
+    chords: list[tuple[int, ...]] = []
+    length = int(rng.choice([1, 2, 4, 8]))
+    while len(chords) < beats:
+        root = tonic + scale[rng.integers(len(scale))]
+        shape = CHORDS[rng.integers(len(CHORDS))] if rng.random() < 0.5 else _triad(root, tonic, scale)
+        chords += [tuple((root + interval) % 12 for interval in shape)] * length
+    return tuple(chords[:beats])
+
+
+def _triad(root: int, tonic: int, scale: tuple[int, ...]) -> tuple[int, ...]:
+    """Every other degree of the scale above the root."""
+    degrees = sorted((tonic + degree - root) % 12 for degree in scale)
+    return tuple(degrees[: 2 * 3 : 2])
+
+
+def _play(rng: np.random.Generator, instrument: Instrument, bars: Bars) -> list[Event]:
+    """One to three textures at once for a soloist, each in a register of its own; one for a member of a band."""
+    if instrument.role != "solo":
+        texture = ROLES[instrument.role][rng.integers(len(ROLES[instrument.role]))]
+        return texture(rng, bars)
+    events: list[Event] = []
+    for _ in range(rng.choice([1, 2, 3], p=[0.3, 0.5, 0.2])):
+        width = int(rng.integers(14, 50))
+        low = int(rng.integers(bars.low, max(bars.low + 1, bars.high - width)))
+        if rng.random() < 0.6:  # the middle of the keyboard sounds most
+            low = int(np.clip(rng.normal(60 - width / 2, 10), bars.low, bars.high - width))
+        high = low + width
+        register = replace(bars, low=low, high=high, scale=tuple(p for p in bars.scale if low <= p <= high) or (low,))
+        texture = ROLES["solo"][rng.integers(len(ROLES["solo"]))]
+        events += texture(rng, register)
+    return events
+
+
+def _grid(rng: np.random.Generator) -> float:
+    """Note value in beats."""
+    return float(rng.choice([0.125, 0.25, 1 / 3, 0.5, 1.0, 2.0], p=[0.06, 0.26, 0.14, 0.3, 0.18, 0.06]))
+
+
+def _length(rng: np.random.Generator) -> float:
+    """Articulation: sounding part of a note value, staccato to overlapping."""
+    return float(rng.choice([0.3, 0.6, 0.9, 1.0, 1.5, 3.0], p=[0.12, 0.15, 0.25, 0.28, 0.12, 0.08]))
+
+
+def _chord_pitches(bars: Bars, beat: float, low: int, high: int) -> list[int]:
+    classes = bars.chords[min(int(beat), bars.beats - 1)]
+    return [pitch for pitch in range(low, high + 1) if pitch % 12 in classes] or [low]
+
+
+def _melody(rng: np.random.Generator, bars: Bars) -> list[Event]:
+    """A walk over the scale in mixed note values with rests; sometimes in thirds, sixths or octaves."""
+    events: list[Event] = []
+    legato, doubling, rest = _length(rng), int(rng.choice([0, 0, 0, 2, 5, 7])), rng.uniform(0, 0.25)
+    values = [_grid(rng) for _ in range(3)]
+    beat, degree = 0.0, len(bars.scale) // 2
+    while beat < bars.beats:
+        value = values[rng.integers(3)]
+        if rng.random() > rest:
+            degree = int(np.clip(degree + np.rint(rng.normal() * 2), 0, len(bars.scale) - 1))
+            events.append((beat, value * legato, bars.scale[degree]))
+            if doubling and degree + doubling < len(bars.scale):
+                events.append((beat, value * legato, bars.scale[degree + doubling]))
+        beat += value
+    return events
+
+
+def _chords(rng: np.random.Generator, bars: Bars) -> list[Event]:
+    """Blocks of two to six notes, held or struck again, sometimes broken upwards."""
+    value, legato, size = max(0.5, _grid(rng)) * rng.choice([1, 2]), _length(rng), int(rng.integers(2, 7))
+    broken = rng.choice([0.0, 0.0, 0.04, 0.1])
+    events: list[Event] = []
+    for beat in np.arange(0, bars.beats, value):
+        if rng.random() < 0.9:
+            pool = _chord_pitches(bars, beat, bars.low, bars.high)
+            chosen = sorted(rng.choice(pool, min(size, len(pool)), replace=False))
+            events += [(beat + broken * index, value * legato, int(pitch)) for index, pitch in enumerate(chosen)]
+    return events
+
+
+def _arpeggio(rng: np.random.Generator, bars: Bars) -> list[Event]:
+    """Chord notes one after the other: up, down, both ways or mixed; sometimes held as if pedalled."""
+    value = min(0.5, _grid(rng))
+    held, shape = rng.choice([0.0, 1.0, 2.0, 4.0], p=[0.4, 0.3, 0.2, 0.1]), rng.integers(4)
+    legato, span = _length(rng), int(rng.integers(12, 37))
+    low = int(rng.integers(bars.low, max(bars.low + 1, bars.high - span)))
+    events: list[Event] = []
+    for index, beat in enumerate(np.arange(0, bars.beats, value)):
+        pool = _chord_pitches(bars, beat, low, min(low + span, bars.high))
+        cycle = (pool, pool[::-1], pool + pool[-2:0:-1], list(rng.permutation(pool)))[shape]
+        events.append((beat, max(value * legato, held), int(cycle[index % len(cycle)])))
+    return events
+
+
+def _bass(rng: np.random.Generator, bars: Bars) -> list[Event]:
+    """Chord roots and fifths low down, in steady values."""
+    value, legato = float(rng.choice([0.5, 1.0, 2.0, 4.0])), _length(rng)
+    octave = rng.random() < 0.3
+    events: list[Event] = []
+    for beat in np.arange(0, bars.beats, value):
+        pool = _chord_pitches(bars, beat, bars.low, min(bars.low + 19, bars.high))
+        pitch = int(pool[0] if rng.random() < 0.6 else rng.choice(pool))
+        events.append((beat, value * legato, pitch))
+        if octave and pitch + 12 <= bars.high:
+            events.append((beat, value * legato, pitch + 12))
+    return events
+
+
+def _runs(rng: np.random.Generator, bars: Bars) -> list[Event]:
+    """Scales up and down at an even pace, in one or two voices, chromatic at times."""
+    value, legato = min(0.5, _grid(rng)), _length(rng)
+    pitches = bars.scale if rng.random() < 0.7 else tuple(range(bars.low, bars.high + 1))
+    apart, degree, step = int(rng.choice([0, 0, 2, 5, 7])), int(rng.integers(len(pitches))), 1
+    events: list[Event] = []
+    for beat in np.arange(0, bars.beats, value):
+        if not 0 <= degree + step < len(pitches) or rng.random() < 0.06:
+            step = -step
+        degree = int(np.clip(degree + step, 0, len(pitches) - 1))
+        events.append((beat, value * legato, pitches[degree]))
+        if apart and degree + apart < len(pitches):
+            events.append((beat, value * legato, pitches[degree + apart]))
+    return events
+
+
+def _repeats(rng: np.random.Generator, bars: Bars) -> list[Event]:
+    """One pitch or a small chord struck again and again, trills and tremolos."""
+    value, legato = min(0.5, _grid(rng)), min(1.0, _length(rng))
+    events: list[Event] = []
+    beat, group = 0.0, [bars.low]
+    while beat < bars.beats:
+        size, count = int(rng.choice([1, 1, 2, 3])), int(rng.integers(3, 13))
+        pool = _chord_pitches(bars, beat, bars.low, bars.high)
+        group = [int(pitch) for pitch in rng.choice(pool, min(size, len(pool)), replace=False)]
+        alternate = size > 1 and rng.random() < 0.5
+        for index in range(count):
+            struck = [group[index % len(group)]] if alternate else group
+            events += [(beat + index * value, value * legato, pitch) for pitch in struck]
+        beat += count * value + rng.choice([0.0, value])
+    return events
+
+
+def _scatter(rng: np.random.Generator, bars: Bars) -> list[Event]:
+    """Unrelated pitches at unrelated times, of unrelated lengths."""
+    count = int(bars.beats * rng.choice([0.5, 1, 2, 4]))
+    onsets = np.sort(rng.uniform(0, bars.beats, count))
+    durations = np.exp(rng.uniform(np.log(0.15), np.log(6.0), count))
+    pitches = rng.integers(bars.low, bars.high + 1, count)
+    return [
+        (float(on), float(length), int(pitch)) for on, length, pitch in zip(onsets, durations, pitches, strict=True)
+    ]
+
+
+def _voices(rng: np.random.Generator, bars: Bars) -> list[Event]:
+    """Two to four voices that move by step, each in its own rhythm, as in a chorale or fugue."""
+    count = int(rng.integers(2, 5))
+    size = max(1, len(bars.scale) // count)
+    parts = [bars.scale[index * size : (index + 1) * size] for index in range(count)]
+    return [event for part in parts if part for event in _melody(rng, replace(bars, scale=part))]
+
+
+def _drums(rng: np.random.Generator, bars: Bars) -> list[Event]:
+    """A beat: low drum, back beat, cymbals on a grid, fills before changes."""
+    low, back, cymbal = (int(rng.choice(DRUM_KEYS[kind])) for kind in ("low", "back", "cymbal"))
+    grid = float(rng.choice([0.25, 0.5, 0.5, 1.0]))
+    pattern = rng.random(8) < 0.35
+    events: list[Event] = []
+    for index, beat in enumerate(np.arange(0, bars.beats, 0.5)):
+        if index % 4 == 0 or pattern[index % 8]:
+            events.append((beat, 0.2, low))
+        if index % 4 == 2 or rng.random() < 0.05:
+            events.append((beat, 0.2, back))
+        if index % 16 >= 14 and rng.random() < 0.6:
+            events.append((beat, 0.2, int(rng.choice(DRUM_KEYS["fill"]))))
+    return events + [(float(beat), 0.2, cymbal) for beat in np.arange(0, bars.beats, grid)]
+
+
+ROLES: dict[str, tuple[Texture, ...]] = {
+    "solo": (_melody, _chords, _chords, _arpeggio, _bass, _runs, _repeats, _scatter, _voices),
+    "melody": (_melody, _melody, _runs, _repeats),
+    "harmony": (_chords, _arpeggio, _voices),
+    "bass": (_bass, _melody),
+    "drums": (_drums,),
+}
+
+CORPUS_WEIGHTS = {"bach": 6.0, "palestrina": 2.0, "monteverdi": 2.0, "ryansMammoth": 1.0, "essenFolksong": 0.5}
+SCORE_SUFFIXES = (".mxl", ".xml", ".krn", ".abc")
+HELD_OUT_SCORES = ("bach/bwv66.6", "bach/bwv269", "bach/bwv302", "palestrina/Kyrie_2", "monteverdi/madrigal.3.1")
+
+
+@functools.cache
+def corpus_paths() -> dict[str, tuple[str, ...]]:
+    """Folder of music21's corpus to its scores that may be trained on."""
+    from music21 import corpus
+
+    paths = {}
+    for folder in CORPUS_WEIGHTS:
+        found = sorted(path for path in map(str, corpus.getComposer(folder)) if path.endswith(SCORE_SUFFIXES))
+        paths[folder] = tuple(path for path in found if not any(_same_score(path, held) for held in HELD_OUT_SCORES))
+    return paths
+
+
+def _same_score(path: str, name: str) -> bool:
+    folder, stem = name.split("/")
+    return f"/{folder}/{stem}." in path
+
+
+@functools.lru_cache(maxsize=64)  # a collection of tunes takes seconds to read
+def _read_score(path: str) -> Any:
+    from music21 import converter, corpus
+
+    return corpus.parse(path) if not path.startswith("/") else converter.parse(path)
+
+
+def score_notes(
+    path: str, rng: np.random.Generator, programs: Sequence[int] = (0,)
+) -> list[tuple[float, float, int, int, bool]]:
+    """Rows for ``as_notes`` of one score, at a random tempo and transposition; of a collection, one tune.
+
+    The programs take its parts in turn, from the highest part down.
+    """
+    from music21 import stream
+
+    score = _read_score(path)
+    if isinstance(score, stream.Opus):
+        tunes = list(score.scores)
+        score = tunes[rng.integers(len(tunes))]
+    quarter_s, shift = 60.0 / rng.uniform(55, 150), int(rng.integers(-7, 8))
+    rows = []
+    for index, part in enumerate(score.parts or [score]):
+        program = programs[index % len(programs)]
+        for note in part.stripTies().flatten().notes:
+            onset_s, length_s = float(note.offset) * quarter_s, float(note.quarterLength) * quarter_s
+            pitches = [pitch.midi + shift for pitch in getattr(note, "pitches", ())]
+            rows += [
+                (onset_s, onset_s + length_s, pitch, program, False)
+                for pitch in pitches
+                if length_s and 21 <= pitch <= 108
+            ]
+    return rows
+
+
+def medley(rng: np.random.Generator, seconds: float, ensemble: Sequence[Instrument] = PIANO) -> Notes:
+    """Scores of the corpus one after the other until the time is full, chorales most often; drums pause."""
+    pitched = sorted((one for one in ensemble if not one.is_drum), key=lambda one: -one.low)
+    folders = corpus_paths()
+    weights = np.array([CORPUS_WEIGHTS[folder] for folder in folders])
+    rows: list[tuple[float, float, int, int, bool]] = []
+    start = 0.0
+    while start < seconds:
+        scores = folders[list(folders)[rng.choice(len(weights), p=weights / weights.sum())]]
+        tune = score_notes(scores[rng.integers(len(scores))], rng, [one.program for one in pitched] or [0])
+        rows += [(start + on, start + off, *key) for on, off, *key in tune if on < 60 and start + on < seconds]  # type: ignore[misc]
+        start += min(60.0, max((row[1] for row in tune), default=0.0)) + rng.uniform(0.2, 1.0)
+    return as_notes(rows)
+
+
+def held_out(index: int, seconds: float, bands: bool = False) -> Notes:
+    """Songs never trained on: the held-out scores on a piano, then procedural pieces from a random stream of their own.
+
+    The procedural pieces are played by bands if there are any.
+    """
+    rng = np.random.default_rng((7, index))
+    if index < len(HELD_OUT_SCORES):
+        return as_notes([row for row in score_notes(HELD_OUT_SCORES[index], rng) if row[0] < seconds])
+    return compose(rng, band(rng) if bands else PIANO, seconds)

@@ -1,0 +1,257 @@
+"""The networks of Spectrogram Diffusion in PyTorch (Hawthorne et al., ISMIR 2022; T5 1.1 blocks without biases).
+
+Letters as in ``notewave.voice.contracts``. They are split where work stops being constant: ``TimeEmbedding`` depends
+only on the noise schedule, the encoders and ``CrossAttention`` only on the segment, ``Decoder`` on what moves at each
+step.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from notewave.song.codec import PAD
+from notewave.voice.contracts import Dimensions
+
+MAX_NOISE_TIME = (
+    20000.0  # noise time t in [0, 1) reaches the sinusoids as t * 20000; also their longest period / (2 pi)
+)
+
+
+def masked_bias(keep: Tensor) -> Tensor:
+    """Additive attention bias [B, 1, 1, J]: 0 where ``keep`` [B, J] is true, the lowest finite number elsewhere."""
+    lowest = torch.finfo(torch.float32).min
+    return torch.where(keep, 0.0, lowest)[:, None, None, :]
+
+
+def sinusoids(positions: Tensor, width: int, longest: float) -> Tensor:
+    """Sine half, then cosine half [..., width] of positions [...], at frequencies from 1 down to 1 / longest."""
+    half = width // 2
+    exponents = -math.log(longest) * torch.arange(half, dtype=torch.float32, device=positions.device) / (half - 1)
+    frequencies = exponents.double().exp().float()  # the same to the last bit everywhere: positions reach 20000
+    angles = positions[..., None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the width, weight only, eps 1e-6."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        return F.rms_norm(x, self.weight.shape, self.weight, 1e-6)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, T, H K] -> [B, H, T, K]."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """T5 attention: no scaling of the dot products, additive mask. [B, H, T, K] x [B, H, J, K] -> [B, T, H K]."""
+    if mask is not None:
+        mask = mask.expand(-1, -1, queries.shape[2], -1)  # ONNX Runtime broadcasts masks over batch and heads only
+    mixed = F.scaled_dot_product_attention(queries, keys, values, mask, scale=1.0)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of a sequence to itself, one product for queries, keys and values."""
+
+    def __init__(self, size: Dimensions) -> None:
+        super().__init__()
+        self.heads = size.heads
+        inner = size.heads * size.head_width
+        self.qkv = nn.Linear(size.width, 3 * inner, bias=False)
+        self.out = nn.Linear(inner, size.width, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        queries, keys, values = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+        return self.out(attend(queries, keys, values, mask))
+
+
+class FeedForward(nn.Module):
+    """Gated GELU (tanh approximation): out(gelu(gate x) * up x), one product for gate and up."""
+
+    def __init__(self, size: Dimensions) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(size.width, 2 * size.feed_forward, bias=False)
+        self.out = nn.Linear(size.feed_forward, size.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.out(F.gelu(gate, approximate="tanh") * up)
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm self-attention and feed-forward, each with a residual."""
+
+    def __init__(self, size: Dimensions) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(size.width)
+        self.attention = SelfAttention(size)
+        self.feed_forward_norm = RMSNorm(size.width)
+        self.feed_forward = FeedForward(size)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        x = x + self.attention(self.attention_norm(x), mask)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class NoteEncoder(nn.Module):
+    """Encodes the tokens of one segment; padding tokens are never attended to."""
+
+    def __init__(self, size: Dimensions) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(size.vocabulary, size.width)
+        self.positions = nn.Parameter(torch.randn(size.max_tokens, size.width) * 0.02)
+        self.layers = nn.ModuleList(EncoderLayer(size) for _ in range(size.note_encoder_layers))
+        self.norm = RMSNorm(size.width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens int [B, N] -> notes [B, N, D]."""
+        x = self.embedding(tokens) + self.positions[: tokens.shape[1]]
+        mask = masked_bias(tokens != PAD)
+        for layer in self.layers:
+            x = layer(x, mask)
+        return self.norm(x)
+
+
+class ContextEncoder(nn.Module):
+    """Encodes the previous segment's mel, in the networks' range."""
+
+    def __init__(self, size: Dimensions) -> None:
+        super().__init__()
+        self.input = nn.Linear(size.mels, size.width, bias=False)
+        self.positions = nn.Parameter(torch.randn(size.frames, size.width) * 0.02)
+        self.layers = nn.ModuleList(EncoderLayer(size) for _ in range(size.context_encoder_layers))
+        self.norm = RMSNorm(size.width)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Mel [B, T, M] -> context [B, T, D]."""
+        x = self.input(mel) + self.positions
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+
+class CrossAttention(nn.Module):
+    """Keys and values of every decoder layer's cross-attention, for a whole segment at once."""
+
+    def __init__(self, size: Dimensions) -> None:
+        super().__init__()
+        self.size = size
+        self.projection = nn.Linear(size.width, 2 * size.decoder_layers * size.heads * size.head_width, bias=False)
+
+    def forward(self, notes: Tensor, context: Tensor) -> tuple[Tensor, ...]:
+        """Notes [B, N, D], context [B, C, D] -> keys, values of layer 0, of layer 1, ...: 2 L times [B, H, J, K]."""
+        memory = torch.cat([notes, context], dim=1)
+        parts = self.projection(memory).chunk(2 * self.size.decoder_layers, dim=-1)
+        return tuple(split_heads(part, self.size.heads) for part in parts)
+
+
+class TimeEmbedding(nn.Module):
+    """Noise time to the FiLM scales and shifts of every decoder layer."""
+
+    def __init__(self, size: Dimensions) -> None:
+        super().__init__()
+        self.size = size
+        self.hidden = nn.Linear(size.width, 4 * size.width, bias=False)
+        self.out = nn.Linear(4 * size.width, 4 * size.width, bias=False)
+        self.film = nn.Linear(4 * size.width, size.decoder_layers * 4 * size.width, bias=False)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """Noise time in [0, 1) [S] -> film [S, L, 2, 2, D]: (attention, feed-forward) x (scale, shift)."""
+        x = sinusoids(time * MAX_NOISE_TIME, self.size.width, MAX_NOISE_TIME)
+        x = F.silu(self.out(F.silu(self.hidden(x))))
+        return self.film(x).unflatten(-1, (self.size.decoder_layers, 2, 2, self.size.width))
+
+
+def modulate(x: Tensor, film: Tensor) -> Tensor:
+    """FiLM: x (1 + scale) + shift, for x [B, T, D] and film [1 or B, 2, D]."""
+    scale, shift = film[:, None, 0], film[:, None, 1]
+    return x * (scale + 1.0) + shift
+
+
+class DecoderLayer(nn.Module):
+    """FiLMed self-attention, plain cross-attention, FiLMed feed-forward, each pre-norm with a residual."""
+
+    def __init__(self, size: Dimensions) -> None:
+        super().__init__()
+        self.heads = size.heads
+        inner = size.heads * size.head_width
+        self.attention_norm = RMSNorm(size.width)
+        self.attention = SelfAttention(size)
+        self.cross_norm = RMSNorm(size.width)
+        self.cross_queries = nn.Linear(size.width, inner, bias=False)
+        self.cross_out = nn.Linear(inner, size.width, bias=False)
+        self.feed_forward_norm = RMSNorm(size.width)
+        self.feed_forward = FeedForward(size)
+
+    def forward(
+        self, x: Tensor, film: Tensor, keys_values: tuple[Tensor, Tensor] | None, mask: Tensor | None
+    ) -> Tensor:
+        """x [B, T, D], film [1 or B, 2, 2, D], keys and values [B, H, J, K] or none at all -> [B, T, D]."""
+        x = x + self.attention(modulate(self.attention_norm(x), film[:, 0]))
+        if keys_values is not None:
+            queries = split_heads(self.cross_queries(self.cross_norm(x)), self.heads)
+            x = x + self.cross_out(attend(queries, *keys_values, mask))
+        return x + self.feed_forward(modulate(self.feed_forward_norm(x), film[:, 1]))
+
+
+class Decoder(nn.Module):
+    """One denoising step: predicts noise, clean mel or velocity, whichever the voice was trained for."""
+
+    def __init__(self, size: Dimensions) -> None:
+        super().__init__()
+        self.input = nn.Linear(size.mels, size.width, bias=False)
+        self.positions = nn.Parameter(torch.randn(size.frames, size.width) * 0.02)
+        self.layers = nn.ModuleList(DecoderLayer(size) for _ in range(size.decoder_layers))
+        self.norm = RMSNorm(size.width)
+        self.output = nn.Linear(size.width, size.mels, bias=False)
+
+    def forward(self, x: Tensor, film: Tensor, mask: Tensor | None = None, *keys_values: Tensor) -> Tensor:
+        """x [B, T, M], film [1 or B, L, 2, 2, D], mask [B, 1, 1, J], 2 L keys and values -> prediction [B, T, M].
+
+        Without keys and values the cross-attention adds nothing: the unconditional pass of guidance.
+        """
+        hidden = self.input(x) + self.positions[: x.shape[1]]
+        for index, layer in enumerate(self.layers):
+            pair = (keys_values[2 * index], keys_values[2 * index + 1]) if keys_values else None
+            hidden = layer(hidden, film[:, index], pair, mask)
+        return self.output(self.norm(hidden))
+
+
+class SpectrogramDiffusion(nn.Module):
+    """All networks of a voice but the vocoder, under the names of ``notewave.voice.contracts``."""
+
+    def __init__(self, size: Dimensions) -> None:
+        super().__init__()
+        self.size = size
+        self.note_encoder = NoteEncoder(size)
+        self.context_encoder = ContextEncoder(size)
+        self.cross_attention = CrossAttention(size)
+        self.time_embedding = TimeEmbedding(size)
+        self.decoder = Decoder(size)
+
+    def forward(
+        self, x: Tensor, time: Tensor, tokens: Tensor, context: Tensor, context_keep: Tensor, conditioned: Tensor
+    ) -> Tensor:
+        """Training's view of one step, for a batch of unrelated segments at unrelated noise times.
+
+        x [B, T, M], time [B], tokens [B, N], context mel [B, C, M], context_keep bool [B] (false: no previous segment),
+        conditioned bool [B] (false: the cross-attention adds nothing, as in guidance) -> prediction [B, T, M].
+        """
+        keep = torch.cat([tokens != PAD, context_keep[:, None].expand(-1, context.shape[1])], dim=1)
+        keys_values = list(self.cross_attention(self.note_encoder(tokens), self.context_encoder(context)))
+        keys_values[1::2] = [values * conditioned[:, None, None, None] for values in keys_values[1::2]]
+        return self.decoder(x, self.time_embedding(time), masked_bias(keep), *keys_values)

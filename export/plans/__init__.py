@@ -1,0 +1,1 @@
+"""Graphs to TensorRT plans: typed by precision, built for one kind of GPU."""
