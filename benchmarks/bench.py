@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from notewave.backends.protocol import BACKENDS, Backend
+from notewave.backends.choose import BACKENDS
+from notewave.backends.protocol import Backend
 from notewave.benchmarks.clock import CLOCK, add_clock_arguments, set_clock
 from notewave.benchmarks.report import (
     Case,
@@ -37,11 +38,12 @@ from notewave.benchmarks.report import (
     save_plot,
 )
 from notewave.errors import BackendError, SamplingError
+from notewave.sampling.options import SamplingOptions
 from notewave.song.codec import EOS, EVENT_END, MAX_TOKENS, SPECIAL, Tokens
 from notewave.song.midi import tokenize
 from notewave.sound.mel import FRAMES, MELS, SEGMENT_SECONDS, from_network
 from notewave.sound.stream import VocoderStream
-from notewave.synthesizer import DEFAULT_VOICE, SamplingOptions, Synthesizer
+from notewave.synthesizer import DEFAULT_VOICE, Synthesizer
 from notewave.voice.folder import DESCRIPTION, FileRecord, Voice
 
 TYPICAL_TOKENS = 300  # of a segment: General MIDI songs average 220 to 670

@@ -38,13 +38,15 @@ from notewave.errors import BackendError, MidiError, OutputError
 from notewave.export.material.excerpts import HELD_OUT, held_out_tokens
 from notewave.export.material.songs import SEGMENT_SAMPLES, SOUNDFONT, fluidsynth
 from notewave.files import atomic_file
-from notewave.song.codec import Notes, Tokens, decode_tokens
+from notewave.sampling.options import SamplingOptions
+from notewave.song.codec import Tokens, decode_tokens
 from notewave.song.midi import tokenize
+from notewave.song.notes import Notes
 from notewave.sound.distance import stft_loss
+from notewave.sound.griffin_lim import GriffinLim
 from notewave.sound.mel import SEGMENT_SECONDS, log_mel
 from notewave.sound.plot import save_mel_picture
-from notewave.sound.stream import GriffinLim
-from notewave.synthesizer import SamplingOptions, Synthesizer
+from notewave.synthesizer import Synthesizer
 from notewave.voice.folder import DESCRIPTION, FileRecord
 
 if TYPE_CHECKING:

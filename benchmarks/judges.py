@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from notewave.errors import BackendError
-from notewave.song.codec import Notes
+from notewave.song.notes import Notes
 from notewave.sound.mel import FRAMES, HOP, SAMPLE_RATE
 
 ONSET_TOLERANCE_S = 0.05

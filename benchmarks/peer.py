@@ -44,7 +44,7 @@ from notewave.song.codec import Tokens
 from notewave.song.midi import SUSTAIN, tokenize
 from notewave.sound.mel import FRAMES, MELS, SEGMENT_SECONDS
 from notewave.synthesizer import Synthesizer
-from notewave.voice.folder import DESCRIPTION, PRECISIONS, Voice
+from notewave.voice.folder import DESCRIPTION, STORED_PRECISIONS, Voice
 
 if TYPE_CHECKING:
     from notewave.export.checkpoints.diffusers import Checkpoint
@@ -334,7 +334,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, default=cache / "base", help="weights; random ones are made if need be"
     )
-    parser.add_argument("--precision", nargs="+", default=["fp32", "int8"], choices=PRECISIONS, help="of our voices")
+    parser.add_argument(
+        "--precision", nargs="+", default=["fp32", "int8"], choices=STORED_PRECISIONS, help="of our voices"
+    )
     parser.add_argument("--tokens", type=int, default=TYPICAL_TOKENS, help="of a segment")
     parser.add_argument("--steps", type=int, default=4, help="denoising steps to time in a segment (default 4)")
     parser.add_argument("--our-steps", type=int, help="our default steps, for whole segments (default: the voice's)")

@@ -29,10 +29,11 @@ from notewave.benchmarks.report import (
     new_figure,
     save_plot,
 )
+from notewave.sampling.options import SamplingOptions
 from notewave.sampling.samplers import SAMPLERS
 from notewave.song.codec import Tokens
 from notewave.sound.mel import SEGMENT_SECONDS, log_mel
-from notewave.synthesizer import DEFAULT_VOICE, GRIFFIN_LIM, SamplingOptions, Synthesizer
+from notewave.synthesizer import DEFAULT_VOICE, GRIFFIN_LIM, Synthesizer
 
 STEPS = (2, 4, 6, 8, 12, 20, 50)
 

@@ -35,10 +35,10 @@ from notewave.benchmarks.report import (
     save_plot,
 )
 from notewave.sound.mel import FRAMES, HOP, MELS
-from notewave.sound.stream import VocoderStream
+from notewave.sound.stream import VocoderStream, VocoderTraits
 from notewave.synthesizer import DEFAULT_VOICE
-from notewave.voice.contracts import NETWORKS, Dimensions, contracts
-from notewave.voice.folder import VocoderTraits, Voice
+from notewave.voice.contracts import NETWORKS, Dimensions
+from notewave.voice.folder import Voice
 
 OPERATORS = ("MatMul", "Gemm", "MatMulInteger", "Conv", "ConvInteger", "ConvTranspose", "Attention")  # that are counted
 NUMBER_BYTES = {"int8": 1, "uint8": 1, "float16": 2, "bfloat16": 2, "float": 4, "double": 8}  # by ONNX Runtime's name
@@ -121,7 +121,7 @@ def trace(voice: Voice, network: str, sizes: dict[str, int]) -> tuple[list[Produ
     """
     import onnxruntime
 
-    contract = contracts(voice.dimensions, voice.vocoder is not None and voice.vocoder.positional)[network]
+    contract = voice.contracts()[network]
     inputs: dict[str, NDArray[Any]] = {
         tensor.name: np.zeros([axis if isinstance(axis, int) else sizes[axis] for axis in tensor.shape], tensor.dtype)
         for tensor in contract.inputs

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from notewave.errors import (
+        ArgumentError,
         BackendError,
         MidiError,
         NotewaveError,
         OutputError,
         SamplingError,
+        ToolError,
         TrainingError,
         VoiceError,
     )
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from notewave.voice.folder import Voice, bundled_voices
 
 __all__ = [
+    "ArgumentError",
     "Audio",
     "BackendError",
     "MidiError",
@@ -31,6 +34,7 @@ __all__ = [
     "OutputError",
     "SamplingError",
     "Synthesizer",
+    "ToolError",
     "TrainingError",
     "Voice",
     "VoiceError",

@@ -7,6 +7,9 @@ import reprlib
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from notewave.errors import VoiceError
 
 _QUOTE = reprlib.Repr()
 _QUOTE.maxstring = _QUOTE.maxother = 120  # characters
@@ -31,3 +34,17 @@ def quoted(value: object) -> str:
         return " ".join(_QUOTE.repr(value).split())
     except ValueError:  # Python writes no integer of more than 4300 digits
         return f"a huge {type(value).__name__}"
+
+
+def as_array(value: Any) -> NDArray[Any]:
+    """A value as an array: an empty one of objects if it is none, as when its rows differ in length."""
+    try:
+        return np.asarray(value)
+    except (OverflowError, TypeError, ValueError):
+        return np.empty(0, object)
+
+
+def require(holds: bool, what: str, value: Any, rule: str) -> None:
+    """Raise VoiceError where something that a voice says of itself does not hold."""
+    if not holds:
+        raise VoiceError(f"{what} is {quoted(value)}, but it {rule}.")

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 
 import notewave
-from notewave.backends.protocol import BACKENDS
-from notewave.backends.trt.plans import FLAVOURS
-from notewave.backends.trt.plans import PRECISIONS as PLAN_PRECISIONS
+from notewave.backends.choose import BACKENDS
+from notewave.backends.trt.plans import FLAVOURS, PLAN_PRECISIONS
 from notewave.errors import NotewaveError
 from notewave.sound.mel import SEGMENT_SECONDS, MelStream
 from notewave.synthesizer import DEFAULT_VOICE, GRIFFIN_LIM
-from notewave.voice.folder import PRECISIONS
+from notewave.voice.folder import STORED_PRECISIONS
 
 _EXTRAS = {  # what a command needs installed beside the runtime
     "export": "export",
@@ -219,7 +218,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     source.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="diffusers folder, hub id or T5X folder")
     source.add_argument("--random", choices=["base", "small", "tiny"], help="seeded random weights of a published size")
     export.add_argument("--out", metavar="VOICE", required=True, type=Path)
-    export.add_argument("--precision", default="fp32", choices=PRECISIONS)
+    export.add_argument("--precision", default="fp32", choices=STORED_PRECISIONS)
     export.add_argument("--vocoder", metavar="MODEL.onnx", type=Path, help="a published mel decoder")
 
     build = add("build", _build, "build a voice's TensorRT plans")
@@ -235,7 +234,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     train.add_argument("--data", metavar="FOLDER", type=Path, help="rendered songs (default: in the state folder)")
     train.add_argument("--from", dest="start", metavar="VOICE", type=Path, help="go on from a voice's networks")
     train.add_argument("--vocoder", metavar="FILE", type=Path, help="a trained vocoder (default: train one)")
-    train.add_argument("--precision", default="fp16", choices=PRECISIONS)
+    train.add_argument("--precision", default="fp16", choices=STORED_PRECISIONS)
 
     bench = add("bench", lambda options: options.run(options), "measure speed")
     evaluate = add("evaluate", _evaluate, "measure quality beside FluidSynth's own rendering")

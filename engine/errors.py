@@ -5,6 +5,14 @@ class NotewaveError(Exception):
     """Base of all errors that notewave raises on purpose: catch this to catch them all."""
 
 
+class ArgumentError(NotewaveError):
+    """An argument is not what it must be: of another type, out of range, an unknown name."""
+
+
+class SamplingError(ArgumentError):
+    """A sampling argument (sampler, steps, guidance, seed, noise) is out of range or of the wrong shape."""
+
+
 class MidiError(NotewaveError):
     """The MIDI input cannot be read or turned into tokens."""
 
@@ -17,12 +25,12 @@ class BackendError(NotewaveError):
     """A backend, plan or device is missing or cannot run what was asked."""
 
 
-class SamplingError(NotewaveError):
-    """A sampling argument (sampler, steps, guidance, seed, noise) is out of range or of the wrong shape."""
-
-
 class TrainingError(NotewaveError):
     """A training configuration, or the state or data of a training run, cannot be used."""
+
+
+class ToolError(NotewaveError):
+    """A program or package that a command needs beside the runtime is missing, or failed."""
 
 
 class OutputError(NotewaveError):

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import numbers
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from notewave.backends.protocol import Job, Run, open_backend
-from notewave.checks import is_integer, is_number, quoted
+from notewave.backends.choose import open_backend
+from notewave.backends.protocol import Run
+from notewave.checks import as_array, is_integer, quoted
 from notewave.errors import BackendError, MidiError, SamplingError, VoiceError
-from notewave.sampling.samplers import sampler_table
+from notewave.sampling.job import Job, make_job
+from notewave.sampling.options import SamplingOptions
 from notewave.song.codec import EOS, EVENT_END, MAX_TOKENS, Tokens
 from notewave.song.midi import MidiSource, tokenize
 from notewave.sound.audio import Audio
+from notewave.sound.griffin_lim import GriffinLim
 from notewave.sound.mel import FRAMES, MELS, from_network
-from notewave.sound.stream import GriffinLim, Vocode, VocoderStream
-from notewave.voice.folder import MAX_GUIDANCE, VocoderTraits, Voice
+from notewave.sound.stream import Vocode, VocoderStream, VocoderTraits
+from notewave.voice.folder import Voice
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,17 +35,6 @@ DEFAULT_VOICE = "band"
 GRIFFIN_LIM = "griffin-lim"
 MAX_THREADS = 1024
 MAX_LOG_MEL = 50.0  # either way; the loudest magnitude is MAGNITUDE_MAX, 18 in its logarithm
-
-
-class SamplingOptions(TypedDict, total=False):
-    """What ``render``, ``stream`` and ``spectrogram`` take beside the song; what is left out comes from the voice."""
-
-    sampler: str | None  # a name in notewave.sampling.samplers.SAMPLERS
-    steps: int | None  # denoising steps of a segment
-    guidance: float | None  # classifier-free guidance weight; 1 is none, and costs nothing
-    seed: int  # 0 (the default) to 2**64 - 1; the same seed gives the same song on every backend
-    noise: FloatArray | None  # [draws, FRAMES, MELS] in drawing order, instead of the seed's noise
-    on_step: Callable[[], object] | None  # called after every denoising step
 
 
 class Synthesizer:
@@ -139,21 +131,10 @@ class Synthesizer:
         return self._backend.vocode, self.voice.vocoder
 
     def _prepare(self, song: Song, options: SamplingOptions) -> tuple[list[Tokens], Job]:
-        unknown = set(options) - set(SamplingOptions.__annotations__)
-        if unknown:
-            raise SamplingError(
-                f"unknown option {', '.join(sorted(unknown))}. Known: {', '.join(SamplingOptions.__annotations__)}."
-            )
         tokens = _check_tokens(song) if isinstance(song, list | tuple) else tokenize(song)
         _check_lengths(tokens, self.voice)
-        given = {name: value for name, value in options.items() if value is not None}
-        chosen = {**vars(self.voice.sampling), "seed": 0, **given}
-        table = sampler_table(chosen["sampler"], chosen["steps"], self.voice.schedule, self.voice.prediction)
-        guidance, seed = _check_guidance(chosen["guidance"]), _check_seed(chosen["seed"])
-        noise = chosen.get("noise")
-        if noise is not None:
-            noise = _check_noise(noise, len(tokens) * table.draws)
-        return tokens, Job(table, guidance, (seed,), noise, _check_on_step(chosen.get("on_step")))
+        voice = self.voice
+        return tokens, make_job(options, voice.sampling, voice.schedule, voice.prediction, segments=len(tokens))
 
 
 class HostSound:
@@ -203,27 +184,6 @@ def _check_mel(mel: FloatArray) -> FloatArray:
     return mel.astype(np.float32, copy=False)
 
 
-def _check_guidance(guidance: float) -> float:
-    if not is_number(guidance, -MAX_GUIDANCE, MAX_GUIDANCE):
-        raise SamplingError(
-            f"guidance is {quoted(guidance)}; it must be a number from {-MAX_GUIDANCE:g} to {MAX_GUIDANCE:g}, 1 for "
-            "none."
-        )
-    return float(guidance)
-
-
-def _check_seed(seed: int) -> int:
-    if not is_integer(seed, 0, (1 << 64) - 1):
-        raise SamplingError(f"seed is {quoted(seed)}; it must be an integer from 0 to 2**64 - 1.")
-    return int(seed)
-
-
-def _check_on_step(on_step: Callable[[], object] | None) -> Callable[[], object] | None:
-    if on_step is not None and not callable(on_step):
-        raise SamplingError(f"on_step is {quoted(on_step)}; it must be a function without arguments, or None.")
-    return on_step
-
-
 def _check_lengths(tokens: Sequence[Tokens], voice: Voice) -> None:
     """Refuse segments that are too long for the voice, though not for every voice."""
     most = voice.dimensions.max_tokens
@@ -239,7 +199,7 @@ def _check_tokens(song: Sequence[NDArray[np.integer]]) -> list[Tokens]:
         raise MidiError("the song has no segments. Give what notewave.tokenize returned.")
     checked = []
     for index, given in enumerate(song):
-        tokens = _as_array(given)
+        tokens = as_array(given)
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not 1 <= len(tokens) <= MAX_TOKENS:
             raise MidiError(
                 f"segment {index} is {quoted(tokens)}; it must be integers [1 to {MAX_TOKENS}], "
@@ -251,21 +211,3 @@ def _check_tokens(song: Sequence[NDArray[np.integer]]) -> list[Tokens]:
             )
         checked.append(tokens.astype(np.int32))
     return checked
-
-
-def _check_noise(noise: FloatArray, draws: int) -> FloatArray:
-    noise = _as_array(noise)
-    if noise.shape != (draws, FRAMES, MELS) or noise.dtype != np.float32 or not np.isfinite(noise).all():
-        raise SamplingError(
-            f"noise is {quoted(noise)}; this song, sampler and step count draw "
-            f"finite float32 [{draws}, {FRAMES}, {MELS}]."
-        )
-    return noise
-
-
-def _as_array(value: Any) -> NDArray[Any]:
-    """A value as an array: an empty one of objects if it is none, as when its rows differ in length."""
-    try:
-        return np.asarray(value)
-    except (OverflowError, TypeError, ValueError):
-        return np.empty(0, object)

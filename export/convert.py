@@ -20,18 +20,11 @@ from notewave.export.graphs.translate import WeightFile, export_graph, relative_
 from notewave.export.networks import SpectrogramDiffusion, masked_bias
 from notewave.export.vocoders import MelGAN, Tonewheel, adopt_onnx_vocoder, export_vocoder_onnx
 from notewave.files import atomic_folder
+from notewave.sampling.options import Sampling
+from notewave.sampling.schedule import NoiseSchedule
+from notewave.sound.stream import VocoderTraits
 from notewave.voice.contracts import contracts
-from notewave.voice.folder import (
-    DESCRIPTION,
-    PRECISIONS,
-    FileRecord,
-    NoiseSchedule,
-    Sampling,
-    VocoderTraits,
-    Voice,
-    bundled_voices,
-    graph_name,
-)
+from notewave.voice.folder import DESCRIPTION, STORED_PRECISIONS, FileRecord, Voice, bundled_voices, graph_name
 
 WEIGHTS = "weights.bin"  # of all networks but the vocoder: the two decoders share theirs
 INT8_ENCODER_LIMIT = 0.2  # relative error beyond which an encoder, which runs once a segment, is not worth 8 bits
@@ -115,8 +108,8 @@ def export_voice(
     Raises VoiceError when a graph does not agree with PyTorch, OutputError when ``out`` cannot be written.
     """
     target = Path(out)
-    if precision not in PRECISIONS:
-        raise VoiceError(f"there is no precision {precision!r}. Choose one of {', '.join(PRECISIONS)}.")
+    if precision not in STORED_PRECISIONS:
+        raise VoiceError(f"there is no precision {precision!r}. Choose one of {', '.join(STORED_PRECISIONS)}.")
     if target.exists() and not (target / DESCRIPTION).is_file():
         raise OutputError(f"{target} exists and is no voice: it is not replaced. Remove it or choose another folder.")
     with atomic_folder(target) as folder:

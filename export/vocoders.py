@@ -31,8 +31,8 @@ from notewave.errors import VoiceError
 from notewave.export.graphs.translate import EMBEDDED_BYTES, export_graph, relative_error
 from notewave.files import atomic_file
 from notewave.sound.mel import FFT, HOP, LOG_MAX, LOG_MIN, MELS, SAMPLE_RATE, WINDOW, mel_weights
+from notewave.sound.stream import VocoderTraits
 from notewave.voice.contracts import Contract, Dimensions, contracts
-from notewave.voice.folder import VocoderTraits
 
 PARITY_LIMIT = 1e-4  # largest relative error of an exported vocoder
 MAX_REACH = 512  # frames on either side that a foreign vocoder may see: 10 s

@@ -11,7 +11,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from notewave.sound.mel import HOP, MELS
-from notewave.voice.folder import FileRecord, VocoderTraits, Voice, graph_name
+from notewave.sound.stream import VocoderTraits
+from notewave.voice.folder import FileRecord, Voice, graph_name
 
 
 def sounding_voice(reference: Path, folder: Path) -> Voice:

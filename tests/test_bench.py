@@ -29,9 +29,10 @@ from notewave.export.material.songs import SOUNDFONT
 from notewave.song.codec import EOS
 from notewave.song.midi import read_midi, tokenize
 from notewave.sound.mel import FRAMES, HOP
+from notewave.sound.stream import VocoderTraits
 from notewave.synthesizer import Synthesizer
 from notewave.voice.contracts import NETWORKS, contracts
-from notewave.voice.folder import VocoderTraits, Voice
+from notewave.voice.folder import FileRecord, Voice
 
 DATA = Path(__file__).parent / "data"
 BASE = RANDOM_SIZES["base"]
@@ -280,7 +281,9 @@ def test_every_operator_is_counted(reference_voice: Path, tmp_path: Path) -> Non
     graph = onnx.helper.make_graph([*casts, *nodes], "vocoder", [mel], ends, initial)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
     onnx.save(model, tmp_path / "vocoder.onnx")
-    voice = dataclasses.replace(Voice.load(reference_voice), folder=tmp_path)
+    silent = Voice.load(reference_voice)
+    files = silent.files | {"vocoder.onnx": FileRecord.of(tmp_path / "vocoder.onnx")}
+    voice = dataclasses.replace(silent, folder=tmp_path, vocoder=VocoderTraits(0, 0), files=files)
     found, moved = trace(voice, "vocoder", {"B": 1, "V": 13})
     assert set(found) == {
         Product(4, 32 * 7, 16, count=4),

@@ -13,8 +13,9 @@ from default_voice import default_voice
 from simulated_device import SimulatedDevice, SimulatedTensorRT, SimulatedTensorRTRTX, simulated_plan
 from sounding_voice import sounding_voice
 
+from notewave.backends.device.cache import plans_home
 from notewave.backends.trt import plans
-from notewave.backends.trt.plans import DESCRIPTION, PlanRecord, check_plans, find_plans, plans_home, target_of
+from notewave.backends.trt.plans import RECORD, PlanRecord, check_plans, find_plans, target_of
 from notewave.errors import BackendError, VoiceError
 from notewave.export.plans.build import build_plans, timing_cache
 from notewave.kernels import loader
@@ -51,7 +52,7 @@ def check_built(voice: Voice, capability: tuple[int, int]) -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     folder = build_plans(voice, "fp16", capability)
     assert find_plans(voice, trt, capability, None) == folder
-    content = json.loads((folder / DESCRIPTION).read_text())
+    content = json.loads((folder / RECORD).read_text())
     networks = ["note_encoder", "context_encoder", "cross_attention", "time_embedding", "decoder"]
     networks += ["unconditional_decoder", "vocoder"]
     assert list(content["seconds"]) == networks and set(content["files"]) >= {f"{name}.plan" for name in networks}
@@ -71,8 +72,8 @@ def test_voices_of_8_bit_weights_are_refused(voice: Voice, home: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_other_precisions_build(precision: str, voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx")
-    known = plans.voice_contracts(voice)
-    monkeypatch.setattr("notewave.export.plans.build.voice_contracts", lambda _: {"decoder": known["decoder"]})
+    known = voice.contracts()
+    monkeypatch.setattr(Voice, "contracts", lambda _: {"decoder": known["decoder"]})
     folder = build_plans(voice, precision, (8, 9))
     assert (folder / "decoder.plan").stat().st_size > 100_000
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from notewave.errors import VoiceError
 from notewave.export.checkpoints.diffusers import RANDOM_SIZES, load_diffusers, random_checkpoint
 from notewave.export.networks import SpectrogramDiffusion
-from notewave.voice.folder import NoiseSchedule
+from notewave.sampling.schedule import NoiseSchedule
 
 REFERENCE = Path(__file__).parent / "data" / "reference" / "checkpoint"
 PARTS = ("notes_encoder", "continuous_encoder", "decoder")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from notewave.errors import MidiError
 from notewave.song import codec
-from notewave.song.codec import EOS, EVENT_END, MAX_TOKENS, SEGMENT_STEPS, TIE, VOCABULARY, Notes, Tokens
+from notewave.song.codec import EOS, EVENT_END, MAX_TOKENS, SEGMENT_STEPS, TIE, VOCABULARY, Tokens
+from notewave.song.notes import Notes
 
 unhurried = settings(max_examples=60, deadline=None)  # other work may share the machine
 

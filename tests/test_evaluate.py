@@ -12,7 +12,8 @@ from notewave.errors import BackendError, MidiError, OutputError
 from notewave.export.material.excerpts import HELD_OUT, held_out_tokens
 from notewave.export.material.pieces import CORPUS_WEIGHTS
 from notewave.export.material.songs import SOUNDFONT
-from notewave.song.codec import Notes, decode_tokens
+from notewave.song.codec import decode_tokens
+from notewave.song.notes import Notes
 from notewave.sound.mel import FRAMES, MELS, SAMPLE_RATE, log_mel
 
 MIDI = Path(__file__).parent / "data" / "midi"

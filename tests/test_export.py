@@ -21,9 +21,11 @@ from notewave.export.convert import export_checkpoint, export_voice
 from notewave.export.graphs.precision import store_half, store_int8
 from notewave.export.graphs.translate import WeightFile, export_graph, relative_error
 from notewave.export.networks import TimeEmbedding
+from notewave.sampling.options import Sampling
+from notewave.sampling.schedule import NoiseSchedule
 from notewave.synthesizer import Synthesizer
 from notewave.voice.contracts import NETWORKS, Dimensions, contracts
-from notewave.voice.folder import NoiseSchedule, Sampling, Voice
+from notewave.voice.folder import Voice
 
 REFERENCE = Path(__file__).parent / "data" / "reference"
 RECORDED = np.load(REFERENCE / "reference.npz")

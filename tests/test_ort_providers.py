@@ -12,8 +12,9 @@ import onnxruntime
 import pytest
 
 from notewave.backends.ort import backend as ort_backend
-from notewave.backends.ort.backend import OrtBackend, execution_providers, tensorrt_options
-from notewave.backends.trt.plans import voice_contracts
+from notewave.backends.ort import providers
+from notewave.backends.ort.backend import OrtBackend
+from notewave.backends.ort.providers import execution_providers, tensorrt_options
 from notewave.errors import BackendError, VoiceError
 from notewave.sound.mel import FRAMES, MELS
 from notewave.voice.folder import Voice
@@ -48,7 +49,7 @@ def test_tensorrt_is_told_shapes_and_a_cache_for_each_network(
 ) -> None:
     monkeypatch.setenv("NOTEWAVE_PLANS", str(tmp_path))
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.15"))
-    known = voice_contracts(voice)
+    known = voice.contracts()
     assert tensorrt_options(voice, known["decoder"], {"device_id": 1}) == {"device_id": 1}
     options = tensorrt_options(voice, known["cross_attention"], {"trt_fp16_enable": True})
     width, longest = voice.dimensions.width, voice.dimensions.max_tokens
@@ -80,7 +81,7 @@ def test_tensorrt_s_libraries_are_found_before_a_session_asks_for_them(
         raise RuntimeError("no GPU")
 
     loaded: list[str] = []
-    monkeypatch.setattr(ort_backend, "_tensorrt_version", lambda: loaded.append("tensorrt") or "10.15")
+    monkeypatch.setattr(providers, "_tensorrt_version", lambda: loaded.append("tensorrt") or "10.15")
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     with pytest.raises(BackendError, match="no GPU"):
         OrtBackend(voice, "cuda", None, {"trt_fp16_enable": True})
@@ -92,7 +93,7 @@ def test_tensorrt_s_libraries_are_found_before_a_session_asks_for_them(
 def test_a_provider_that_onnx_runtime_passes_over_is_no_silent_cpu(
     voice: Voice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ort_backend.PROVIDERS, "cuda", "ExecutionProviderThatIsNotHere")
+    monkeypatch.setitem(providers.PROVIDERS, "cuda", "ExecutionProviderThatIsNotHere")
     with pytest.raises(BackendError, match=r"cannot load its .* took CPUExecutionProvider.*\[cuda,cudnn\]"):
         OrtBackend(voice, "cuda", None, {})
 

@@ -9,8 +9,9 @@ import pytest
 
 from notewave.errors import SamplingError
 from notewave.kernels.reference import sampler_step
-from notewave.sampling.samplers import SAMPLERS, SamplerTable, alpha_bars, cosine_log_snr, sampler_table
-from notewave.voice.folder import PREDICTIONS, NoiseSchedule
+from notewave.sampling.samplers import SAMPLERS, SamplerTable, sampler_table
+from notewave.sampling.schedule import NoiseSchedule, alpha_bars, cosine_log_snr
+from notewave.voice.folder import PREDICTIONS
 
 SCHEDULES = [NoiseSchedule("squaredcos_cap_v2"), NoiseSchedule("cosine")]
 MEAN, SPREAD = 0.3, 0.1  # of the Gaussian that the ideal network below knows

@@ -17,7 +17,7 @@ import pytest
 
 import notewave
 from notewave import MidiError, SamplingError, Synthesizer, VoiceError
-from notewave.backends.ort import backend as ort_backend
+from notewave.backends.ort import sessions
 from notewave.checks import quoted
 from notewave.sound.mel import FRAMES, HOP, MELS
 
@@ -288,13 +288,13 @@ def test_synthesizers_made_side_by_side_load_a_voice_once(
     voice = shutil.copytree(reference_voice, tmp_path / "voice")
     made = []
 
-    class SlowGraphs(ort_backend.Graphs):
+    class SlowGraphs(sessions.Graphs):
         def __init__(self, *arguments: Any) -> None:
             made.append(1)
             time.sleep(0.1)
             super().__init__(*arguments)
 
-    monkeypatch.setattr(ort_backend, "Graphs", SlowGraphs)
+    monkeypatch.setattr(sessions, "Graphs", SlowGraphs)
     with ThreadPoolExecutor(3) as pool:
         singers = list(pool.map(lambda _: Synthesizer(voice, backend="cpu", threads=1), range(3)))
     assert len(made) == 1

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from notewave.errors import VoiceError
 from notewave.export.checkpoints.diffusers import load_diffusers
 from notewave.export.checkpoints.t5x import find_t5x, load_t5x
-from notewave.voice.folder import NoiseSchedule
+from notewave.sampling.schedule import NoiseSchedule
 
 REFERENCE = Path(__file__).parent / "data" / "reference" / "checkpoint"
 PARTS = {"notes_encoder": "token_encoder", "continuous_encoder": "continuous_encoder", "decoder": "decoder"}

@@ -36,7 +36,8 @@ from notewave.export.training.symbolic import (
     symbolic_batch,
     token_targets,
 )
-from notewave.song.codec import EOS, SLAKH_PROGRAM, Notes, decode_tokens, encode_notes
+from notewave.song.codec import EOS, SLAKH_PROGRAM, decode_tokens, encode_notes
+from notewave.song.notes import Notes
 from notewave.sound.mel import FRAMES, HOP, MELS, SEGMENT_SECONDS, log_mel
 
 BAND = (

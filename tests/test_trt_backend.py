@@ -29,15 +29,16 @@ from simulated_device import (
 from sounding_voice import sounding_voice
 
 import notewave
+from notewave.backends.device.shapes import MAX_BATCH
 from notewave.backends.gpu import backend as trt_backend
 from notewave.backends.gpu.backend import KEPT_WORKSPACES, DeviceSound, TensorRTBackend, VocoderLane, Workspace
 from notewave.backends.ort.backend import OrtBackend
-from notewave.backends.protocol import Job
 from notewave.backends.trt.engines import _logger
-from notewave.backends.trt.plans import DESCRIPTION, MAX_BATCH
+from notewave.backends.trt.plans import RECORD
 from notewave.errors import BackendError
 from notewave.export.plans.build import build_plans
 from notewave.kernels import loader
+from notewave.sampling.job import Job
 from notewave.sampling.samplers import sampler_table
 from notewave.song.codec import EOS, Tokens
 from notewave.sound.mel import FRAMES, HOP, MELS, from_network
@@ -518,9 +519,9 @@ def test_missing_plans_say_what_is_there_instead(
 
 
 def spoil_header(folder: Path, change: Callable[[dict[str, object]], None]) -> None:
-    content = json.loads((folder / DESCRIPTION).read_text())
+    content = json.loads((folder / RECORD).read_text())
     change(content)
-    (folder / DESCRIPTION).write_text(json.dumps(content))
+    (folder / RECORD).write_text(json.dumps(content))
 
 
 def spoil_plan(plan: Path) -> None:
@@ -547,7 +548,7 @@ def test_damaged_stale_and_foreign_plans_are_refused_by_name(voice: Voice, spoil
     spoil_header(spoilable, lambda content: content["target"].update(capability="7.5"))
     with pytest.raises(BackendError, match=r"for capability 7\.5, not 8\.9"):
         opened(voice)
-    (spoilable / DESCRIPTION).write_text("{")
+    (spoilable / RECORD).write_text("{")
     with pytest.raises(BackendError, match=r"plans\.json cannot be read"):
         opened(voice)
 

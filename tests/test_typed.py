@@ -13,14 +13,15 @@ from simulated_device import SimulatedDevice, SimulatedTensorRTRTX, simulated_pl
 import notewave
 from notewave.backends.gpu.backend import TensorRTBackend
 from notewave.backends.ort.backend import OrtBackend
-from notewave.backends.protocol import Job
 from notewave.errors import VoiceError
 from notewave.export.graphs.precision import store_half, store_int8
 from notewave.export.plans.build import build_plans
 from notewave.export.plans.typed import PRODUCTS, runnable_on_cpu, typed_graph
+from notewave.sampling.job import Job
+from notewave.sampling.options import Sampling
 from notewave.sampling.samplers import sampler_table
 from notewave.song.codec import Tokens
-from notewave.voice.folder import Sampling, Voice
+from notewave.voice.folder import Voice
 
 LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 NETWORKS = ("note_encoder", "context_encoder", "cross_attention", "time_embedding", "decoder", "unconditional_decoder")

@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from notewave.sound.griffin_lim import GriffinLim, invert_mel
 from notewave.sound.mel import HOP, MELS, log_mel, mel_weights
-from notewave.sound.stream import GriffinLim, VocoderStream, invert_mel
-from notewave.voice.folder import VocoderTraits
+from notewave.sound.stream import VocoderStream, VocoderTraits
 
 
 def blurred(mel: np.ndarray, frame: int, left: int, right: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from notewave import BackendError, MidiError, Synthesizer, Voice, VoiceError
 from notewave.backends.ort.backend import Workspace
-from notewave.backends.protocol import Job
+from notewave.sampling.job import Job
 from notewave.sampling.samplers import sampler_table
 from notewave.voice.folder import DESCRIPTION, FileRecord
 from notewave.voice.graph_files import external_files

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from notewave.checks import is_integer, quoted
 from notewave.errors import SamplingError
-from notewave.voice.folder import NoiseSchedule
+from notewave.sampling.schedule import NoiseSchedule, alpha_bars, cosine_log_snr, half_log_snr, sigmoid
 
-LOG_SNR_MAX = 20.0  # of the original's continuous schedule
 COEFFICIENTS = ("p", "q", "a", "b", "c", "d", "e")
+PREDICTIONS = ("epsilon", "x0", "v")  # what a network may give: the noise, the clean mel, the velocity
 
 
 @dataclass(frozen=True)
@@ -88,24 +88,6 @@ def _row(update: Update, prediction: str) -> tuple[float, ...]:
     return p, q, a, update.x0, update.x0_previous, update.noise, update.eps * eps_by_model
 
 
-def alpha_bars(schedule: NoiseSchedule) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Noise times [train_steps] and alpha_bar [train_steps] of a schedule, from the least to the most noise."""
-    index = np.arange(schedule.train_steps)
-    if schedule.name == "cosine":
-        times = (index + 1) / schedule.train_steps
-        return times, _sigmoid(cosine_log_snr(times))
-    curve = np.cos((np.arange(schedule.train_steps + 1) / schedule.train_steps + 0.008) / 1.008 * np.pi / 2) ** 2
-    betas = np.minimum(1.0 - curve[1:] / curve[:-1], 0.999)  # Nichol & Dhariwal 2021, capped as in diffusers
-    return index / schedule.train_steps, np.cumprod(1.0 - betas)
-
-
-def cosine_log_snr(time: NDArray[np.float64]) -> NDArray[np.float64]:
-    """log(alpha_bar / (1 - alpha_bar)) at continuous times in [0, 1], clipped smoothly to +-20, as in the original."""
-    low = math.atan(math.exp(-0.5 * LOG_SNR_MAX))
-    high = math.atan(math.exp(0.5 * LOG_SNR_MAX))
-    return -2.0 * np.log(np.tan((high - low) * time + low))
-
-
 def ddpm(schedule: NoiseSchedule, steps: int) -> list[Update]:
     """Ho et al. 2020, eq. 7, with the larger variance beta ("fixed_large"), as diffusers' DDPMScheduler."""
     updates = []
@@ -144,7 +126,7 @@ def dpmpp_2m(schedule: NoiseSchedule, steps: int) -> list[Update]:
         if after == 1.0:  # to the clean mel itself, where lambda is infinite
             updates.append(Update(float(times[index]), now, x0=1.0))
             continue
-        h = _half_log_snr(after) - _half_log_snr(now)
+        h = half_log_snr(after) - half_log_snr(now)
         extrapolation = 0.5 * h / h_before if updates else 0.0  # 1 / (2 r), r = h_before / h
         gain = math.sqrt(after) * -math.expm1(-h)
         updates.append(
@@ -170,7 +152,7 @@ def ancestral(schedule: NoiseSchedule, steps: int) -> list[Update]:
     for step in reversed(range(steps)):
         time, time_after = (step + 1) / steps, step / steps
         snr, snr_after = cosine_log_snr(np.array([time, time_after])).tolist()
-        now, after = _sigmoid(np.array([snr, snr_after])).tolist()
+        now, after = sigmoid(np.array([snr, snr_after])).tolist()
         kept, replaced = math.exp(snr - snr_after), -math.expm1(snr - snr_after)
         if step == 0:
             updates.append(Update(time, now, x0=1.0))
@@ -196,12 +178,3 @@ def _leading(schedule: NoiseSchedule, steps: int) -> list[tuple[float, float, fl
     stride = schedule.train_steps // steps
     indices = [step * stride for step in reversed(range(steps))]
     return [(float(times[i]), float(bars[i]), float(bars[i - stride]) if i else 1.0) for i in indices]
-
-
-def _half_log_snr(alpha_bar: float) -> float:
-    return 0.5 * math.log(alpha_bar / (1.0 - alpha_bar))
-
-
-def _sigmoid(value: NDArray[np.float64]) -> NDArray[np.float64]:
-    bars: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-value))
-    return bars

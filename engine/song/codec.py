@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from notewave.errors import MidiError
+from notewave.song.notes import Notes
 from notewave.sound.mel import FRAMES, HOP, SAMPLE_RATE, SEGMENT_SECONDS
 
 log = logging.getLogger(__name__)
@@ -49,41 +49,6 @@ SLAKH_PROGRAM = np.array([max(c for c in _CLASSES if c <= program) for program i
 Tokens = NDArray[np.int32]
 _Ints = NDArray[np.int64]
 _Bools = NDArray[np.bool_]
-
-
-@dataclass(eq=False)
-class Notes:
-    """A song as a table, one row a note, in any order. Raises MidiError where a value is out of range."""
-
-    onset_s: NDArray[np.float64]  # seconds from the start of the song
-    offset_s: NDArray[np.float64]
-    pitch: _Ints  # 0..127; for drums the key of General MIDI's percussion map
-    velocity: _Ints  # 0..127
-    program: _Ints  # 0..127, General MIDI
-    is_drum: _Bools
-
-    def __post_init__(self) -> None:
-        """Convert the columns to their types and check them."""
-        dtypes = (np.float64, np.float64, np.int64, np.int64, np.int64, np.bool_)
-        for name, dtype in zip(vars(self), dtypes, strict=True):
-            setattr(self, name, np.asarray(getattr(self, name), dtype))
-        if {column.shape for column in vars(self).values()} != {(self.onset_s.size,)}:
-            raise MidiError("A note table's columns differ in length: a note has a value in each. Align them.")
-        if not ((self.onset_s >= 0) & (self.offset_s >= self.onset_s) & (self.offset_s < np.inf)).all():
-            raise MidiError("A note starts before 0 s or ends before it starts: no time is left for it. Mend it.")
-        for name in ("pitch", "velocity", "program"):
-            column = getattr(self, name)
-            if ((column < 0) | (column > 127)).any():
-                raise MidiError(f"A note has a {name} outside 0 to 127: MIDI has none such. Mend or drop it.")
-
-    def __len__(self) -> int:
-        """How many notes there are."""
-        return len(self.onset_s)
-
-    @property
-    def seconds(self) -> float:
-        """When the last note ends."""
-        return float(self.offset_s.max(initial=0.0))
 
 
 def encode_event(kind: str, value: int = 0) -> int:
@@ -234,3 +199,11 @@ def limit_tokens(segments: Sequence[Tokens], *, strict: bool = False) -> list[To
         log.warning("%s Its last notes are lost; thin them out to choose which.", fact)
     cut = MAX_TOKENS - 1
     return [np.append(x[:cut], np.int32(EOS)) if len(x) > MAX_TOKENS else x for x in segments]
+
+
+def pad_tokens(tokens: Sequence[Tokens], length: int | None = None) -> NDArray[np.int32]:
+    """Token arrays of B songs -> int32 [B, N], padded to the longest or to ``length``."""
+    padded = np.full((len(tokens), length or max(map(len, tokens))), PAD, np.int32)
+    for row, sequence in zip(padded, tokens, strict=True):
+        row[: len(sequence)] = sequence
+    return padded

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from notewave.checks import is_number, quoted
 from notewave.errors import MidiError
-from notewave.song.codec import Notes, Tokens, encode_notes, limit_tokens
+from notewave.song.codec import Tokens, encode_notes, limit_tokens
+from notewave.song.notes import Notes
 
 MAX_BYTES = 4 << 20  # of a file: dozens of long songs; bounds time and memory
 SUSTAIN, SUSTAIN_ON = 64, 64  # the pedal's controller and the lowest value that presses it

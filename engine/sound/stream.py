@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from notewave.kernels.reference import philox
-from notewave.sound.mel import HOP, MAGNITUDE_MIN, MELS, istft, mel_weights, stft
-from notewave.voice.folder import VocoderTraits
+from notewave.checks import is_integer, require
+from notewave.sound.mel import HOP, MELS, FloatArray
 
-FloatArray = NDArray[np.float32]
-MOMENTUM = 0.99  # of Griffin-Lim; none leaves half as much again of the error
 Vocode = Callable[[FloatArray, int], FloatArray]  # log-mel [B, V, M], index of its first frame -> audio [B, HOP * V]
 
 
@@ -60,40 +57,20 @@ class VocoderStream:
         return np.clip(audio[final.start * HOP : final.stop * HOP], -1.0, 1.0)
 
 
-class GriffinLim:
-    """Phase by iteration (Griffin & Lim 1984, accelerated by Perraudin et al. 2013), for voices without a vocoder.
-
-    A fixed number of iterations from phases that depend only on the frame's place in the song: each iteration reaches
-    one frame further, so it streams as exactly as a convolution does.
-    """
-
-    def __init__(self, iterations: int = 60) -> None:
-        self.iterations = iterations
-        self.traits = VocoderTraits(left_frames=iterations + 2, right_frames=iterations + 2, positional=True)
-
-    def __call__(self, mel: FloatArray, frame: int) -> FloatArray:
-        """Log-mel [B, V, M] -> audio [B, HOP * V]."""
-        return np.stack([self._one(song, frame) for song in mel])
-
-    def _one(self, mel: FloatArray, frame: int) -> FloatArray:
-        magnitude = invert_mel(np.exp(mel.astype(np.float64)))
-        bins = np.arange(magnitude.shape[1], dtype=np.uint64)
-        words = np.stack([philox((bins, frame + row, 0, 0), 0)[0] for row in range(len(mel))])
-        spectrum = magnitude * np.exp(2j * np.pi * words / 2.0**32)
-        before = np.zeros_like(spectrum)
-        for _ in range(self.iterations):
-            rebuilt = stft(istft(spectrum))
-            ahead = rebuilt - MOMENTUM / (1.0 + MOMENTUM) * before
-            spectrum = magnitude * ahead / np.maximum(np.abs(ahead), 1e-12)
-            before = rebuilt
-        return istft(spectrum).astype(np.float32)
+MAX_RECEPTIVE_FRAMES = 4096
 
 
-def invert_mel(mel: NDArray[np.float64], iterations: int = 30) -> NDArray[np.float64]:
-    """Linear magnitudes [T, F] that give these mel magnitudes [T, M], none negative (Lee & Seung 2001)."""
-    weights = mel_weights()
-    target = np.maximum(mel - MAGNITUDE_MIN, 0.0) @ weights.T
-    linear = np.where(weights.sum(axis=1) > 0, target + 1e-12, 0.0)
-    for _ in range(iterations):
-        linear *= target / ((linear @ weights) @ weights.T + 1e-12)
-    return linear
+@dataclass(frozen=True)
+class VocoderTraits:
+    """How far the vocoder looks around a frame, so that a song can be vocoded in chunks without a seam."""
+
+    left_frames: int  # frames before a frame that its audio depends on
+    right_frames: int  # frames after it
+    positional: bool = False  # also takes the index of its first frame in the song
+
+    def __post_init__(self) -> None:
+        """Refuse receptive fields that would need absurd buffers."""
+        for side in (self.left_frames, self.right_frames):
+            reach = is_integer(side, 0, MAX_RECEPTIVE_FRAMES)
+            require(reach, "the vocoder's reach", side, f"must be 0 to {MAX_RECEPTIVE_FRAMES} frames")
+        require(isinstance(self.positional, bool), "positional", self.positional, "must be true or false")

@@ -57,11 +57,15 @@ class Tensor:
     dtype: str  # NumPy's name for it
     shape: tuple[Axis, ...]
 
+    def shape_at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Its shape when the axes of these letters have these sizes. Raises KeyError where one has none."""
+        return tuple(_size(axis, sizes) for axis in self.shape)
+
     def takes(self, shape: Sequence[int], sizes: Mapping[str, int]) -> bool:
-        """Whether an array of this shape fits, when the axes of these letters have these sizes."""
-        expected = [_size(axis, sizes) for axis in self.shape]
-        return len(expected) == len(shape) and all(
-            want is None or want == have for want, have in zip(expected, shape, strict=True)
+        """Whether an array of this shape fits; axes of letters without a size take any."""
+        known = [axis if isinstance(axis, int) or axis.rpartition("*")[2] in sizes else None for axis in self.shape]
+        return len(known) == len(shape) and all(
+            axis is None or _size(axis, sizes) == have for axis, have in zip(known, shape, strict=True)
         )
 
 
@@ -122,12 +126,12 @@ def contracts(size: Dimensions, positional_vocoder: bool = False) -> dict[str, C
     }
 
 
-def _size(axis: Axis, sizes: Mapping[str, int]) -> int | None:
-    """Size of an axis: a number, a letter's, or a multiple of it ("320*V"); None where the letter has none."""
+def _size(axis: Axis, sizes: Mapping[str, int]) -> int:
+    """Size of an axis: a number, a letter's, or a multiple of it ("320*V")."""
     if isinstance(axis, int):
         return axis
     factor, _, letter = axis.rpartition("*")
-    return int(factor or 1) * sizes[letter] if letter in sizes else None
+    return int(factor or 1) * sizes[letter]
 
 
 def keys_values(size: Dimensions) -> tuple[Tensor, ...]:

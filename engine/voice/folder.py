@@ -19,69 +19,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from notewave.checks import is_integer, is_number, quoted
+from notewave.checks import is_number, quoted, require
 from notewave.errors import VoiceError
-from notewave.voice.contracts import NETWORKS, Dimensions
+from notewave.sampling.options import Sampling
+from notewave.sampling.samplers import PREDICTIONS
+from notewave.sampling.schedule import NoiseSchedule
+from notewave.sound.stream import VocoderTraits
+from notewave.voice.contracts import NETWORKS, Contract, Dimensions, contracts
 from notewave.voice.graph_files import external_files
 
 FORMAT = 1  # of voice.json
 DESCRIPTION = "voice.json"
 DESCRIPTION_MAX_BYTES = 1 << 20
-PREDICTIONS = ("epsilon", "x0", "v")
-PRECISIONS = ("fp32", "fp16", "int8")
-SCHEDULES = ("squaredcos_cap_v2", "cosine")
-MAX_RECEPTIVE_FRAMES = 4096
-MAX_GUIDANCE = 1000.0  # either way: beyond it, float32 products could overflow
+STORED_PRECISIONS = ("fp32", "fp16", "int8")
 _GRAPH = ".onnx"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-
-
-@dataclass(frozen=True)
-class NoiseSchedule:
-    """How much noise the voice was trained to see at each time."""
-
-    name: str = "squaredcos_cap_v2"  # diffusers' discrete schedule, or "cosine": continuous, log-SNR clipped to +-20
-    train_steps: int = 1000  # discrete times t / train_steps; the continuous schedule is sampled as finely
-
-    def __post_init__(self) -> None:
-        """Refuse unknown schedules."""
-        _require(self.name in SCHEDULES, "noise schedule", self.name, f"must be one of {', '.join(SCHEDULES)}")
-        _require(is_integer(self.train_steps, 1, 100_000), "train_steps", self.train_steps, "must be 1 to 100000")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """What the voice's maker recommends; the caller of a render may choose otherwise."""
-
-    sampler: str = "ddpm"  # a name in notewave.sampling.samplers.SAMPLERS
-    steps: int = 100  # denoising steps of a segment
-    guidance: float = 1.0  # classifier-free guidance weight; 1 is none, and needs no unconditional pass
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that no render can use."""
-        from notewave.sampling.samplers import SAMPLERS  # here, for samplers are made of this module's schedules
-
-        known = isinstance(self.sampler, str) and self.sampler in SAMPLERS
-        _require(known, "sampler", self.sampler, f"must be one of {', '.join(SAMPLERS)}")
-        _require(is_integer(self.steps, 1, 100_000), "steps", self.steps, "must be 1 to 100000")
-        in_range = is_number(self.guidance, -MAX_GUIDANCE, MAX_GUIDANCE)
-        _require(in_range, "guidance", self.guidance, f"must be a number from {-MAX_GUIDANCE:g} to {MAX_GUIDANCE:g}")
-
-
-@dataclass(frozen=True)
-class VocoderTraits:
-    """How far the vocoder looks around a frame, so that a song can be vocoded in chunks without a seam."""
-
-    left_frames: int  # frames before a frame that its audio depends on
-    right_frames: int  # frames after it
-    positional: bool = False  # also takes the index of its first frame in the song
-
-    def __post_init__(self) -> None:
-        """Refuse receptive fields that would need absurd buffers."""
-        for side in (self.left_frames, self.right_frames):
-            reach = is_integer(side, 0, MAX_RECEPTIVE_FRAMES)
-            _require(reach, "the vocoder's reach", side, f"must be 0 to {MAX_RECEPTIVE_FRAMES} frames")
-        _require(isinstance(self.positional, bool), "positional", self.positional, "must be true or false")
 
 
 @dataclass(frozen=True)
@@ -119,16 +71,16 @@ class Voice:
     def __post_init__(self) -> None:
         """Refuse descriptions that contradict themselves."""
         for field in ("name", "licence", "provenance"):
-            _require(isinstance(getattr(self, field), str), field, getattr(self, field), "must be text")
-        _require(self.prediction in PREDICTIONS, "prediction", self.prediction, f"must be one of {PREDICTIONS}")
-        _require(self.precision in PRECISIONS, "precision", self.precision, f"must be one of {PRECISIONS}")
+            require(isinstance(getattr(self, field), str), field, getattr(self, field), "must be text")
+        require(self.prediction in PREDICTIONS, "prediction", self.prediction, f"must be one of {PREDICTIONS}")
+        require(self.precision in STORED_PRECISIONS, "precision", self.precision, f"must be one of {STORED_PRECISIONS}")
         most = self.schedule.train_steps
-        _require(self.sampling.steps <= most, "steps", self.sampling.steps, f"must be at most the schedule's {most}")
+        require(self.sampling.steps <= most, "steps", self.sampling.steps, f"must be at most the schedule's {most}")
         is_table = isinstance(self.parity, dict) and all(is_number(e, 0.0, math.inf) for e in self.parity.values())
-        _require(is_table, "parity", self.parity, "must give a number for each graph")
+        require(is_table, "parity", self.parity, "must give a number for each graph")
         for network in NETWORKS:
             expected = network != "vocoder" or self.vocoder is not None
-            _require(
+            require(
                 (graph_name(network) in self.files) == expected,
                 graph_name(network),
                 "listed" if not expected else "not listed",
@@ -138,6 +90,11 @@ class Voice:
     def graph(self, network: str) -> Path:
         """Path of a network's ONNX graph, by its name in ``notewave.voice.contracts.NETWORKS``."""
         return self.folder / graph_name(network)
+
+    def contracts(self) -> dict[str, Contract]:
+        """Contract of each network that the voice has."""
+        known = contracts(self.dimensions, self.vocoder is not None and self.vocoder.positional)
+        return {network: known[network] for network in NETWORKS if graph_name(network) in self.files}
 
     @classmethod
     def load(cls, voice: str | os.PathLike[str]) -> Voice:
@@ -175,7 +132,7 @@ class Voice:
 
     @classmethod
     def _from_json(cls, folder: Path, content: dict[str, Any]) -> Voice:
-        _require(content.get("format") == FORMAT, "format", content.get("format"), f"this engine reads format {FORMAT}")
+        require(content.get("format") == FORMAT, "format", content.get("format"), f"this engine reads format {FORMAT}")
         values = {key: value for key, value in content.items() if key != "format"}
         values["dimensions"] = _build(Dimensions, values.get("dimensions"))
         values["schedule"] = _build(NoiseSchedule, values.get("schedule"))
@@ -183,7 +140,7 @@ class Voice:
         if values.get("vocoder") is not None:
             values["vocoder"] = _build(VocoderTraits, values["vocoder"])
         records = values.get("files")
-        _require(isinstance(records, dict), "files", records, "must list every file")
+        require(isinstance(records, dict), "files", records, "must list every file")
         values["files"] = {name: _build(FileRecord, record) for name, record in values["files"].items()}
         return _build(cls, {"folder": folder, **values})
 
@@ -223,11 +180,11 @@ def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     try:
         size = path.stat().st_size
-        _require(size <= DESCRIPTION_MAX_BYTES, "its size", size, f"must be at most {DESCRIPTION_MAX_BYTES} bytes")
+        require(size <= DESCRIPTION_MAX_BYTES, "its size", size, f"must be at most {DESCRIPTION_MAX_BYTES} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise VoiceError(f"it is not readable JSON ({error}). Export the voice again.") from error
-    _require(isinstance(content, dict), "its content", type(content).__name__, "must be a JSON object")
+    require(isinstance(content, dict), "its content", type(content).__name__, "must be a JSON object")
     return content
 
 
@@ -276,11 +233,6 @@ def _build(kind: type[Built], values: Any) -> Built:
             f"its {kind.__name__} section does not fit this engine (missing: {missing}; unknown: {extra})."
         )
     return kind(**values)
-
-
-def _require(holds: bool, what: str, value: Any, rule: str) -> None:
-    if not holds:
-        raise VoiceError(f"{what} is {quoted(value)}, but it {rule}.")
 
 
 def _sha256(stream: Any) -> Any:

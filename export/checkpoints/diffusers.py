@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from notewave.errors import VoiceError
 from notewave.export.networks import MAX_NOISE_TIME, DecoderLayer, RMSNorm, SelfAttention, SpectrogramDiffusion
+from notewave.sampling.options import Sampling
+from notewave.sampling.schedule import NoiseSchedule
 from notewave.voice.contracts import Dimensions
-from notewave.voice.folder import NoiseSchedule, Sampling
 
 MAX_JSON_BYTES = 1 << 20
 MAX_LAYERS = 256
@@ -35,7 +36,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
 VOCODER = "melgan/model.onnx"
 CONFIGS = (*(f"{part}/config.json" for part in PARTS), SCHEDULER)
 
-PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}  # diffusers' name: ours
+PREDICTION_TYPES = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}  # diffusers' name: ours
 SCHEDULER_DEMANDS = {"beta_schedule": "squaredcos_cap_v2", "trained_betas": None, "clip_sample": True}
 
 # Parameter here: diffusers' tensor. "*" is the layer; of "{a,b}" the rows of a, then of b are stacked. Where only the
@@ -98,7 +99,7 @@ class Checkpoint:
     """Everything that a checkpoint says about a voice."""
 
     model: SpectrogramDiffusion
-    prediction: str = "epsilon"  # one of notewave.voice.folder.PREDICTIONS
+    prediction: str = "epsilon"  # one of notewave.sampling.samplers.PREDICTIONS
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
     sampling: Sampling = SAMPLING
     vocoder: Path | None = None  # the ONNX mel decoder that lies beside it
@@ -270,11 +271,11 @@ def _noise(config: Mapping[str, Any]) -> tuple[str, NoiseSchedule]:
     """Prediction and schedule; what diffusers' schedulers can do beyond these is refused."""
     for key, value in SCHEDULER_DEMANDS.items():
         _demand(SCHEDULER, config, key, value)
-    prediction = PREDICTIONS.get(str(config.get("prediction_type")))
+    prediction = PREDICTION_TYPES.get(str(config.get("prediction_type")))
     if prediction is None:
         raise VoiceError(
             f"{SCHEDULER} says prediction_type = {config.get('prediction_type')!r}; "
-            f"this engine knows {', '.join(PREDICTIONS)}."
+            f"this engine knows {', '.join(PREDICTION_TYPES)}."
         )
     steps: Any = config.get("num_train_timesteps")
     return prediction, NoiseSchedule(config["beta_schedule"], steps)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from notewave.errors import VoiceError
 from notewave.export.checkpoints.diffusers import MAX_JSON_BYTES, SAMPLING, Checkpoint, Stored, assemble, read_json
+from notewave.sampling.schedule import NoiseSchedule
 from notewave.voice.contracts import Dimensions
-from notewave.voice.folder import NoiseSchedule
 
 PREFIX = "target."  # of the parameters; the optimiser's state lies beside them
 ARRAY = ".zarray"

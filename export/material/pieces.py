@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from notewave.song.codec import STEPS_PER_SECOND, Notes
+from notewave.song.codec import STEPS_PER_SECOND
+from notewave.song.notes import Notes
 
 VELOCITY = 90
 SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 3, 5, 7, 8, 11), (0, 2, 4, 7, 9), tuple(range(12)))

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from notewave.export.material.pieces import PIANO, VELOCITY, band, compose, held_out, medley
 from notewave.export.training.config import Data
 from notewave.files import atomic_file
-from notewave.song.codec import MAX_TOKENS, PROGRAM, Notes, encode_notes
+from notewave.song.codec import MAX_TOKENS, PROGRAM, encode_notes
+from notewave.song.notes import Notes
 from notewave.sound.mel import FRAMES, HOP, MELS, SAMPLE_RATE, log_mel
 
 log = logging.getLogger(__name__)

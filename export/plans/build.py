@@ -12,20 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import notewave
+from notewave.backends.device.cache import FORMAT, plans_home
+from notewave.backends.device.shapes import MAX_BATCH, Extent, extents, token_buckets
 from notewave.backends.trt.plans import (
-    FORMAT,
-    MAX_BATCH,
     NO_INTEGERS,
-    PRECISIONS,
+    PLAN_PRECISIONS,
     RTX,
-    Extent,
     PlanRecord,
-    extents,
-    plans_home,
     target_of,
     tensorrt_modules,
-    token_buckets,
-    voice_contracts,
 )
 from notewave.errors import BackendError, VoiceError
 from notewave.export.plans.typed import typed_graph
@@ -55,8 +50,8 @@ def build_plans(
     in for the installed TensorRT. Raises VoiceError for a voice with 8-bit weights, BackendError when TensorRT is
     missing or cannot build for this GPU and precision.
     """
-    if precision not in PRECISIONS:
-        raise BackendError(f"there is no plan precision {precision!r}. Choose one of {', '.join(PRECISIONS)}.")
+    if precision not in PLAN_PRECISIONS:
+        raise BackendError(f"there is no plan precision {precision!r}. Choose one of {', '.join(PLAN_PRECISIONS)}.")
     if voice.precision == "int8":
         raise VoiceError(NO_INTEGERS.format(voice.name))
     modules = [trt] if trt else tensorrt_modules(flavour)
@@ -67,7 +62,7 @@ def build_plans(
     compile_plan = compile_plan or _Compiler(trt, capability, timing_cache(trt, capability))
     seconds = {}
     with atomic_folder(target.folder(voice, home)) as folder:
-        for network, contract in voice_contracts(voice).items():
+        for network, contract in voice.contracts().items():
             start = time.perf_counter()
             typing = precision if network != "vocoder" else vocoder_precision(trt, precision, capability)
             graph = typed_graph(voice.graph(network), typing).SerializeToString()
@@ -84,9 +79,9 @@ def build_plans(
 
 
 def buildable_precisions(trt: Any, capability: tuple[int, int]) -> tuple[str, ...]:
-    """Which of PRECISIONS a TensorRT can build for a GPU: Turing has no bfloat16, nor float32 in TensorRT-RTX."""
+    """Which of PLAN_PRECISIONS a TensorRT can build for a GPU: Turing has no bfloat16, nor float32 in TensorRT-RTX."""
     if capability > TURING:
-        return PRECISIONS
+        return PLAN_PRECISIONS
     return ("fp16",) if trt.__name__ == RTX else ("fp16", "fp32")
 
 

@@ -14,10 +14,10 @@ from notewave.export.networks import SpectrogramDiffusion, masked_bias
 from notewave.export.training.config import Stage
 from notewave.export.training.symbolic import pad_tokens
 from notewave.kernels.reference import sampler_step
-from notewave.sampling.samplers import alpha_bars, sampler_table
+from notewave.sampling.samplers import sampler_table
+from notewave.sampling.schedule import NoiseSchedule, alpha_bars
 from notewave.song.codec import PAD
 from notewave.sound.mel import FRAMES, MELS, from_network, to_network
-from notewave.voice.folder import NoiseSchedule
 
 PREDICTION, SCHEDULE = "x0", NoiseSchedule("squaredcos_cap_v2", 1000)
 SORTED = 8  # batches that are drawn together

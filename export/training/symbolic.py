@@ -16,18 +16,8 @@ from torch import Tensor, nn
 
 from notewave.export.material.pieces import DRUM_KEYS, PIANO, PROGRAMS, as_notes, band, compose
 from notewave.export.networks import RMSNorm, SpectrogramDiffusion, masked_bias, split_heads
-from notewave.song.codec import (
-    DRUM,
-    PAD,
-    PITCH,
-    PROGRAM,
-    SHIFT,
-    STEPS_PER_SECOND,
-    TIE,
-    VELOCITY,
-    Notes,
-    encode_notes,
-)
+from notewave.song.codec import DRUM, PAD, PITCH, PROGRAM, SHIFT, STEPS_PER_SECOND, TIE, VELOCITY, encode_notes
+from notewave.song.notes import Notes
 from notewave.sound.mel import FRAMES, SEGMENT_SECONDS
 
 SYMBOLIC_LAYERS = 2  # decoder layers that are pre-trained

@@ -14,7 +14,8 @@ from notewave.export.training.pairs import load_weights, make_pairs
 from notewave.export.training.stages import plot_log, prepare_for_mel, train_mel, train_symbolic, trained_model
 from notewave.export.training.vocoder import train_vocoder
 from notewave.export.vocoders import load_vocoder
-from notewave.voice.folder import Sampling, Voice
+from notewave.sampling.options import Sampling
+from notewave.voice.folder import Voice
 
 SAMPLING = Sampling("dpmpp-2m", steps=4, guidance=1.2)
 LICENCE = "Apache-2.0"

@@ -28,14 +28,16 @@ from sounding_voice import sounding_voice
 import notewave
 from notewave.backends.device.buffers import Layout, Slab
 from notewave.backends.device.driver import CudaDevice
+from notewave.backends.device.shapes import MAX_BATCH, SCHEDULE_ROWS, token_buckets
 from notewave.backends.gpu import backend as trt_backend
 from notewave.backends.gpu.backend import TensorRTBackend
 from notewave.backends.ort.backend import OrtBackend
-from notewave.backends.protocol import Backend, Job
+from notewave.backends.protocol import Backend
 from notewave.backends.trt.engines import Executor
-from notewave.backends.trt.plans import MAX_BATCH, SCHEDULE_ROWS, tensorrt_modules, token_buckets, voice_contracts
+from notewave.backends.trt.plans import tensorrt_modules
 from notewave.errors import BackendError
 from notewave.export.plans.build import TURING, build_plans, buildable_precisions
+from notewave.sampling.job import Job
 from notewave.sampling.samplers import sampler_table
 from notewave.song.codec import EOS, Tokens
 from notewave.sound.mel import FRAMES, HOP, LOG_SCALE, MELS, from_network
@@ -155,7 +157,7 @@ def worst(mine: np.ndarray, theirs: np.ndarray) -> float:
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_network_is_the_cpu_s(network: str, machine: Machine, voice: Voice, cpu: OrtBackend) -> None:
-    contract, random = voice_contracts(voice)[network], np.random.default_rng(0)
+    contract, random = voice.contracts()[network], np.random.default_rng(0)
     length = token_buckets(voice)[0]
     axes = {"B": 1, "N": length, "C": FRAMES, "J": length + FRAMES, "S": min(3, SCHEDULE_ROWS)}
     shapes = {
@@ -181,7 +183,7 @@ def on_gpu(
     backend: TensorRTBackend, network: str, inputs: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]
 ) -> list[np.ndarray]:
     """Outputs of a network for host inputs, all as float32."""
-    engines, device, contract = backend.engines, backend.device, voice_contracts(backend.voice)[network]
+    engines, device, contract = backend.engines, backend.device, backend.voice.contracts()[network]
     kinds = {name: engines.dtype(network, name) for name in shapes}
     sizes = {name: int(np.prod(shape)) * engines.item_bytes(network, name) for name, shape in shapes.items()}
     with device:

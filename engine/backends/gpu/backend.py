@@ -23,22 +23,15 @@ from numpy.typing import NDArray
 
 from notewave.backends.device.buffers import Layout, Slab, Staging
 from notewave.backends.device.driver import CudaDevice, Graph, Kernel
-from notewave.backends.protocol import FloatArray, Job, pad_tokens
+from notewave.backends.device.shapes import MAX_BATCH, SCHEDULE_ROWS, token_buckets, vocoder_frames
 from notewave.backends.trt.engines import Axes, Engines, Executor, shape_of
-from notewave.backends.trt.plans import (
-    MAX_BATCH,
-    SCHEDULE_ROWS,
-    find_plans,
-    tensorrt_modules,
-    token_buckets,
-    vocoder_frames,
-    voice_contracts,
-)
+from notewave.backends.trt.plans import find_plans, tensorrt_modules
 from notewave.errors import BackendError
 from notewave.kernels.loader import grid, load_kernels
+from notewave.sampling.job import Job
 from notewave.sampling.samplers import SamplerTable
-from notewave.song.codec import PAD, Tokens
-from notewave.sound.mel import FRAMES, HOP, LOG_MIN, LOG_SCALE, MELS
+from notewave.song.codec import PAD, Tokens, pad_tokens
+from notewave.sound.mel import FRAMES, HOP, LOG_MIN, LOG_SCALE, MELS, FloatArray
 from notewave.sound.stream import Window
 from notewave.voice.contracts import Tensor
 from notewave.voice.folder import Voice
@@ -294,7 +287,7 @@ class Workspace:
     def __init__(self, voice: Voice, engines: Engines, kernels: Mapping[str, Kernel], shape: RunShape) -> None:
         self.shape, self.engines, self.kernels, self.device = shape, engines, kernels, engines.device
         self.buckets = token_buckets(voice)
-        self.contracts = voice_contracts(voice)
+        self.contracts = voice.contracts()
         networks = (*shape.networks, "time_embedding")
         staged = Layout(self._staged_sizes())
         self.traits = voice.vocoder if shape.batch == 1 else None
@@ -550,7 +543,7 @@ class VocoderLane:
 
     def __init__(self, voice: Voice, engines: Engines) -> None:
         self._device = engines.device
-        self._contract = voice_contracts(voice)["vocoder"]
+        self._contract = voice.contracts()["vocoder"]
         self._frames = vocoder_frames(voice)
         axes = {"B": MAX_BATCH, "V": self._frames}
         sizes = {

@@ -8,139 +8,28 @@ arithmetic, and so x, FiLM and prediction, are copied at every step; mask, encod
 from __future__ import annotations
 
 import contextlib
-import ctypes.util
-import importlib
 import re
 import threading
 import traceback
-import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
-from notewave.backends.protocol import FloatArray, Job, pad_tokens
-from notewave.backends.trt.plans import HOME_VARIABLE, extents, graphs_digest, plans_home
+from notewave.backends.ort.providers import usable_devices
+from notewave.backends.ort.sessions import Graphs, shared_graphs
 from notewave.checks import is_integer, quoted
 from notewave.errors import BackendError, VoiceError
 from notewave.kernels.reference import mel_to_context, sampler_step
-from notewave.sampling.samplers import SamplerTable
-from notewave.song.codec import PAD, Tokens
-from notewave.sound.mel import FRAMES, MELS
-from notewave.voice.contracts import Axis, Contract, contracts, keys_values
-from notewave.voice.folder import Voice, graph_name
+from notewave.sampling.job import Job
+from notewave.song.codec import PAD, Tokens, pad_tokens
+from notewave.sound.mel import FRAMES, MELS, FloatArray
+from notewave.voice.contracts import keys_values
+from notewave.voice.folder import Voice
 
-try:
-    import onnxruntime
-except ImportError as error:
-    raise BackendError(
-        "ONNX Runtime is not installed, and every backend but TensorRT needs it. "
-        "Install notewave[cpu], or notewave[gpu] on a machine with an NVIDIA GPU."
-    ) from error
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-TENSORRT = "TensorrtExecutionProvider"
-CUDA_DEFAULTS = {"use_tf32": "0"}  # float32 products as the CPU's, which TF32 would round to 10 bits
 MAX_DEVICE = 99
-KEPT_SCHEDULES = 4  # FiLM tables kept for the schedules used last
-
-
-def usable_devices() -> list[str]:
-    """Which of PROVIDERS this machine can run."""
-    has_driver = ctypes.util.find_library("cuda") is not None
-    available = onnxruntime.get_available_providers()
-    return [device for device, name in PROVIDERS.items() if name in available and (device == "cpu" or has_driver)]
-
-
-def execution_providers(device: str, options: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """ONNX Runtime's providers for a device, the first asked first, each with its options."""
-    if device == "cpu":
-        return [(PROVIDERS["cpu"], options)]
-    tensorrt = {name: value for name, value in options.items() if name.startswith("trt_")}
-    cuda = CUDA_DEFAULTS | {name: value for name, value in options.items() if name not in tensorrt}
-    if tensorrt:
-        tensorrt |= {"device_id": cuda["device_id"]} if "device_id" in cuda else {}
-    return [*([(TENSORRT, tensorrt)] if tensorrt else []), (PROVIDERS["cuda"], cuda), (PROVIDERS["cpu"], {})]
-
-
-def tensorrt_options(voice: Voice, contract: Contract, options: dict[str, Any]) -> dict[str, Any]:
-    """Options for one network: with any trt_... among them, also the shapes that TensorRT is to build it for at once,
-    not again for each that it meets, and a folder to keep engines in; unless these are given too.
-    """
-    if not any(name.startswith("trt_") for name in options):
-        return options
-    folder = plans_home() / f"onnxruntime-{onnxruntime.__version__}-{_tensorrt_version()}-{graphs_digest(voice)[:12]}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BackendError(f"{folder} cannot be made ({error}). Set {HOME_VARIABLE} to where plans can go.") from error
-    defaults: dict[str, Any] = {}
-    for kind in ("engine", "timing"):
-        defaults |= {f"trt_{kind}_cache_enable": True, f"trt_{kind}_cache_path": str(folder)}
-    if not any(name.startswith("trt_profile_") for name in options):
-        dynamic = tuple(tensor for tensor in contract.inputs if any(isinstance(axis, str) for axis in tensor.shape))
-        shapes = extents(voice, dynamic, padded=False).items()
-        for which in ("min", "opt", "max"):
-            sizes = (f"{name}:{'x'.join(map(str, getattr(extent, which)))}" for name, extent in shapes)
-            defaults[f"trt_profile_{which}_shapes"] = ",".join(sizes)
-    return defaults | options
-
-
-def _tensorrt_version() -> str:
-    """Version of pip's tensorrt, whose libraries ONNX Runtime finds once it is imported; of the system's, unknown."""
-    try:
-        version: str = importlib.import_module("tensorrt").__version__
-    except (ImportError, AttributeError, OSError):
-        return "unknown"
-    return version
-
-
-class Graph:
-    """One ONNX graph in a session, held to its contract."""
-
-    def __init__(
-        self, path: Path, contract: Contract, device: str, threads: int | None, options: dict[str, Any]
-    ) -> None:
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads or 0
-        settings.inter_op_num_threads = 1
-        settings.log_severity_level = 3
-        # Each session has threads of its own: those of one must not spin while another's work.
-        settings.add_session_config_entry("session.force_spinning_stop", "1")
-        providers = execution_providers(device, options)
-        try:
-            self.session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
-        except Exception as error:  # ONNX Runtime raises many types of its own
-            if device != "cpu":
-                raise BackendError(
-                    f"{path} does not load in ONNX Runtime's {providers[0][0]} ({error}). Check its options and the "
-                    "GPU's free memory."
-                ) from error
-            raise VoiceError(f"{path} does not load in ONNX Runtime ({error}). Export the voice again.") from error
-        if providers[0][0] not in (taken := self.session.get_providers()):  # a provider that fails is passed over
-            raise BackendError(
-                f"ONNX Runtime cannot load its {providers[0][0]} and took {', '.join(taken)}; why is on stderr. "
-                "Install the libraries it needs: pip install 'onnxruntime-gpu[cuda,cudnn]'"
-                f"{' tensorrt' if providers[0][0] == TENSORRT else ''}."
-            )
-        self.device = device
-        self._path, self._contract = path, contract
-        _check_contract(path, contract, self.session)
-
-    def run(self, inputs: dict[str, NDArray[Any]]) -> list[FloatArray]:
-        """Run on host arrays, into new host arrays; raises VoiceError when these have other shapes than is due."""
-        outputs: list[FloatArray] = self.session.run(None, inputs)
-        sizes = self._contract.sizes({name: array.shape for name, array in inputs.items()})
-        for tensor, output in zip(self._contract.outputs, outputs, strict=True):
-            if not tensor.takes(output.shape, sizes):
-                raise VoiceError(
-                    f"{self._path} gave {tensor.name} {list(output.shape)}, where {list(tensor.shape)} is due with "
-                    f"{sizes}. Export the voice again."
-                )
-        return outputs
 
 
 class Slab:
@@ -169,7 +58,7 @@ class OrtBackend:
         self._ordinal = _device_id(options)
         if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # CUDA and cuDNN from pip's packages, where they are not installed otherwise
-        self.graphs = _shared_graphs(voice, device, threads, options)
+        self.graphs = shared_graphs(voice, device, threads, options)
         self._idle: dict[int, list[Workspace]] = {}  # by batch
         self._lock = threading.Lock()
 
@@ -225,62 +114,6 @@ def _is_onnx_runtimes(error: Exception) -> bool:
     """Whether an exception was raised in ONNX Runtime: its types are many, plain RuntimeError among them."""
     *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
     return str(innermost.f_globals.get("__name__")).startswith("onnxruntime")
-
-
-ALWAYS_NEEDED = ("note_encoder", "context_encoder", "cross_attention", "decoder", "vocoder")
-
-
-class Graphs:
-    """The sessions of a voice: those that every song needs opened at once, the others when first needed."""
-
-    def __init__(self, voice: Voice, device: str, threads: int | None, options: dict[str, Any]) -> None:
-        self._voice, self._device, self._threads, self._options = voice, device, threads, options
-        self._contracts = contracts(voice.dimensions, voice.vocoder is not None and voice.vocoder.positional)
-        self._open: dict[str, Graph] = {}
-        self._films: OrderedDict[bytes, FloatArray] = OrderedDict()
-        self._lock = threading.Lock()
-        for network in ALWAYS_NEEDED:
-            if graph_name(network) in voice.files:
-                self._open[network] = self._load(network)
-
-    def __getitem__(self, network: str) -> Graph:
-        with self._lock:
-            if network not in self._open:
-                self._open[network] = self._load(network)
-            return self._open[network]
-
-    def film(self, table: SamplerTable) -> FloatArray:
-        """FiLM scales and shifts of every step of a schedule [S, L, 2, 2, D], computed once.
-
-        Half of a decoder's weights serve only this, so their session is closed again at once.
-        """
-        key = table.time.tobytes()
-        with self._lock:
-            if key not in self._films:
-                self._films[key] = self._load("time_embedding").run({"time": table.time})[0]
-                if len(self._films) > KEPT_SCHEDULES:
-                    self._films.popitem(last=False)
-            self._films.move_to_end(key)
-            return self._films[key]
-
-    def _load(self, network: str) -> Graph:
-        path, contract = self._voice.graph(network), self._contracts[network]
-        options = tensorrt_options(self._voice, contract, self._options)
-        return Graph(path, contract, self._device, self._threads, options)
-
-
-_graphs: weakref.WeakValueDictionary[tuple[Any, ...], Graphs] = weakref.WeakValueDictionary()
-_graphs_lock = threading.Lock()  # voices load one after another, and each once
-
-
-def _shared_graphs(voice: Voice, device: str, threads: int | None, options: dict[str, Any]) -> Graphs:
-    checksums = tuple(sorted((name, record.sha256) for name, record in voice.files.items()))
-    key = (voice.folder.resolve(), checksums, device, threads, tuple(sorted(options.items())))
-    with _graphs_lock:
-        graphs = _graphs.get(key)
-        if graphs is None:
-            graphs = _graphs[key] = Graphs(voice, device, threads, options)
-        return graphs
 
 
 class Workspace:
@@ -413,37 +246,3 @@ class OrtRun:
 
 def _bind_host(bind: Any, name: str, array: FloatArray) -> None:
     bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
-
-
-def _check_contract(path: Path, contract: Contract, session: Any) -> None:
-    """Refuse a graph whose inputs or outputs are not those of its contract."""
-    for kind, expected, actual in (
-        ("inputs", contract.inputs, session.get_inputs()),
-        ("outputs", contract.outputs, session.get_outputs()),
-    ):
-        names = [tensor.name for tensor in expected]
-        if names != [node.name for node in actual]:
-            found = ", ".join(node.name for node in actual)
-            raise VoiceError(
-                f"{path} has the {kind} {found}, where {', '.join(names)} are due. Export the voice again."
-            )
-        for tensor, node in zip(expected, actual, strict=True):
-            if not _fits(tensor.shape, node.shape, kind) or node.type != _ORT_TYPES[tensor.dtype]:
-                raise VoiceError(
-                    f"{path}: {tensor.name} is {node.type} {node.shape}, where {tensor.dtype} {list(tensor.shape)} is "
-                    "due. The voice's dimensions and its graphs disagree: export the voice again."
-                )
-
-
-_ORT_TYPES = {"float32": "tensor(float)", "int32": "tensor(int32)", "int64": "tensor(int64)"}
-
-
-def _fits(expected: tuple[Axis, ...], actual: list[int | str | None], kind: str) -> bool:
-    """Whether fixed axes agree, and no dynamic axis of an input is fixed, save a batch of one song."""
-
-    def agree(want: Axis, have: int | str | None) -> bool:
-        if isinstance(want, int):
-            return want == have
-        return kind == "outputs" or not isinstance(have, int) or (want, have) == ("B", 1)
-
-    return len(expected) == len(actual) and all(map(agree, expected, actual))

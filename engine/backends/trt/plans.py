@@ -1,51 +1,26 @@
-"""TensorRT plans of a voice: the shapes they take, where they are kept, and whether they fit this voice and this GPU.
+"""TensorRT plans of a voice: what they were built for, and whether they fit this voice and this GPU.
 
-`notewave build` writes them, the TensorRT backend reads them. Letters as in ``notewave.voice.contracts``.
+`notewave build` writes them, the TensorRT backend reads them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from notewave.backends.device.cache import FORMAT, graphs_digest, plans_home
 from notewave.errors import BackendError
-from notewave.sound.mel import FRAMES
-from notewave.voice.contracts import Contract, Tensor, contracts
 from notewave.voice.folder import FileRecord, Voice
 
-FORMAT = 1  # of plans.json and of the way graphs are rewritten; older plans are refused
-DESCRIPTION = "plans.json"
-PRECISIONS = ("fp16", "bf16", "fp32")  # the first that is found is taken
-TOKEN_BUCKETS = (
-    256,
-    512,
-    1024,
-    2048,
-)  # lengths that tokens are padded to, so that a few captured graphs serve all songs
-MAX_BATCH = 4  # songs side by side
-SCHEDULE_ROWS = 64  # noise times that the time embedding takes at once
+RECORD = "plans.json"
+PLAN_PRECISIONS = ("fp16", "bf16", "fp32")  # the first that is found is taken
 RTX = "tensorrt_rtx"
 FLAVOURS = ("tensorrt", RTX)  # Python modules with one and the same API
-HOME_VARIABLE = "NOTEWAVE_PLANS"
-
-Shape = tuple[int, ...]
-Range = tuple[int, int, int]  # smallest, most frequent, largest
-
-
-@dataclass(frozen=True)
-class Extent:
-    """Shapes that a plan takes for one input."""
-
-    min: Shape
-    opt: Shape
-    max: Shape
 
 
 @dataclass(frozen=True)
@@ -56,7 +31,7 @@ class Target:
     flavour: str  # one of FLAVOURS
     version: str  # of the flavour
     capability: str  # compute capability, such as "8.9"
-    precision: str  # one of PRECISIONS
+    precision: str  # one of PLAN_PRECISIONS
 
     def folder(self, voice: Voice, home: Path) -> Path:
         """Where plans for this target are kept."""
@@ -80,18 +55,18 @@ class PlanRecord:
 
     def save(self, folder: Path) -> None:
         """Write plans.json."""
-        (folder / DESCRIPTION).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
+        (folder / RECORD).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> PlanRecord:
         """Read plans.json; raises BackendError when it cannot be read."""
         try:
-            content: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+            content: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             content["target"] = Target(**content["target"])
             content["files"] = {name: FileRecord(**record) for name, record in content["files"].items()}
             return cls(**content)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BackendError(f"{folder / DESCRIPTION} cannot be read ({error!r}). {REBUILD}") from error
+            raise BackendError(f"{folder / RECORD} cannot be read ({error!r}). {REBUILD}") from error
 
 
 REBUILD = "Build the plans again: notewave build VOICE."
@@ -118,59 +93,6 @@ def tensorrt_modules(flavour: str | None = None) -> list[Any]:
     )
 
 
-def plans_home() -> Path:
-    """Folder of all plans: $NOTEWAVE_PLANS, or ~/.cache/notewave/plans."""
-    chosen = os.environ.get(HOME_VARIABLE)
-    return Path(chosen) if chosen else Path.home() / ".cache" / "notewave" / "plans"
-
-
-def token_buckets(voice: Voice) -> tuple[int, ...]:
-    """Padded token lengths of a voice, ascending."""
-    limit = voice.dimensions.max_tokens
-    return (*(length for length in TOKEN_BUCKETS if length < limit), limit)
-
-
-def vocoder_frames(voice: Voice) -> int:
-    """Most frames V that the vocoder is given at once: a segment and what it sees around it."""
-    traits = voice.vocoder
-    return FRAMES + (traits.left_frames + traits.right_frames if traits else 0)
-
-
-def voice_contracts(voice: Voice) -> dict[str, Contract]:
-    """Contracts of the networks that a voice has."""
-    known = contracts(voice.dimensions, voice.vocoder is not None and voice.vocoder.positional)
-    return {network: contract for network, contract in known.items() if network != "vocoder" or voice.vocoder}
-
-
-def extents(voice: Voice, inputs: tuple[Tensor, ...], padded: bool = True) -> dict[str, Extent]:
-    """Optimisation profile of a network's inputs.
-
-    padded: whether tokens fill one of ``token_buckets`` and a song's first segment has a context too, under a mask.
-    """
-    lengths = token_buckets(voice)
-    usual = lengths[min(1, len(lengths) - 1)]
-    tokens, context = (lengths[0], FRAMES) if padded else (1, 0)  # the fewest
-    axes: dict[str, Range] = {
-        "B": (1, 1, MAX_BATCH),
-        "N": (tokens, usual, lengths[-1]),
-        "C": (context, FRAMES, FRAMES),
-        "J": (tokens + context, usual + FRAMES, lengths[-1] + FRAMES),
-        "S": (1, SCHEDULE_ROWS, SCHEDULE_ROWS),
-        "V": (1, FRAMES, vocoder_frames(voice)),
-    }
-
-    def shape(tensor: Tensor, which: int) -> Shape:
-        return tuple(axes[axis][which] if isinstance(axis, str) else axis for axis in tensor.shape)
-
-    return {tensor.name: Extent(shape(tensor, 0), shape(tensor, 1), shape(tensor, 2)) for tensor in inputs}
-
-
-def graphs_digest(voice: Voice) -> str:
-    """SHA-256 of all that plans are made of."""
-    listing = sorted((name, record.sha256) for name, record in voice.files.items())
-    return hashlib.sha256(json.dumps([FORMAT, listing]).encode()).hexdigest()
-
-
 def find_plans(voice: Voice, trt: Any, capability: tuple[int, int], precision: str | None) -> Path:
     """Folder of checked plans for this voice, TensorRT and GPU, at the precision asked for or the best one built.
 
@@ -179,15 +101,15 @@ def find_plans(voice: Voice, trt: Any, capability: tuple[int, int], precision: s
     if voice.precision == "int8":
         raise BackendError(NO_INTEGERS.format(voice.name))
     home, tried = plans_home(), []
-    for choice in (precision,) if precision else PRECISIONS:
+    for choice in (precision,) if precision else PLAN_PRECISIONS:
         target = target_of(voice, trt, capability, choice)
         folder = target.folder(voice, home)
-        if (folder / DESCRIPTION).is_file():
+        if (folder / RECORD).is_file():
             check_plans(folder, target)
             return folder
         tried.append(target)
     wanted = tried[0]
-    others = sorted(path.parent for path in home.glob(f"{_slug(voice)}-*/{DESCRIPTION}"))
+    others = sorted(path.parent for path in home.glob(f"{_slug(voice)}-*/{RECORD}"))
     found = "; ".join(f"{folder.name} is {_misfit(folder, tried)}" for folder in others) or "none at all"
     raise BackendError(
         f"there are no {precision or 'TensorRT'} plans of voice {voice.name!r} for {wanted.flavour} {wanted.version} "
@@ -207,7 +129,7 @@ def check_plans(folder: Path, target: Target) -> None:
         if size != expected.bytes:
             raise BackendError(f"{path} has {size} bytes of {expected.bytes}: it was cut short or changed. {REBUILD}")
         if FileRecord.of(path) != expected:
-            raise BackendError(f"{path} does not match its SHA-256 in {DESCRIPTION}: it was changed. {REBUILD}")
+            raise BackendError(f"{path} does not match its SHA-256 in {RECORD}: it was changed. {REBUILD}")
 
 
 def target_of(voice: Voice, trt: Any, capability: tuple[int, int], precision: str) -> Target:

@@ -1,0 +1,44 @@
+"""Which backend runs a voice: the one that was asked for, or the best that works here."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from notewave.backends.protocol import Backend
+from notewave.checks import quoted
+from notewave.errors import BackendError
+from notewave.voice.folder import Voice
+
+log = logging.getLogger(__name__)
+
+AUTO = ("tensorrt", "cuda", "cpu")  # the best first
+BACKENDS = ("auto", *AUTO)
+
+
+def open_backend(name: str, voice: Voice, threads: int | None, options: dict[str, Any]) -> Backend:
+    """Backend by name; "auto" takes the first of AUTO that works and logs why. Raises BackendError where none does."""
+    if not isinstance(name, str) or name not in BACKENDS:
+        raise BackendError(f"there is no backend {quoted(name)}. Choose one of {', '.join(BACKENDS)}.")
+    if name != "auto":
+        return _open(name, voice, threads, options)
+    for candidate in AUTO[:-1]:
+        try:
+            backend = _open(candidate, voice, threads, options)
+        except BackendError as error:
+            log.info("backend auto: not %s, since %s", candidate, error)
+        else:
+            log.info("backend auto: %s", candidate)
+            return backend
+    log.info("backend auto: %s", AUTO[-1])
+    return _open(AUTO[-1], voice, threads, options)
+
+
+def _open(name: str, voice: Voice, threads: int | None, options: dict[str, Any]) -> Backend:
+    if name == "tensorrt":
+        from notewave.backends.gpu.backend import TensorRTBackend
+
+        return TensorRTBackend(voice, options)
+    from notewave.backends.ort.backend import OrtBackend
+
+    return OrtBackend(voice, name, threads, options)

@@ -1,0 +1,159 @@
+"""A voice's graphs in ONNX Runtime's sessions, each held to its contract."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from numpy.typing import NDArray
+
+from notewave.backends.ort.providers import TENSORRT, execution_providers, tensorrt_options
+from notewave.errors import BackendError, VoiceError
+from notewave.sampling.samplers import SamplerTable
+from notewave.sound.mel import FloatArray
+from notewave.voice.contracts import Axis, Contract
+from notewave.voice.folder import Voice, graph_name
+
+KEPT_SCHEDULES = 4  # FiLM tables kept for the schedules used last
+
+
+class Graph:
+    """One ONNX graph in a session, held to its contract."""
+
+    def __init__(
+        self, path: Path, contract: Contract, device: str, threads: int | None, options: dict[str, Any]
+    ) -> None:
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads or 0
+        settings.inter_op_num_threads = 1
+        settings.log_severity_level = 3
+        # Each session has threads of its own: those of one must not spin while another's work.
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
+        providers = execution_providers(device, options)
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
+        except Exception as error:  # ONNX Runtime raises many types of its own
+            if device != "cpu":
+                raise BackendError(
+                    f"{path} does not load in ONNX Runtime's {providers[0][0]} ({error}). Check its options and the "
+                    "GPU's free memory."
+                ) from error
+            raise VoiceError(f"{path} does not load in ONNX Runtime ({error}). Export the voice again.") from error
+        if providers[0][0] not in (taken := self.session.get_providers()):  # a provider that fails is passed over
+            raise BackendError(
+                f"ONNX Runtime cannot load its {providers[0][0]} and took {', '.join(taken)}; why is on stderr. "
+                "Install the libraries it needs: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+                f"{' tensorrt' if providers[0][0] == TENSORRT else ''}."
+            )
+        self.device = device
+        self._path, self._contract = path, contract
+        _check_contract(path, contract, self.session)
+
+    def run(self, inputs: dict[str, NDArray[Any]]) -> list[FloatArray]:
+        """Run on host arrays, into new host arrays; raises VoiceError when these have other shapes than is due."""
+        outputs: list[FloatArray] = self.session.run(None, inputs)
+        sizes = self._contract.sizes({name: array.shape for name, array in inputs.items()})
+        for tensor, output in zip(self._contract.outputs, outputs, strict=True):
+            if not tensor.takes(output.shape, sizes):
+                raise VoiceError(
+                    f"{self._path} gave {tensor.name} {list(output.shape)}, where {list(tensor.shape)} is due with "
+                    f"{sizes}. Export the voice again."
+                )
+        return outputs
+
+
+ALWAYS_NEEDED = ("note_encoder", "context_encoder", "cross_attention", "decoder", "vocoder")
+
+
+class Graphs:
+    """The sessions of a voice: those that every song needs opened at once, the others when first needed."""
+
+    def __init__(self, voice: Voice, device: str, threads: int | None, options: dict[str, Any]) -> None:
+        self._voice, self._device, self._threads, self._options = voice, device, threads, options
+        self._contracts = voice.contracts()
+        self._open: dict[str, Graph] = {}
+        self._films: OrderedDict[bytes, FloatArray] = OrderedDict()
+        self._lock = threading.Lock()
+        for network in ALWAYS_NEEDED:
+            if graph_name(network) in voice.files:
+                self._open[network] = self._load(network)
+
+    def __getitem__(self, network: str) -> Graph:
+        with self._lock:
+            if network not in self._open:
+                self._open[network] = self._load(network)
+            return self._open[network]
+
+    def film(self, table: SamplerTable) -> FloatArray:
+        """FiLM scales and shifts of every step of a schedule [S, L, 2, 2, D], computed once.
+
+        Half of a decoder's weights serve only this, so their session is closed again at once.
+        """
+        key = table.time.tobytes()
+        with self._lock:
+            if key not in self._films:
+                self._films[key] = self._load("time_embedding").run({"time": table.time})[0]
+                if len(self._films) > KEPT_SCHEDULES:
+                    self._films.popitem(last=False)
+            self._films.move_to_end(key)
+            return self._films[key]
+
+    def _load(self, network: str) -> Graph:
+        path, contract = self._voice.graph(network), self._contracts[network]
+        options = tensorrt_options(self._voice, contract, self._options)
+        return Graph(path, contract, self._device, self._threads, options)
+
+
+_graphs: weakref.WeakValueDictionary[tuple[Any, ...], Graphs] = weakref.WeakValueDictionary()
+
+
+_graphs_lock = threading.Lock()  # voices load one after another, and each once
+
+
+def shared_graphs(voice: Voice, device: str, threads: int | None, options: dict[str, Any]) -> Graphs:
+    """The sessions of a voice on a device, opened once for all backends alike that live."""
+    checksums = tuple(sorted((name, record.sha256) for name, record in voice.files.items()))
+    key = (voice.folder.resolve(), checksums, device, threads, tuple(sorted(options.items())))
+    with _graphs_lock:
+        graphs = _graphs.get(key)
+        if graphs is None:
+            graphs = _graphs[key] = Graphs(voice, device, threads, options)
+        return graphs
+
+
+def _check_contract(path: Path, contract: Contract, session: Any) -> None:
+    """Refuse a graph whose inputs or outputs are not those of its contract."""
+    for kind, expected, actual in (
+        ("inputs", contract.inputs, session.get_inputs()),
+        ("outputs", contract.outputs, session.get_outputs()),
+    ):
+        names = [tensor.name for tensor in expected]
+        if names != [node.name for node in actual]:
+            found = ", ".join(node.name for node in actual)
+            raise VoiceError(
+                f"{path} has the {kind} {found}, where {', '.join(names)} are due. Export the voice again."
+            )
+        for tensor, node in zip(expected, actual, strict=True):
+            if not _fits(tensor.shape, node.shape, kind) or node.type != _ORT_TYPES[tensor.dtype]:
+                raise VoiceError(
+                    f"{path}: {tensor.name} is {node.type} {node.shape}, where {tensor.dtype} {list(tensor.shape)} is "
+                    "due. The voice's dimensions and its graphs disagree: export the voice again."
+                )
+
+
+_ORT_TYPES = {"float32": "tensor(float)", "int32": "tensor(int32)", "int64": "tensor(int64)"}
+
+
+def _fits(expected: tuple[Axis, ...], actual: list[int | str | None], kind: str) -> bool:
+    """Whether fixed axes agree, and no dynamic axis of an input is fixed, save a batch of one song."""
+
+    def agree(want: Axis, have: int | str | None) -> bool:
+        if isinstance(want, int):
+            return want == have
+        return kind == "outputs" or not isinstance(have, int) or (want, have) == ("B", 1)
+
+    return len(expected) == len(actual) and all(map(agree, expected, actual))
