@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pretty_midi
 
-from notewave.benchmarks.bench import TYPICAL_TOKENS, Settings, Trial, synthetic_song, voice_sha256
 from notewave.benchmarks.clock import CLOCK, add_clock_arguments, set_clock
 from notewave.benchmarks.report import (
     Case,
@@ -36,7 +35,10 @@ from notewave.benchmarks.report import (
     machine,
     new_figure,
     save_plot,
+    voice_sha256,
 )
+from notewave.benchmarks.speed import synthetic_song
+from notewave.benchmarks.trial import TYPICAL_TOKENS, Settings, Trial
 from notewave.errors import BackendError
 from notewave.kernels.reference import sampler_step
 from notewave.sampling.samplers import sampler_table

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from notewave.benchmarks.bench import voice_sha256
 from notewave.benchmarks.clock import CLOCK, add_clock_arguments, set_clock
+from notewave.benchmarks.evaluate import check_tools, play_reference, song_tokens
+from notewave.benchmarks.judges import PitchedNotes, Transcriber, drum_f1, mel_error, note_f1, seam_score
 from notewave.benchmarks.report import (
     Case,
     Result,
@@ -28,7 +29,9 @@ from notewave.benchmarks.report import (
     machine,
     new_figure,
     save_plot,
+    voice_sha256,
 )
+from notewave.export.material.songs import SOUNDFONT
 from notewave.sampling.options import SamplingOptions
 from notewave.sampling.samplers import SAMPLERS
 from notewave.song.codec import Tokens
@@ -77,10 +80,6 @@ class Judge:
 
     def __init__(self, songs: Sequence[str], most_songs: int, segments: int) -> None:
         """Raises what ``evaluate`` raises."""
-        from notewave.benchmarks.evaluate import check_tools, play_reference, song_tokens
-        from notewave.benchmarks.judges import PitchedNotes, Transcriber
-        from notewave.export.material.songs import SOUNDFONT
-
         check_tools(SOUNDFONT)
         self.transcriber = Transcriber()
         chosen = [*song_tokens(songs).items()][:most_songs]
@@ -96,8 +95,6 @@ class Judge:
 
     def figures(self, singer: Synthesizer, options: SamplingOptions) -> dict[str, Spread]:
         """Scores of the songs together, and seconds of work for one of sound."""
-        from notewave.benchmarks.judges import drum_f1, mel_error, seam_score
-
         start = CLOCK.now()
         mels = [singer.spectrogram(song.tokens, **options) for song in self.songs]
         sounds = [singer.vocode(mel).samples for mel in mels]
@@ -116,8 +113,6 @@ class Judge:
 
     def _note_f1(self, sounds: Sequence[_Mel]) -> float:
         """Mean over the songs that have pitched notes; NaN where none has."""
-        from notewave.benchmarks.judges import note_f1
-
         pairs = [(sound, written) for sound, written in zip(sounds, self.written, strict=True) if len(written.pitches)]
         scores = [note_f1(self.transcriber(sound), written) for sound, written in pairs]
         return float(np.mean(scores)) if scores else np.nan

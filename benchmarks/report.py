@@ -26,6 +26,7 @@ import numpy as np
 from notewave.benchmarks.clock import CLOCK
 from notewave.errors import NotewaveError, OutputError
 from notewave.files import atomic_file
+from notewave.voice.folder import DESCRIPTION, FileRecord, Voice
 
 FORMAT = 1  # of a result on disk
 MAX_BYTES = 64 << 20  # of a result on disk
@@ -157,6 +158,11 @@ def machine() -> dict[str, Any]:
         "clock": CLOCK.name,
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,  # at the start
     }
+
+
+def voice_sha256(voice: Voice) -> str:
+    """SHA-256 of the description of a voice, which lists its files' own."""
+    return FileRecord.of(voice.folder / DESCRIPTION).sha256
 
 
 def grid(rows: Sequence[Sequence[str]]) -> str:

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from notewave.benchmarks.bench import TYPICAL_TOKENS, Settings, Trial, synthetic_song, voice_sha256
 from notewave.benchmarks.ceilings import FLOAT_CEILING, INT8_CEILING, MEMORY_CEILING, Ceilings
 from notewave.benchmarks.clock import add_clock_arguments, set_clock
 from notewave.benchmarks.report import (
@@ -33,7 +32,10 @@ from notewave.benchmarks.report import (
     machine,
     new_figure,
     save_plot,
+    voice_sha256,
 )
+from notewave.benchmarks.speed import synthetic_song
+from notewave.benchmarks.trial import TYPICAL_TOKENS, Settings, Trial
 from notewave.sound.mel import FRAMES, HOP, MELS
 from notewave.sound.stream import VocoderStream, VocoderTraits
 from notewave.synthesizer import DEFAULT_VOICE

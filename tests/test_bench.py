@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from notewave.benchmarks import bench, clock, peer, quality, roofline
-from notewave.benchmarks.bench import Settings, benchmark, launch, save_stage_plot, synthetic_song
+from notewave.benchmarks import bench, clock, peer, quality, roofline, speed
 from notewave.benchmarks.ceilings import FLOAT_CEILING, INT8_CEILING, MEMORY_CEILING, Ceilings
 from notewave.benchmarks.peer import PEER, Timing
 from notewave.benchmarks.quality import Way, ways
 from notewave.benchmarks.report import Case, Result, Spread, compare
 from notewave.benchmarks.roofline import CARDS, Product, operations, predict, products, trace, windows
+from notewave.benchmarks.speed import benchmark, launch, save_stage_plot, synthetic_song
+from notewave.benchmarks.trial import Settings, Trial
 from notewave.errors import NotewaveError, OutputError, SamplingError
 from notewave.export.checkpoints.diffusers import RANDOM_SIZES
 from notewave.export.material.songs import SOUNDFONT
@@ -85,7 +86,7 @@ def test_every_stage_is_timed_in_every_repeat(measured: Result) -> None:
 
 
 def test_watching_leaves_the_networks_as_they_were(reference_voice: Path) -> None:
-    trial = bench.Trial(Settings(str(reference_voice), "cpu", threads=1, steps=2), synthetic_song(5, 1))
+    trial = Trial(Settings(str(reference_voice), "cpu", threads=1, steps=2), synthetic_song(5, 1))
     before = trial.synthesizer.spectrogram(trial.song, steps=2)
     session = trial.backend.graphs["decoder"].session
     trial.play()
@@ -94,7 +95,7 @@ def test_watching_leaves_the_networks_as_they_were(reference_voice: Path) -> Non
 
 
 def test_backends_without_graphs_are_measured_by_their_slope(reference_voice: Path) -> None:
-    trial = bench.Trial(Settings(str(reference_voice), "cpu", threads=1, steps=4), synthetic_song(20, 2))
+    trial = Trial(Settings(str(reference_voice), "cpu", threads=1, steps=4), synthetic_song(20, 2))
     trial._note_slope()
     (step_s,), (encoders_s,) = trial.values["step_s"], trial.values["encoders_s"]
     segment_s = trial._segment_s(trial.job)
@@ -103,7 +104,7 @@ def test_backends_without_graphs_are_measured_by_their_slope(reference_voice: Pa
 
 def test_batches_sing_what_each_song_alone_would(reference_voice: Path) -> None:
     settings = Settings(str(reference_voice), "cpu", threads=1, sampler="ancestral", steps=2, batch=2)
-    trial = bench.Trial(settings, synthetic_song(9, 1))
+    trial = Trial(settings, synthetic_song(9, 1))
     with trial.backend.start(trial.job) as run:
         together = run.denoise([trial.song[0]] * 2).copy()
     for seed, mel in enumerate(together):
@@ -203,7 +204,7 @@ def test_options_of_the_backend_are_handed_on(reference_voice: Path) -> None:
     with pytest.raises(SystemExit):
         parse("--option", "precision")
     case = Settings(str(reference_voice), "cpu", threads=1, options=(("arena_extend_strategy", "kSameAsRequested"),))
-    trial = bench.Trial(case, synthetic_song(5, 1))
+    trial = Trial(case, synthetic_song(5, 1))
     assert trial.case().settings["options"] == "arena_extend_strategy=kSameAsRequested"
 
 
@@ -346,7 +347,7 @@ def ceiling_cases(memory_gbps: float) -> list[Case]:
 def test_the_ceiling_that_binds_is_the_one_of_more_time(vocoded_voice: Path) -> None:
     from notewave.export.vocoders import Tonewheel
 
-    trial = bench.Trial(Settings(str(vocoded_voice), "cpu", threads=1, steps=2), synthetic_song(20, 2))
+    trial = Trial(Settings(str(vocoded_voice), "cpu", threads=1, steps=2), synthetic_song(20, 2))
     trial.play()
     computing, reading = (roofline.stage_cases(trial, ceiling_cases(gbps)) for gbps in (1e6, 1e-6))
     for cases, binding, other in ((computing, "compute", "memory"), (reading, "memory", "compute")):
@@ -475,7 +476,7 @@ def test_an_environment_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypa
 def test_every_subcommand_parses() -> None:
     for command in ("roofline", "peer", "quality"):
         assert parse(command, "--threads", "2").run.__module__.endswith(command)
-    assert parse().run is bench.run
+    assert parse().run is speed.run
 
 
 def test_only_one_thing_at_a_time_departs_from_the_recommended(reference_voice: Path) -> None:
