@@ -1,23 +1,18 @@
 """diffusers' SpectrogramDiffusionPipeline and this engine side by side: same song, weights, sampler and steps.
 
-The peer runs in an environment of its own, made here, with the last versions that work together. Every side makes the
-tokens of a file, then a segment, in turn, round after round, so that ratios hold though the machine's speed drifts.
+Every side makes the tokens of a file, then a segment, in turn, round after round, so that ratios hold though the
+machine's speed drifts.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +20,7 @@ import numpy as np
 import pretty_midi
 
 from notewave.benchmarks.clock import CLOCK, add_clock_arguments, set_clock
+from notewave.benchmarks.peer_environment import PEER, Peer, Timing, cache_folder, open_peer
 from notewave.benchmarks.report import (
     Case,
     Result,
@@ -53,27 +49,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PINS = {"diffusers": "0.26.3", "transformers": "4.37.2", "huggingface_hub": "0.23.5"}  # the last that work together
-READER = {"pretty_midi": "0.2.11.post0", "protobuf": "7.36.2", "absl-py": "2.5.1"}  # what note_seq reads MIDI with
-NOTE_SEQ = {"note_seq": "0.0.5"}  # without what else it asks for: librosa, bokeh, IPython and more
-INSTALL = (
-    (*(f"{name}=={number}" for name, number in (PINS | READER).items()), "torch==2.13.0", "numpy<2"),
-    ("--no-deps", *(f"{name}=={number}" for name, number in NOTE_SEQ.items())),
-)
-PEER = f"diffusers {PINS['diffusers']}"
 PEER_STEPS = 100  # its default
 SAMPLER = "ddpm"  # its only one
 PARTS = ("tokens", "networks")  # that are compared
 SONG_SECONDS, SONG_NOTES = 600, 6000  # of the MIDI file whose tokens are made
 BAND = (0, 33, 48, 73)  # General MIDI programs of its instruments, beside drums
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What one segment with a context took."""
-
-    encoders_s: float
-    steps_s: list[float]
 
 
 class Side(Protocol):
@@ -83,36 +63,6 @@ class Side(Protocol):
 
     def segment(self, tokens: Tokens, steps: int) -> Timing:
         """Make a segment with a context."""
-
-
-class Peer:
-    """The pipeline in its own process."""
-
-    name = PEER
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        self.versions: dict[str, str] = self._answer()
-
-    def segment(self, tokens: Tokens, steps: int) -> Timing:
-        """See ``Side``."""
-        return Timing(**self.ask(do="segment", tokens=tokens.tolist(), steps=steps))
-
-    def ask(self, **request: Any) -> Any:
-        """A request of ``notewave.benchmarks.peer_worker`` and its answer."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise BackendError(
-                "The peer's process ended early. Its error is above; --venv NEW makes its environment anew."
-            )
-        return json.loads(line)
 
 
 class Engine:
@@ -166,50 +116,6 @@ class Modules:
                 sampler_step(x, x0, prediction.numpy(), row, noise)
                 steps_s.append(CLOCK.now() - start)
         return Timing(encoders_s, steps_s)
-
-
-def cache_folder() -> Path:
-    """Where the peer's environment and the random checkpoint are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "notewave" / "peer"
-
-
-def peer_python(venv: Path) -> Path:
-    """The interpreter of an environment with the peer, which is made if need be. Raises BackendError if it can't be."""
-    python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    pins = PINS | READER | NOTE_SEQ
-    versions = f"from importlib.metadata import version; print(*map(version, {list(pins)}))"
-    if python.exists():
-        found = subprocess.run([python, "-c", versions], capture_output=True, text=True, check=False)
-        if found.stdout.split() == list(pins.values()):
-            return python
-    log.warning("making the peer's environment in %s", venv)
-    for command in (
-        [sys.executable, "-m", "venv", str(venv)],
-        *([str(python), "-m", "pip", "install", "--quiet", *arguments] for arguments in INSTALL),
-    ):
-        if subprocess.run(command, check=False).returncode:
-            raise BackendError(
-                f"The peer's environment in {venv} was not made: pip's error is above. It needs Python 3.10 to 3.12, "
-                "the package index and 3 GB; name one that stands with --venv."
-            )
-    return python
-
-
-@contextlib.contextmanager
-def open_peer(venv: Path, checkpoint: Path | None, threads: int | None) -> Iterator[Peer]:
-    """Start the pipeline on a checkpoint in the diffusers layout; random weights are made where there is none.
-
-    None: only the pipeline's tokeniser is started.
-    """
-    worker = Path(__file__).with_name("peer_worker.py")
-    command = [str(peer_python(venv)), str(worker), str(threads or os.cpu_count() or 1), CLOCK.name]
-    command += [str(checkpoint)] if checkpoint else []
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield Peer(process)
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
 
 
 def exported(checkpoint: Path, precision: str) -> Voice:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from notewave.benchmarks import bench, clock, peer, quality, roofline, speed
+from notewave.benchmarks import bench, clock, peer, peer_environment, quality, roofline, speed
 from notewave.benchmarks.ceilings import FLOAT_CEILING, INT8_CEILING, MEMORY_CEILING, Ceilings
-from notewave.benchmarks.peer import PEER, Timing
+from notewave.benchmarks.peer_environment import PEER, Timing
 from notewave.benchmarks.quality import Way, ways
 from notewave.benchmarks.report import Case, Result, Spread, compare
 from notewave.benchmarks.roofline import CARDS, Product, operations, predict, products, trace, windows
@@ -470,7 +470,7 @@ def test_tokens_are_compared_on_one_song_of_the_stated_size(
 def test_an_environment_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(NotewaveError, match="was not made"):
-        peer.peer_python(tmp_path / "venv")
+        peer_environment.peer_python(tmp_path / "venv")
 
 
 def test_every_subcommand_parses() -> None:
