@@ -13,7 +13,6 @@ import math
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from notewave.benchmarks.clock import CLOCK
 from notewave.benchmarks.judges import (
     PitchedNotes,
     Transcriber,
@@ -33,7 +33,7 @@ from notewave.benchmarks.judges import (
     patches,
     seam_score,
 )
-from notewave.benchmarks.report import grid, machine
+from notewave.benchmarks.report import machine, text_table, voice_sha256
 from notewave.errors import BackendError, MidiError, OutputError
 from notewave.export.material.excerpts import HELD_OUT, held_out_tokens
 from notewave.export.material.songs import SEGMENT_SAMPLES, SOUNDFONT, fluidsynth
@@ -47,7 +47,6 @@ from notewave.sound.griffin_lim import GriffinLim
 from notewave.sound.mel import SEGMENT_SECONDS, log_mel
 from notewave.sound.plot import save_mel_picture
 from notewave.synthesizer import Synthesizer
-from notewave.voice.folder import DESCRIPTION, FileRecord
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -103,7 +102,7 @@ class Report:
         blocks = []
         for keys in filter(None, groups.values()):
             rows = [[name, *(_cell(scores[key]) for key in keys)] for name, scores in songs.items()]
-            blocks.append(grid([["", *(SCORES[key] for key in keys)], *rows]))
+            blocks.append(text_table([["", *(SCORES[key] for key in keys)], *rows]))
         rest = [f"{key}: {value:.3f}" for key, value in self.summary.items() if key not in SCORES]
         return "\n\n".join([*blocks, "\n".join(rest)])
 
@@ -119,23 +118,25 @@ class Report:
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
+class PlayedSong:
     """A song as FluidSynth plays it."""
 
     tokens: list[Tokens]
     notes: Notes  # what the tokens say
+    written: PitchedNotes  # those of them that can be heard as notes
     samples: _Floats  # [n], as long as the segments
     mel: _Floats  # [T, M]
 
 
 @dataclass(frozen=True, eq=False)
-class _Rendering:
+class Rendering:
     """A song as the voice sings it."""
 
     mel: _Floats  # [T, M], the diffusion's
     samples: _Floats  # [n]
     audio_mel: _Floats  # [T, M], of the samples
-    seconds: float  # of work
+    heard: PitchedNotes  # in the samples
+    seconds: float  # of work, up to the samples
 
 
 def evaluate(
@@ -162,37 +163,37 @@ def evaluate(
     tokens = song_tokens(songs)
     transcriber = Transcriber()
     synthesizer = Synthesizer(voice, backend=backend, threads=threads, vocoder=vocoder)
-    references, renderings = {}, {}
+    played, renderings = {}, {}
     for number, (name, song) in enumerate(tokens.items(), 1):
         log.info("%s, %d of %d", name, number, len(tokens))
-        references[name] = play_reference(song[:max_segments], soundfont)
-        renderings[name] = _render(synthesizer, references[name].tokens, options)
+        played[name] = play_song(song[:max_segments], soundfont)
+        renderings[name] = sing(synthesizer, transcriber, played[name].tokens, options)
     log.info("judging")
-    mean_mel = np.concatenate([song.mel for song in references.values()]).mean(axis=0)
-    others = [*references.values()][1:] + [*references.values()][:1] if len(references) > 1 else [None]
+    mean_mel = np.concatenate([song.mel for song in played.values()]).mean(axis=0)
+    others = [*played.values()][1:] + [*played.values()][:1] if len(played) > 1 else [None]
     scores = {}
-    for (name, reference), other in zip(references.items(), others, strict=True):
-        scores[name] = _note_scores(transcriber, reference, renderings[name], other)
-        scores[name] |= _vocoder_scores(transcriber, synthesizer, reference)
-        scores[name] |= _mel_scores(reference, renderings[name], other, mean_mel)
+    for (name, true), other in zip(played.items(), others, strict=True):
+        scores[name] = voice_scores(true, renderings[name])
+        scores[name] |= _fluidsynth_scores(transcriber, synthesizer, true, mean_mel)
+        scores[name] |= _other_song_scores(true, renderings[name], other)
     report = Report(
         {
             "name": synthesizer.voice.name,
             "precision": synthesizer.voice.precision,
-            "sha256": FileRecord.of(synthesizer.voice.folder / DESCRIPTION).sha256,
+            "sha256": voice_sha256(synthesizer.voice),
             "backend": synthesizer.backend,
             "vocoder": vocoder or "its own",
         },
         _sampling(synthesizer, options),
         _machine(soundfont),
         scores,
-        _summary(scores, [*references.values()], [*renderings.values()]),
+        _summary(scores, [*played.values()], [*renderings.values()]),
     )
     if out is not None:
         report.save(out / "report.json")
-        for name, reference in references.items():
+        for name, true in played.items():
             titles = f"{name}, FluidSynth", f"{name}, voice {synthesizer.voice.name}"
-            mels = reference.mel, renderings[name].audio_mel
+            mels = true.mel, renderings[name].audio_mel
             save_mel_picture(dict(zip(titles, mels, strict=True)), out / f"{name}.png")
     return report
 
@@ -231,71 +232,87 @@ def song_tokens(songs: Sequence[str | os.PathLike[str]]) -> dict[str, list[Token
     return dict(named)
 
 
-def play_reference(tokens: list[Tokens], soundfont: Path) -> Reference:
+def play_song(tokens: list[Tokens], soundfont: Path) -> PlayedSong:
     """A song as FluidSynth plays what its tokens say."""
     notes = decode_tokens(tokens)
     offset_s = np.where(notes.is_drum, notes.onset_s + DRUM_SECONDS, notes.offset_s)
     samples = np.zeros(len(tokens) * SEGMENT_SAMPLES, np.float32)
-    played = fluidsynth(dataclasses.replace(notes, offset_s=offset_s), soundfont)[: len(samples)]
-    samples[: len(played)] = played
-    return Reference(tokens, notes, samples, log_mel(samples))
+    sound = fluidsynth(dataclasses.replace(notes, offset_s=offset_s), soundfont)[: len(samples)]
+    samples[: len(sound)] = sound
+    return PlayedSong(tokens, notes, PitchedNotes.of(notes), samples, log_mel(samples))
 
 
-def _render(synthesizer: Synthesizer, tokens: list[Tokens], options: SamplingOptions) -> _Rendering:
-    start = time.perf_counter()
+def sing(
+    synthesizer: Synthesizer, transcriber: Transcriber, tokens: list[Tokens], options: SamplingOptions
+) -> Rendering:
+    """A song as the voice sings it, and what is heard in that."""
+    start = CLOCK.now()
     mel = synthesizer.spectrogram(tokens, **options)
     samples = synthesizer.vocode(mel).samples
-    return _Rendering(mel, samples, log_mel(samples), time.perf_counter() - start)
+    seconds = CLOCK.now() - start
+    return Rendering(mel, samples, log_mel(samples), transcriber(samples), seconds)
 
 
-def _note_scores(
-    transcriber: Transcriber, song: Reference, ours: _Rendering, other: Reference | None
-) -> dict[str, float]:
-    scores = dict.fromkeys([key for key in SCORES if "_f1" in key], NAN)
-    written = PitchedNotes.of(song.notes)
-    if len(written.pitches):
-        heard = transcriber(ours.samples)
-        scores["note_f1"] = note_f1(heard, written)
-        scores["note_f1_fluidsynth"] = note_f1(transcriber(song.samples), written)
-        if other is not None:
-            scores["note_f1_other_song"] = note_f1(heard, PitchedNotes.of(other.notes))
-    if song.notes.is_drum.any():
-        scores["drum_f1"] = drum_f1(ours.audio_mel, song.notes)
-        scores["drum_f1_fluidsynth"] = drum_f1(song.mel, song.notes)
-        if other is not None and other.notes.is_drum.any():
-            scores["drum_f1_other_song"] = drum_f1(ours.audio_mel, other.notes)
-    return scores
+def pitched_f1(heard: PitchedNotes, song: PlayedSong) -> float:
+    """Note-F1 of what was heard against a song's notes; NaN where none of them has a pitch."""
+    return note_f1(heard, song.written) if len(song.written.pitches) else NAN
 
 
-def _vocoder_scores(transcriber: Transcriber, synthesizer: Synthesizer, song: Reference) -> dict[str, float]:
-    """What vocoding alone costs: FluidSynth's mel by the voice's vocoder, and by Griffin-Lim."""
-    written = PitchedNotes.of(song.notes)
-    sounds = {"vocoder": synthesizer.vocode(song.mel).samples, "griffin_lim": GriffinLim()(song.mel[None], 0)[0]}
-    scores = {}
-    for name, samples in sounds.items():
-        scores[f"note_f1_{name}"] = note_f1(transcriber(samples), written) if len(written.pitches) else NAN
-        scores[f"stft_{name}"] = stft_loss(samples, song.samples)
-    return scores
+def stroke_f1(mel: _Floats, song: PlayedSong) -> float:
+    """Drum-F1 of a mel [T, M] against a song's drums; NaN where it has none."""
+    return drum_f1(mel, song.notes) if song.notes.is_drum.any() else NAN
 
 
-def _mel_scores(song: Reference, ours: _Rendering, other: Reference | None, mean_mel: _Floats) -> dict[str, float]:
+def voice_scores(song: PlayedSong, ours: Rendering) -> dict[str, float]:
+    """Scores of a song as the voice sings it, by name in SCORES."""
     return {
+        "note_f1": pitched_f1(ours.heard, song),
+        "drum_f1": stroke_f1(ours.audio_mel, song),
         "mel_error": mel_error(ours.mel, song.mel),
         "mel_error_audio": mel_error(ours.audio_mel, song.mel),
-        "mel_error_mean": mel_error(np.broadcast_to(mean_mel, song.mel.shape), song.mel),
-        "mel_error_other_song": mel_error(other.mel, song.mel) if other else NAN,
         "seam": seam_score([ours.mel]),
-        "seam_fluidsynth": seam_score([song.mel]),
         "real_time_factor": ours.seconds / (len(song.tokens) * SEGMENT_SECONDS),
     }
 
 
+def _fluidsynth_scores(
+    transcriber: Transcriber, synthesizer: Synthesizer, song: PlayedSong, mean_mel: _Floats
+) -> dict[str, float]:
+    """Of FluidSynth's own audio, of its mel by the voice's vocoder and by Griffin-Lim, and of its mean mel [M]."""
+    sounds = {"vocoder": synthesizer.vocode(song.mel).samples, "griffin_lim": GriffinLim()(song.mel[None], 0)[0]}
+    return {
+        "note_f1_fluidsynth": pitched_f1(transcriber(song.samples), song),
+        "drum_f1_fluidsynth": stroke_f1(song.mel, song),
+        **{f"note_f1_{name}": pitched_f1(transcriber(samples), song) for name, samples in sounds.items()},
+        **{f"stft_{name}": stft_loss(samples, song.samples) for name, samples in sounds.items()},
+        "mel_error_mean": mel_error(np.broadcast_to(mean_mel, song.mel.shape), song.mel),
+        "seam_fluidsynth": seam_score([song.mel]),
+    }
+
+
+def _other_song_scores(song: PlayedSong, ours: Rendering, other: PlayedSong | None) -> dict[str, float]:
+    """Of the voice's audio against another song's notes and of that song's mel; NaN where one of both lacks them."""
+    if other is None:
+        return dict.fromkeys([key for key in SCORES if key.endswith("_other_song")], NAN)
+    pitched, drums = len(song.written.pitches), song.notes.is_drum.any()
+    return {
+        "note_f1_other_song": note_f1(ours.heard, other.written) if pitched else NAN,
+        "drum_f1_other_song": stroke_f1(ours.audio_mel, other) if drums else NAN,
+        "mel_error_other_song": mel_error(other.mel, song.mel),
+    }
+
+
+def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over the songs that have the score; NaN where none has."""
+    known = {name: [song[name] for song in scores if not math.isnan(song[name])] for name in scores[0]}
+    return {name: float(np.mean(values)) if values else NAN for name, values in known.items()}
+
+
 def _summary(
-    scores: dict[str, dict[str, float]], songs: Sequence[Reference], renderings: Sequence[_Rendering]
+    scores: dict[str, dict[str, float]], songs: Sequence[PlayedSong], renderings: Sequence[Rendering]
 ) -> dict[str, float]:
     """Means of the songs' scores, but seams over all joins, and what only all songs together have."""
-    values = {key: [song[key] for song in scores.values() if not math.isnan(song[key])] for key in SCORES}
-    summary = {key: float(np.mean(known)) if known else NAN for key, known in values.items()}
+    summary = mean_scores([*scores.values()])
     true = [patches(song.mel) for song in songs]
     ours = [patches(rendering.audio_mel) for rendering in renderings]
     return (

@@ -31,7 +31,7 @@ from notewave.benchmarks.report import (
     machine,
     new_figure,
     save_plot,
-    voice_sha256,
+    voice_sums,
 )
 from notewave.benchmarks.speed import synthetic_song
 from notewave.benchmarks.trial import TYPICAL_TOKENS, Settings, Trial
@@ -269,8 +269,7 @@ def run(options: argparse.Namespace) -> None:
         if "networks" in parts:
             voices = [exported(options.checkpoint, precision) for precision in options.precision]
             found += network_cases(peer, voices, options, Path(temporary))
-    sums = {f"{voice.name} {voice.precision}": voice_sha256(voice) for voice in voices}
-    result = Result("peer", facts, sums, found)
+    result = Result("peer", facts, voice_sums(voices), found)
     finish(result, options, result.table(), save_peer_plot)
 
 

@@ -16,9 +16,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from notewave.benchmarks.clock import CLOCK, add_clock_arguments, set_clock
-from notewave.benchmarks.evaluate import check_tools, play_reference, song_tokens
-from notewave.benchmarks.judges import PitchedNotes, Transcriber, drum_f1, mel_error, note_f1, seam_score
+from notewave.benchmarks.clock import add_clock_arguments, set_clock
+from notewave.benchmarks.evaluate import (
+    check_tools,
+    mean_scores,
+    pitched_f1,
+    play_song,
+    sing,
+    song_tokens,
+    voice_scores,
+)
+from notewave.benchmarks.judges import Transcriber, mel_error, seam_score
 from notewave.benchmarks.report import (
     Case,
     Result,
@@ -29,13 +37,13 @@ from notewave.benchmarks.report import (
     machine,
     new_figure,
     save_plot,
-    voice_sha256,
+    voice_sums,
 )
 from notewave.export.material.songs import SOUNDFONT
 from notewave.sampling.options import SamplingOptions
 from notewave.sampling.samplers import SAMPLERS
 from notewave.song.codec import Tokens
-from notewave.sound.mel import SEGMENT_SECONDS, log_mel
+from notewave.sound.mel import SEGMENT_SECONDS
 from notewave.synthesizer import DEFAULT_VOICE, GRIFFIN_LIM, Synthesizer
 
 STEPS = (2, 4, 6, 8, 12, 20, 50)
@@ -76,7 +84,7 @@ def ways(
 
 
 class Judge:
-    """Songs as FluidSynth plays them, and what was heard in that; made once for all ways of sampling."""
+    """Songs as FluidSynth plays them; made once for all ways of sampling."""
 
     def __init__(self, songs: Sequence[str], most_songs: int, segments: int) -> None:
         """Raises what ``evaluate`` raises."""
@@ -84,38 +92,28 @@ class Judge:
         self.transcriber = Transcriber()
         chosen = [*song_tokens(songs).items()][:most_songs]
         self.names = [name for name, _ in chosen]
-        self.songs = [play_reference(tokens[:segments], SOUNDFONT) for _, tokens in chosen]
-        self.written = [PitchedNotes.of(song.notes) for song in self.songs]
+        self.songs = [play_song(tokens[:segments], SOUNDFONT) for _, tokens in chosen]
 
     def ceiling(self, singer: Synthesizer) -> str:
         """What FluidSynth's own sound scores, as it is and through the voice's vocoder."""
-        own = [song.samples for song in self.songs]
-        vocoded = [singer.vocode(song.mel).samples for song in self.songs]
-        return f"FluidSynth's own note-F1 {self._note_f1(own):.3f}, through the vocoder {self._note_f1(vocoded):.3f}"
+        scores = [
+            {
+                "own": pitched_f1(self.transcriber(song.samples), song),
+                "vocoded": pitched_f1(self.transcriber(singer.vocode(song.mel).samples), song),
+            }
+            for song in self.songs
+        ]
+        mean = mean_scores(scores)
+        return f"FluidSynth's own note-F1 {mean['own']:.3f}, through the vocoder {mean['vocoded']:.3f}"
 
     def figures(self, singer: Synthesizer, options: SamplingOptions) -> dict[str, Spread]:
         """Scores of the songs together, and seconds of work for one of sound."""
-        start = CLOCK.now()
-        mels = [singer.spectrogram(song.tokens, **options) for song in self.songs]
-        sounds = [singer.vocode(mel).samples for mel in mels]
-        seconds = CLOCK.now() - start
-        pairs = [*zip(mels, sounds, self.songs, strict=True)]
-        drums = [drum_f1(log_mel(sound), song.notes) for _, sound, song in pairs if song.notes.is_drum.any()]
-        scores: dict[str, float] = {
-            "note_f1": self._note_f1(sounds),
-            "drum_f1": float(np.mean(drums)) if drums else np.nan,
-            "mel_error": float(np.mean([mel_error(mel, song.mel) for mel, _, song in pairs])),
-            "mel_error_audio": float(np.mean([mel_error(log_mel(sound), song.mel) for _, sound, song in pairs])),
-            "seam": seam_score(mels),
-            "real_time_factor": seconds / (SEGMENT_SECONDS * sum(len(song.tokens) for song in self.songs)),
-        }
+        sung = [sing(singer, self.transcriber, song.tokens, options) for song in self.songs]
+        scores = mean_scores([voice_scores(song, ours) for song, ours in zip(self.songs, sung, strict=True)])
+        scores["seam"] = seam_score([ours.mel for ours in sung])
+        segments = sum(len(song.tokens) for song in self.songs)
+        scores["real_time_factor"] = sum(ours.seconds for ours in sung) / (SEGMENT_SECONDS * segments)
         return {name: Spread.of([score]) for name, score in scores.items() if np.isfinite(score)}
-
-    def _note_f1(self, sounds: Sequence[_Mel]) -> float:
-        """Mean over the songs that have pitched notes; NaN where none has."""
-        pairs = [(sound, written) for sound, written in zip(sounds, self.written, strict=True) if len(written.pitches)]
-        scores = [note_f1(self.transcriber(sound), written) for sound, written in pairs]
-        return float(np.mean(scores)) if scores else np.nan
 
 
 class Reference:
@@ -131,7 +129,7 @@ class Reference:
 
     def difference(self, singer: Synthesizer, options: SamplingOptions) -> float:
         """Of a voice that sings the same."""
-        return mel_difference(singer.spectrogram(self._tokens, **options), self._mel)
+        return mel_error(singer.spectrogram(self._tokens, **options), self._mel)
 
 
 def measure(
@@ -169,13 +167,7 @@ def measure(
         difference = reference.difference(singer, way.options)
         figures = judge.figures(singer, way.options) | {"mel_difference": Spread.of([difference])}
         cases.append(Case(settings, figures))
-    sums = {f"{singer.voice.name} {singer.voice.precision}": voice_sha256(singer.voice) for singer in singers}
-    return Result("quality", facts, sums, cases)
-
-
-def mel_difference(mel: _Mel, reference: _Mel) -> float:
-    """Mean absolute difference of two log-mels of one shape, in nats."""
-    return float(np.abs(mel - reference).mean(dtype=np.float64))
+    return Result("quality", facts, voice_sums(singer.voice for singer in singers), cases)
 
 
 def save_quality_plot(result: Result, path: str) -> None:

@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -103,7 +103,7 @@ class Result:
         for case in self.cases:
             settings = ["-" if (value := case.settings.get(key)) is None else str(value) for key in varying]
             rows.append([*(settings or [""]), *(show(name, case.figures.get(name)) for name in names)])
-        return grid(rows if len(self.cases) > len(names) else [*zip(*rows, strict=True)])
+        return text_table(rows if len(self.cases) > len(names) else [*zip(*rows, strict=True)])
 
     def label(self, case: Case) -> str:
         """The settings that tell a case from the others."""
@@ -139,7 +139,7 @@ def compare(before: Result, after: Result) -> str:
         for key in dict.fromkeys([*old_facts, *new_facts])
         if old_facts.get(key) != new_facts.get(key)
     ]
-    return "\n".join([grid(rows), *differences])
+    return "\n".join([text_table(rows), *differences])
 
 
 def machine() -> dict[str, Any]:
@@ -165,7 +165,12 @@ def voice_sha256(voice: Voice) -> str:
     return FileRecord.of(voice.folder / DESCRIPTION).sha256
 
 
-def grid(rows: Sequence[Sequence[str]]) -> str:
+def voice_sums(voices: Iterable[Voice]) -> dict[str, str]:
+    """What ``Result.voices`` keeps of these."""
+    return {f"{voice.name} {voice.precision}": voice_sha256(voice) for voice in voices}
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells as aligned text; the first row is the heading."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]

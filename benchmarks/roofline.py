@@ -32,7 +32,7 @@ from notewave.benchmarks.report import (
     machine,
     new_figure,
     save_plot,
-    voice_sha256,
+    voice_sums,
 )
 from notewave.benchmarks.speed import synthetic_song
 from notewave.benchmarks.trial import TYPICAL_TOKENS, Settings, Trial
@@ -184,7 +184,7 @@ def windows(traits: VocoderTraits, segments: int) -> list[int]:
     return given
 
 
-def predict(card: Card, found: Sequence[Product]) -> tuple[float, float]:
+def datasheet_times(card: Card, found: Sequence[Product]) -> tuple[float, float]:
     """Seconds on a GPU in float16: a bound that nothing can beat, and a prediction that nothing has confirmed.
 
     The prediction runs one product after the other, in tiles: where they are fewer than multiprocessors, some idle.
@@ -284,7 +284,7 @@ def card_cases(size: Dimensions, tokens: int, batch: int = 1) -> list[Case]:
     found = products(size, tokens, batch=batch)
     cases = []
     for card in CARDS:
-        bound_s, predicted_s = predict(card, found)
+        bound_s, predicted_s = datasheet_times(card, found)
         figures = {"bound_s": Spread.of([bound_s]), "predicted_s": Spread.of([predicted_s])}
         cases.append(Case({"card": card.name, "source": "prediction from the datasheet, not measured"}, figures))
     return cases
@@ -323,8 +323,7 @@ def run(options: argparse.Namespace) -> None:
         stage_cases(trial, ceilings.cases()),
         card_cases(size, options.tokens),
     ]
-    voices = {f"{trial.voice.name} {trial.voice.precision}": voice_sha256(trial.voice)}
-    result = Result("roofline", facts, voices, [case for part in parts for case in part])
+    result = Result("roofline", facts, voice_sums([trial.voice]), [case for part in parts for case in part])
     tables = [dataclasses.replace(result, cases=part).table() for part in parts]
     finish(result, options, "\n\n".join([*tables[:2], "Predictions, not measured:\n" + tables[2]]), save_roofline_plot)
 

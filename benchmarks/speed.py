@@ -31,7 +31,7 @@ from notewave.benchmarks.report import (
     machine,
     new_figure,
     save_plot,
-    voice_sha256,
+    voice_sums,
 )
 from notewave.benchmarks.trial import STEPWISE, TYPICAL_TOKENS, Settings, Trial
 from notewave.errors import BackendError, SamplingError
@@ -140,7 +140,7 @@ def benchmark(
         if song:
             full = len(tokenize(song))
             trial.values["tokenise_s"] += [CLOCK.seconds(lambda: tokenize(song)) / full for _ in range(repeat)]
-    voices = {f"{trial.voice.name} {trial.voice.precision}": voice_sha256(trial.voice) for trial in trials}
+    voices = voice_sums(trial.voice for trial in trials)
     return Result("bench", facts, voices, [trial.case() for trial in trials])
 
 

@@ -21,7 +21,7 @@ from notewave.benchmarks.ceilings import FLOAT_CEILING, INT8_CEILING, MEMORY_CEI
 from notewave.benchmarks.peer_environment import PEER, Timing
 from notewave.benchmarks.quality import Way, ways
 from notewave.benchmarks.report import Case, Result, Spread, compare
-from notewave.benchmarks.roofline import CARDS, Product, operations, predict, products, trace, windows
+from notewave.benchmarks.roofline import CARDS, Product, datasheet_times, operations, products, trace, windows
 from notewave.benchmarks.speed import benchmark, launch, save_stage_plot, synthetic_song
 from notewave.benchmarks.trial import Settings, Trial
 from notewave.errors import NotewaveError, OutputError, SamplingError
@@ -306,7 +306,7 @@ def test_vocoders_are_counted_window_by_window() -> None:
 
 def test_predictions_are_slower_than_their_bounds() -> None:
     found = products(BASE, 300)
-    bounds = [predict(card, found) for card in CARDS]
+    bounds = [datasheet_times(card, found) for card in CARDS]
     assert all(bound < predicted for bound, predicted in bounds)
     assert bounds[0][0] == pytest.approx(operations(found) / 65e12)  # T4
 
