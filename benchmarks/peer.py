@@ -36,11 +36,11 @@ from notewave.benchmarks.report import (
 from notewave.benchmarks.speed import synthetic_song
 from notewave.benchmarks.trial import TYPICAL_TOKENS, Settings, Trial
 from notewave.errors import BackendError
-from notewave.kernels.reference import sampler_step
+from notewave.sampling.loop import denoise
 from notewave.sampling.samplers import sampler_table
 from notewave.song.codec import Tokens
 from notewave.song.midi import SUSTAIN, tokenize
-from notewave.sound.mel import FRAMES, MELS, SEGMENT_SECONDS
+from notewave.sound.mel import FRAMES, MELS, SEGMENT_SECONDS, FloatArray
 from notewave.synthesizer import Synthesizer
 from notewave.voice.folder import DESCRIPTION, STORED_PRECISIONS, Voice
 
@@ -101,21 +101,21 @@ class Modules:
         note_encoder, context_encoder, cross_attention, decoder = self._networks
         table = sampler_table(SAMPLER, steps, checkpoint.schedule, checkpoint.prediction)
         random = np.random.default_rng(0)
-        x, x0, noise = random.standard_normal((3, 1, FRAMES, MELS), np.float32)
+        x, noise = random.standard_normal((2, 1, FRAMES, MELS), np.float32)
         mask = torch.zeros(1, 1, 1, len(tokens) + FRAMES)
-        steps_s = []
         with torch.inference_mode():
             film = checkpoint.model.time_embedding(torch.from_numpy(table.time))
             start = CLOCK.now()
             notes = note_encoder(torch.from_numpy(tokens)[None])
             keys_values = cross_attention(notes, context_encoder(torch.from_numpy(x).clamp(-1, 1)))
             encoders_s = CLOCK.now() - start
-            for index, row in enumerate(table.rows):
-                start = CLOCK.now()
-                prediction = decoder(torch.from_numpy(x), film[index : index + 1], mask, *keys_values)
-                sampler_step(x, x0, prediction.numpy(), row, noise)
-                steps_s.append(CLOCK.now() - start)
-        return Timing(encoders_s, steps_s)
+
+            def predict(step: int) -> tuple[FloatArray, None]:
+                return decoder(torch.from_numpy(x), film[step : step + 1], mask, *keys_values).numpy(), None
+
+            ends = [CLOCK.now()]
+            denoise(table, x, predict, lambda draw: noise, on_step=lambda: ends.append(CLOCK.now()))
+        return Timing(encoders_s, np.diff(ends).tolist())
 
 
 def exported(checkpoint: Path, precision: str) -> Voice:
