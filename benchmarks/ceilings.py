@@ -11,7 +11,7 @@ import numpy as np
 
 from notewave.benchmarks.clock import CLOCK
 from notewave.benchmarks.report import Case, Spread
-from notewave.errors import BackendError
+from notewave.errors import ToolError
 
 INT8_CEILING, FLOAT_CEILING = "onnxruntime MatMulInteger", "onnxruntime MatMul float32"
 MEMORY_CEILING = "onnxruntime MatMul, one row"  # reads every weight for two operations
@@ -24,7 +24,7 @@ class Ceilings:
     """Products of these shapes and one that reads memory, ready to be timed; each ``play`` times all of them once."""
 
     def __init__(self, weights: Sequence[Shape], attention: Sequence[Shape] = (), threads: int | None = None) -> None:
-        """Integers multiply weights only. Raises BackendError when onnx is missing."""
+        """Integers multiply weights only. Raises ToolError when onnx is missing."""
         self.kinds = {"weights": weights, "attention": attention}
         self.seconds: dict[str, dict[Shape, list[float]]] = {}  # by engine, by shape, of each round
         self._calls = {
@@ -116,7 +116,7 @@ def _ort_product(
         import onnx
         import onnxruntime
     except ImportError as error:
-        raise BackendError(f"The ceilings were not measured: {error}. Install notewave[export].") from error
+        raise ToolError(f"The ceilings were not measured: {error}. Install notewave[export].") from error
     helper = onnx.helper
     shape = (*inputs["x"].shape[:-1], {**inputs, **constants}["y"].shape[-1])
     bound = {**inputs, "out": np.empty(shape, kind)}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from notewave.errors import SamplingError
+from notewave.errors import ArgumentError
 
 
 class Clock:
@@ -38,8 +38,8 @@ def add_clock_arguments(parser: argparse.ArgumentParser, **threads: Any) -> None
 
 
 def set_clock(options: argparse.Namespace) -> None:
-    """Count the time that the options name. Raises SamplingError for the CPU time of several threads."""
+    """Count the time that the options name. Raises ArgumentError for the CPU time of several threads."""
     if options.cpu_time:
         if options.threads not in (1, [1]):
-            raise SamplingError("The CPU time of several threads is no time that anything takes. Add --threads 1.")
+            raise ArgumentError("The CPU time of several threads is no time that anything takes. Add --threads 1.")
         CLOCK.count_cpu_time()

@@ -34,7 +34,7 @@ from notewave.benchmarks.judges import (
     seam_score,
 )
 from notewave.benchmarks.report import machine, text_table, voice_sha256
-from notewave.errors import BackendError, MidiError, OutputError
+from notewave.errors import MidiError, OutputError, ToolError
 from notewave.export.material.excerpts import HELD_OUT, held_out_tokens
 from notewave.export.material.songs import SEGMENT_SAMPLES, SOUNDFONT, fluidsynth
 from notewave.files import atomic_file
@@ -155,7 +155,7 @@ def evaluate(
 
     The first ``max_segments`` segments of each song count. The folder ``out`` gets report.json and each song's picture:
     FluidSynth's mel and the voice's. soundfont: what FluidSynth plays on. voice, backend, threads, vocoder, options: as
-    in ``Synthesizer`` and its ``render``. Raises BackendError when a tool is missing, and what those raise.
+    in ``Synthesizer`` and its ``render``. Raises ToolError when a tool is missing, and what those raise.
     """
     check_tools(soundfont)
     if out is not None:
@@ -206,14 +206,14 @@ def _make_folder(folder: Path) -> None:
 
 
 def check_tools(soundfont: Path) -> None:
-    """Raise BackendError when FluidSynth or its soundfont is missing."""
+    """Raise ToolError when FluidSynth or its soundfont is missing."""
     if shutil.which("fluidsynth") is None:
-        raise BackendError(
+        raise ToolError(
             "The voice cannot be judged: the program fluidsynth, which it is compared with, is not installed. "
             "Install it (Debian: apt install fluidsynth fluid-soundfont-gm)."
         )
     if not soundfont.is_file():
-        raise BackendError(
+        raise ToolError(
             f"The voice cannot be judged: FluidSynth needs a soundfont, and there is none at {soundfont}. "
             "Install it (Debian: apt install fluid-soundfont-gm) or name the one that the voice was trained on."
         )

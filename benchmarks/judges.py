@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from notewave.errors import BackendError
+from notewave.errors import ToolError
 from notewave.song.notes import Notes
 from notewave.sound.mel import FRAMES, HOP, SAMPLE_RATE
 
@@ -48,7 +48,7 @@ class PitchedNotes:
 class Transcriber:
     """basic-pitch (Bittner et al. 2022): its ONNX model in ONNX Runtime, and its own rules from activations to notes.
 
-    Raises BackendError when a package that it needs is missing.
+    Raises ToolError when a package that it needs is missing.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Transcriber:
             import librosa
             import onnxruntime
         except ImportError as error:
-            raise BackendError(
+            raise ToolError(
                 f"Notes cannot be judged: {error}. Its metadata asks for a TensorFlow that is not needed, so: {INSTALL}"
             ) from error
         finally:

@@ -27,6 +27,7 @@ from notewave.benchmarks.report import (
     Setting,
     Spread,
     add_output_arguments,
+    check_counts,
     finish,
     machine,
     new_figure,
@@ -35,7 +36,7 @@ from notewave.benchmarks.report import (
 )
 from notewave.benchmarks.speed import synthetic_song
 from notewave.benchmarks.trial import TYPICAL_TOKENS, Settings, Trial
-from notewave.errors import BackendError
+from notewave.errors import ToolError
 from notewave.sampling.loop import denoise
 from notewave.sampling.samplers import sampler_table
 from notewave.song.codec import Tokens
@@ -165,7 +166,7 @@ def write_song(path: Path) -> None:
 
 
 def token_cases(peer: Peer, song: Path, repeat: int) -> list[Case]:
-    """What a MIDI file's tokens take each side, in turn after one to warm up. Raises BackendError if they differ."""
+    """What a MIDI file's tokens take each side, in turn after one to warm up. Raises ToolError if they differ."""
     seconds: dict[str, list[float]] = {PEER: [], "notewave": []}
     for _ in range(repeat + 1):
         answer = peer.ask(do="tokens", song=str(song))
@@ -174,7 +175,7 @@ def token_cases(peer: Peer, song: Path, repeat: int) -> list[Case]:
         seconds["notewave"].append(CLOCK.now() - start)
         seconds[PEER].append(answer["tokenise_s"])
     if [segment.tolist() for segment in tokens] != answer["tokens"]:
-        raise BackendError(
+        raise ToolError(
             f"Our tokens of {song} are not those of {PEER}: one side misreads it, so their times compare nothing. "
             "See whether tests/test_midi.py passes, and whether both have one version of pretty_midi."
         )
@@ -257,6 +258,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run ``notewave bench peer`` with parsed options."""
     set_clock(options)
+    check_counts(repeats=options.repeat, steps=options.steps)
     parts = [options.only] if options.only else PARTS
     checkpoint = options.checkpoint if "networks" in parts else None
     found: list[Case] = []

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from notewave.benchmarks.clock import CLOCK
-from notewave.errors import BackendError
+from notewave.errors import ToolError
 from notewave.song.codec import Tokens
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Peer:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise BackendError(
+            raise ToolError(
                 "The peer's process ended early. Its error is above; --venv NEW makes its environment anew."
             )
         return json.loads(line)
@@ -76,7 +76,7 @@ def cache_folder() -> Path:
 
 
 def peer_python(venv: Path) -> Path:
-    """The interpreter of an environment with the peer, which is made if need be. Raises BackendError if it can't be."""
+    """The interpreter of an environment with the peer, which is made if need be. Raises ToolError if it can't be."""
     python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     pins = PINS | READER | NOTE_SEQ
     versions = f"from importlib.metadata import version; print(*map(version, {list(pins)}))"
@@ -90,7 +90,7 @@ def peer_python(venv: Path) -> Path:
         *([str(python), "-m", "pip", "install", "--quiet", *arguments] for arguments in INSTALL),
     ):
         if subprocess.run(command, check=False).returncode:
-            raise BackendError(
+            raise ToolError(
                 f"The peer's environment in {venv} was not made: pip's error is above. It needs Python 3.10 to 3.12, "
                 "the package index and 3 GB; name one that stands with --venv."
             )

@@ -33,6 +33,7 @@ from notewave.benchmarks.report import (
     Setting,
     Spread,
     add_output_arguments,
+    check_counts,
     finish,
     machine,
     new_figure,
@@ -150,8 +151,10 @@ def measure(
     """Judge the voices in the ways that ``ways`` lists, on the first segments of the first songs.
 
     songs: MIDI files, or names of held-out sets. The reference is made of the first voice and the first
-    ``reference_segments`` segments of the first song. Raises what ``evaluate`` raises.
+    ``reference_segments`` segments of the first song. Raises ArgumentError for counts that judge nothing, and what
+    ``evaluate`` raises.
     """
+    check_counts(songs=most_songs, segments=segments, reference_segments=reference_segments)
     facts = machine()
     judge = Judge(songs, most_songs, segments)
     singers = [Synthesizer(voice, backend=backend, threads=threads, vocoder=vocoder) for voice in voices]

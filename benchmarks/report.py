@@ -15,6 +15,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -24,13 +25,15 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from notewave.benchmarks.clock import CLOCK
-from notewave.errors import NotewaveError, OutputError
+from notewave.checks import is_number, quoted
+from notewave.errors import ArgumentError, OutputError
 from notewave.files import atomic_file
 from notewave.voice.folder import DESCRIPTION, FileRecord, Voice
 
 FORMAT = 1  # of a result on disk
 MAX_BYTES = 64 << 20  # of a result on disk
 VERSIONS = ("notewave", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch")
+FLOAT_MAX = sys.float_info.max
 UNITS = {"_s": "s", "_mib": "MiB", "_gflops": "GFLOP/s", "_gbps": "GB/s"}
 
 Setting: TypeAlias = "str | int | float | None"
@@ -50,6 +53,13 @@ class Spread:
         """Median and quartiles of repeats; at least one."""
         low, median, high = np.percentile(values, [25, 50, 75]).tolist()
         return cls(median, low, high, int(np.size(values)))
+
+    @classmethod
+    def load(cls, figure: dict[str, Any]) -> Spread:
+        """From JSON. Raises TypeError or ValueError for what is none."""
+        if not all(is_number(value, -FLOAT_MAX, FLOAT_MAX) for value in figure.values()):
+            raise ValueError(f"it has the figure {quoted(figure)}")
+        return cls(**figure)
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class Result:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Result:
-        """Read what ``save`` wrote. Raises NotewaveError when the file is not that."""
+        """Read what ``save`` wrote. Raises ArgumentError when the file is not that."""
         try:
             if (size := Path(path).stat().st_size) > MAX_BYTES:
                 raise ValueError(f"it has {size} bytes, more than {MAX_BYTES}")
@@ -85,12 +95,13 @@ class Result:
             if content.pop("format") != FORMAT:
                 raise ValueError(f"it is not of format {FORMAT}")
             cases = [
-                Case(case["settings"], {name: Spread(**figure) for name, figure in case["figures"].items()})
+                Case(_facts(case["settings"]), {name: Spread.load(figure) for name, figure in case["figures"].items()})
                 for case in content.pop("cases")
             ]
-            return cls(cases=cases, **content)
+            facts, voices = (_facts(content.pop(name)) for name in ("machine", "voices"))
+            return cls(str(content.pop("benchmark")), facts, voices, cases, **content)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise NotewaveError(
+            raise ArgumentError(
                 f"{path} is no result of a benchmark ({error}). Name a file written by --json."
             ) from error
 
@@ -117,7 +128,7 @@ class Result:
 def compare(before: Result, after: Result) -> str:
     """Table of figure by figure, case by case: before, after and after / before; "~" where the quartiles overlap.
 
-    Cases are paired by their settings, or as they are when each result has one. Raises NotewaveError when none pairs.
+    Cases are paired by their settings, or as they are when each result has one. Raises ArgumentError when none pairs.
     """
     single = len(before.cases) == len(after.cases) == 1
     rows = [["", "figure", "before", "after", "ratio", ""]]
@@ -130,7 +141,7 @@ def compare(before: Result, after: Result) -> str:
                 overlap = "~" if figure.low <= old.high and old.low <= figure.high else ""
                 rows.append([after.label(case), heading(name), show(name, old), show(name, figure), ratio, overlap])
     if len(rows) == 1:
-        raise NotewaveError(
+        raise ArgumentError(
             "No case of one result has the settings of one of the other. Measure both with the same options."
         )
     old_facts, new_facts = ({**result.machine, **result.voices} for result in (before, after))
@@ -140,6 +151,13 @@ def compare(before: Result, after: Result) -> str:
         if old_facts.get(key) != new_facts.get(key)
     ]
     return "\n".join([text_table(rows), *differences])
+
+
+def check_counts(**counts: int) -> None:
+    """Raise ArgumentError where there would be none of something, by name, to measure."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ArgumentError(f"{count} {name.replace('_', ' ')} measure nothing. Ask for at least one.")
 
 
 def machine() -> dict[str, Any]:
@@ -233,6 +251,13 @@ def new_figure(width: float, height: float) -> Any:
     except ImportError as error:
         raise OutputError("The plot was not drawn: matplotlib is not installed. Install notewave[plot].") from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _facts(content: Any) -> dict[str, Any]:
+    """What must be an object of JSON with nothing nested in it. Raises ValueError if it is not."""
+    if not isinstance(content, dict) or any(isinstance(value, dict | list) for value in content.values()):
+        raise ValueError(f"it has {quoted(content)}, where facts by their names are due")
+    return content
 
 
 def _processor() -> str:

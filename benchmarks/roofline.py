@@ -27,6 +27,7 @@ from notewave.benchmarks.report import (
     Result,
     Spread,
     add_output_arguments,
+    check_counts,
     finish,
     heading,
     machine,
@@ -303,6 +304,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run ``notewave bench roofline`` with parsed options."""
     set_clock(options)
+    check_counts(repeats=options.repeat)
     facts = machine()
     settings = Settings(options.voice, "cpu", options.threads, None, options.steps, options.guidance, 1, options.tokens)
     trial = Trial(settings, synthetic_song(options.tokens, 2))

@@ -26,6 +26,7 @@ from notewave.benchmarks.report import (
     Case,
     Result,
     add_output_arguments,
+    check_counts,
     compare,
     finish,
     machine,
@@ -34,7 +35,7 @@ from notewave.benchmarks.report import (
     voice_sums,
 )
 from notewave.benchmarks.trial import STEPWISE, TYPICAL_TOKENS, Settings, Trial
-from notewave.errors import BackendError, SamplingError
+from notewave.errors import ArgumentError, ToolError
 from notewave.song.codec import EOS, EVENT_END, MAX_TOKENS, SPECIAL, Tokens
 from notewave.song.midi import tokenize
 from notewave.sound.mel import SEGMENT_SECONDS
@@ -64,10 +65,10 @@ COLUMNS = (
 def synthetic_song(tokens: int, segments: int, seed: int = 0) -> list[Tokens]:
     """Segments of exactly this many random tokens, EOS included: speed depends on how many there are, not which.
 
-    Raises SamplingError for a number that no segment has.
+    Raises ArgumentError for a number that no segment has.
     """
     if not 1 <= tokens <= MAX_TOKENS or segments < 1:
-        raise SamplingError(f"{segments} segments of {tokens} tokens cannot be: a segment has 1 to {MAX_TOKENS}.")
+        raise ArgumentError(f"{segments} segments of {tokens} tokens cannot be: a segment has 1 to {MAX_TOKENS}.")
     random = np.random.default_rng(seed)
     events: NDArray[np.int32] = random.integers(SPECIAL, EVENT_END, (segments, tokens - 1), np.int32)
     return [np.append(segment, np.int32(EOS)) for segment in events]
@@ -78,7 +79,7 @@ def launch(
 ) -> tuple[float, float]:
     """Start a process that sings: seconds from its launch to the first audio, and its peak memory in MiB.
 
-    The song is sung ``times`` over, to its end only if ``whole``. Raises BackendError when the process fails.
+    The song is sung ``times`` over, to its end only if ``whole``. Raises ToolError when the process fails.
     """
     request = {
         "voice": settings.voice,
@@ -98,7 +99,7 @@ def launch(
         first_s = time.perf_counter() - start
         peak = process.stdout.readline()
     if process.returncode or not first:
-        raise BackendError(
+        raise ToolError(
             f"A render in a process of its own failed (exit code {process.returncode}). Its error is above."
         )
     return first_s, float(peak)
@@ -115,10 +116,10 @@ def benchmark(
     """Measure every case ``repeat`` times in turn, after a warm-up.
 
     song: a MIDI file, of which the first ``segments`` segments are sung; otherwise they are synthetic. launches: how
-    many processes to start for the cold start. minutes: lengths of songs whose peak memory is measured.
+    many processes to start for the cold start. minutes: lengths of songs whose peak memory is measured. Raises
+    ArgumentError for counts that measure nothing, and what ``Synthesizer`` and its ``stream`` raise.
     """
-    if repeat < 1 or segments < 1:
-        raise SamplingError(f"{repeat} repeats of {segments} segments measure nothing. Ask for at least one of each.")
+    check_counts(repeats=repeat, segments=segments)
     facts = machine()
     written = tokenize(song)[:segments] if song else None
     songs = [written or synthetic_song(case.tokens, segments) for case in cases]

@@ -13,7 +13,7 @@ import numpy as np
 
 from notewave.backends.protocol import Backend
 from notewave.benchmarks.clock import CLOCK
-from notewave.benchmarks.report import Case, Setting, Spread
+from notewave.benchmarks.report import Case, Setting, Spread, check_counts
 from notewave.sampling.options import SamplingOptions
 from notewave.song.codec import Tokens
 from notewave.sound.mel import FRAMES, MELS, SEGMENT_SECONDS, from_network
@@ -100,6 +100,7 @@ class Trial:
     """A case made ready; every ``play`` adds a repeat."""
 
     def __init__(self, settings: Settings, song: Sequence[Tokens]) -> None:
+        check_counts(songs_side_by_side=settings.batch)
         start = CLOCK.now()
         self.synthesizer = Synthesizer(settings.voice, **settings.open)
         self.values: dict[str, list[float]] = defaultdict(list, load_s=[CLOCK.now() - start])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -24,7 +25,7 @@ from notewave.benchmarks.report import Case, Result, Spread, compare
 from notewave.benchmarks.roofline import CARDS, Product, datasheet_times, operations, products, trace, windows
 from notewave.benchmarks.speed import benchmark, launch, save_stage_plot, synthetic_song
 from notewave.benchmarks.trial import Settings, Trial
-from notewave.errors import NotewaveError, OutputError, SamplingError
+from notewave.errors import ArgumentError, NotewaveError, OutputError
 from notewave.export.checkpoints.diffusers import RANDOM_SIZES
 from notewave.export.material.songs import SOUNDFONT
 from notewave.song.codec import EOS
@@ -130,8 +131,22 @@ def test_songs_have_the_density_asked_for() -> None:
     assert all(tokens[-1] == EOS and (tokens[:-1] > EOS).all() for tokens in song)
     assert not np.array_equal(song[0], song[1])
     for tokens, segments in ((0, 1), (2049, 1), (5, 0)):
-        with pytest.raises(SamplingError):
+        with pytest.raises(ArgumentError):
             synthetic_song(tokens, segments)
+
+
+def test_counts_that_measure_nothing_are_refused(reference_voice: Path) -> None:
+    settings = Settings(str(reference_voice), "cpu", threads=1)
+    for repeat, segments in ((0, 1), (1, 0)):
+        with pytest.raises(ArgumentError, match=r"0 (repeats|segments) measure nothing"):
+            benchmark([settings], segments=segments, repeat=repeat)
+    with pytest.raises(ArgumentError, match="0 songs side by side"):
+        benchmark([dataclasses.replace(settings, batch=0)], repeat=1)
+    for command in ("roofline", "peer"):
+        with pytest.raises(ArgumentError, match="0 repeats"):
+            (options := parse(command, "--repeat", "0")).run(options)
+    with pytest.raises(ArgumentError, match="0 songs"):
+        quality.measure([str(reference_voice)], most_songs=0)
 
 
 def test_results_survive_the_disk(measured: Result, tmp_path: Path) -> None:
@@ -150,6 +165,32 @@ def test_results_survive_the_disk(measured: Result, tmp_path: Path) -> None:
 def test_other_files_are_no_results(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(NotewaveError, match="no result of a benchmark"):
+        Result.load(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"machine": 3},
+        {"machine": {"torch": []}},
+        {"voices": None},
+        {"cases": [{"settings": [], "figures": {}}]},
+        {"cases": [{"settings": {"steps": {}}, "figures": {}}]},
+        {"cases": [{"settings": {}, "figures": {"step_s": 3}}]},
+        {"cases": [{"settings": {}, "figures": {"step_s": {"median": "1", "low": 1, "high": 1, "repeats": 1}}}]},
+        {"cases": [{"settings": {}, "figures": {"step_s": {"median": math.inf, "low": 1, "high": 1, "repeats": 1}}}]},
+        {"cases": [{"settings": {}, "figures": {"step_s": {"median": 1}}}]},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_results_with_other_contents_are_refused_before_they_are_compared(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    result(step_s=1.0).save(tmp_path / "a.json")
+    content = json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps(content | changes))
+    with pytest.raises(ArgumentError, match="no result of a benchmark"):
         Result.load(tmp_path / "a.json")
 
 
@@ -516,7 +557,7 @@ def test_quality_judges_every_way_of_sampling(
 def test_cpu_time_is_that_of_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "CLOCK", clock.Clock())
     for command in ([], ["roofline"], ["peer"]):
-        with pytest.raises(SamplingError, match="--threads 1"):
+        with pytest.raises(ArgumentError, match="--threads 1"):
             clock.set_clock(parse(*command, "--cpu-time"))
         clock.set_clock(parse(*command, "--cpu-time", "--threads", "1"))
     assert clock.CLOCK.name == "CPU"

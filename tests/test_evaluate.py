@@ -8,7 +8,7 @@ import pytest
 
 from notewave.benchmarks import judges
 from notewave.benchmarks.evaluate import evaluate
-from notewave.errors import BackendError, MidiError, OutputError
+from notewave.errors import MidiError, OutputError, ToolError
 from notewave.export.material.excerpts import HELD_OUT, held_out_tokens
 from notewave.export.material.pieces import CORPUS_WEIGHTS
 from notewave.export.material.songs import SOUNDFONT
@@ -184,13 +184,13 @@ def test_songs_of_one_name_are_refused():
 
 def test_a_missing_tool_is_named_with_its_cure(tmp_path, monkeypatch):
     if shutil.which("fluidsynth"):
-        with pytest.raises(BackendError, match=r"soundfont.*apt install"):
+        with pytest.raises(ToolError, match=r"soundfont.*apt install"):
             evaluate("band", soundfont=Path("missing.sf2"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BackendError, match=r"fluidsynth.*not installed.*apt install"):
+    with pytest.raises(ToolError, match=r"fluidsynth.*not installed.*apt install"):
         evaluate("band")
     monkeypatch.setitem(sys.modules, "basic_pitch", None)
-    with pytest.raises(BackendError, match=r"basic_pitch.*pip install --no-deps basic-pitch"):
+    with pytest.raises(ToolError, match=r"basic_pitch.*pip install --no-deps basic-pitch"):
         judges.Transcriber()
 
 
