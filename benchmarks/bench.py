@@ -6,10 +6,10 @@ import argparse
 
 from notewave.benchmarks import peer, quality, roofline, speed
 
-SUBCOMMANDS = {
-    roofline: "this machine's ceilings, and how near each stage comes",
-    peer: "the same weights in diffusers' pipeline, in turn",
-    quality: "what each sampler, step count and guidance weight costs and gives",
+SUBCOMMANDS = {  # summary, and the extras that have what it needs beside the runtime
+    roofline: ("this machine's ceilings, and how near each stage comes", "export,plot"),
+    peer: ("the same weights in diffusers' pipeline, in turn", "export,plot"),
+    quality: ("what each sampler, step count and guidance weight costs and gives", "evaluate"),
 }
 
 
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     speed.add_arguments(parser)
     parser.set_defaults(run=speed.run)
     commands = parser.add_subparsers(metavar="WHAT")
-    for module, summary in SUBCOMMANDS.items():
+    for module, (summary, extras) in SUBCOMMANDS.items():
         command = commands.add_parser(module.__name__.rpartition(".")[2], help=summary, description=module.__doc__)
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, extras=extras)

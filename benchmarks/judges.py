@@ -52,12 +52,13 @@ class Transcriber:
     """
 
     def __init__(self) -> None:
+        import onnxruntime  # before basic-pitch, which fails without saying why where there is no runtime
+
         logging.disable(logging.WARNING)  # basic-pitch warns, on import, of every runtime that it does without
         try:
             import basic_pitch.inference
             import basic_pitch.note_creation
             import librosa
-            import onnxruntime
         except ImportError as error:
             raise ToolError(
                 f"Notes cannot be judged: {error}. Its metadata asks for a TensorFlow that is not needed, so: {INSTALL}"

@@ -19,18 +19,10 @@ import numpy as np
 import notewave
 from notewave.backends.choose import BACKENDS
 from notewave.backends.trt.plans import FLAVOURS, PLAN_PRECISIONS
-from notewave.errors import NotewaveError
+from notewave.errors import NotewaveError, ToolError
 from notewave.sound.mel import SEGMENT_SECONDS, MelStream
 from notewave.synthesizer import DEFAULT_VOICE, GRIFFIN_LIM
 from notewave.voice.folder import STORED_PRECISIONS
-
-_EXTRAS = {  # what a command needs installed beside the runtime
-    "export": "export",
-    "build": "export,rtx",
-    "train": "export,train",
-    "bench": "export,plot",
-    "evaluate": "evaluate",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,19 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     It is 130 for Ctrl-C, and 143 for a rendering that was told to end (SIGTERM).
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = next((word for word in arguments if word in _EXTRAS), "")
     logging.basicConfig(format="notewave: %(message)s")
     try:
-        options = _parser(arguments).parse_args(arguments)
+        options = _parser().parse_args(arguments)
         logging.getLogger().setLevel(logging.INFO if options.verbose else logging.WARNING)
-        options.run(options)
-    except ModuleNotFoundError as error:
-        extras = _EXTRAS.get(command, "cpu")
-        print(
-            f"notewave: {error.name} is not installed, which this needs. Install notewave[{extras}].", file=sys.stderr
-        )
-        return 1
+        with _installed(options.extras):
+            options.run(options)
     except NotewaveError as error:
         print(f"notewave: {error}", file=sys.stderr)
         return 1
@@ -58,6 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("notewave: stopped; nothing was left half-written.", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
     return 0
+
+
+@contextlib.contextmanager
+def _installed(extras: str) -> Iterator[None]:
+    """Say as ToolError which extras have a package that is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        needed = "cpu" if error.name == "onnxruntime" else extras  # the runtime itself is in no command's extras
+        raise ToolError(f"{error.name} is not installed, which this needs. Install notewave[{needed}].") from error
 
 
 class _Terminated(KeyboardInterrupt):
@@ -188,66 +183,100 @@ def _sampling_options(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "seed")}
 
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """The command's grammar; benchmarks are imported only when they are asked for."""
+class _Command(argparse.ArgumentParser):
+    """A command's grammar, filled in when the command is chosen: the others need not be imported."""
+
+    def __init__(
+        self,
+        *arguments: Any,
+        fill: Callable[[argparse.ArgumentParser], None] | None = None,
+        extras: str = "cpu",
+        **more: Any,
+    ) -> None:
+        super().__init__(*arguments, **more)
+        self._fill, self._extras = fill, extras
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, which calls this for the chosen command only."""
+        if self._fill is not None:
+            with _installed(self._extras):
+                self._fill(self)
+            self.set_defaults(extras=self._extras)
+            self._fill = None
+        return super().parse_known_args(args, namespace)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="notewave", description="MIDI to music by spectrogram diffusion.")
     parser.add_argument("--version", action="version", version=f"notewave {notewave.__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is chosen and why")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)
+    for name, (summary, fill, extras) in _COMMANDS.items():
+        commands.add_parser(name, help=summary, description=summary, fill=fill, extras=extras)
+    return parser
 
-    def add(name: str, run: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=summary, description=summary)
-        command.set_defaults(run=run)
-        return command
 
-    render = add("render", _render, "turn a MIDI file into sound")
-    render.add_argument("song", metavar="SONG.mid")
-    render.add_argument("-o", "--out", metavar="OUT.wav", help="default: the song's name with .wav, here")
-    render.add_argument("--voice", default=DEFAULT_VOICE, help=f"bundled name or folder (default {DEFAULT_VOICE})")
-    _add_synthesis(render)
-    render.add_argument("--plot", metavar="OUT.png", help="also draw the mel of what was rendered")
-    render.add_argument(
+def _fill_render(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("song", metavar="SONG.mid")
+    parser.add_argument("-o", "--out", metavar="OUT.wav", help="default: the song's name with .wav, here")
+    parser.add_argument("--voice", default=DEFAULT_VOICE, help=f"bundled name or folder (default {DEFAULT_VOICE})")
+    _add_synthesis(parser)
+    parser.add_argument("--plot", metavar="OUT.png", help="also draw the mel of what was rendered")
+    parser.add_argument(
         "--strict", action="store_true", help="refuse segments of too many tokens instead of cutting them"
     )
+    parser.set_defaults(run=_render)
 
-    info = add("info", _info, "say what a voice is and check its files")
-    info.add_argument("voice", metavar="VOICE", nargs="?", default=DEFAULT_VOICE)
 
-    export = add("export", _export, "make a voice of a checkpoint")
-    source = export.add_mutually_exclusive_group(required=True)
+def _fill_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("voice", metavar="VOICE", nargs="?", default=DEFAULT_VOICE)
+    parser.set_defaults(run=_info)
+
+
+def _fill_export(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="diffusers folder, hub id or T5X folder")
     source.add_argument("--random", choices=["base", "small", "tiny"], help="seeded random weights of a published size")
-    export.add_argument("--out", metavar="VOICE", required=True, type=Path)
-    export.add_argument("--precision", default="fp32", choices=STORED_PRECISIONS)
-    export.add_argument("--vocoder", metavar="MODEL.onnx", type=Path, help="a published mel decoder")
+    parser.add_argument("--out", metavar="VOICE", required=True, type=Path)
+    parser.add_argument("--precision", default="fp32", choices=STORED_PRECISIONS)
+    parser.add_argument("--vocoder", metavar="MODEL.onnx", type=Path, help="a published mel decoder")
+    parser.set_defaults(run=_export)
 
-    build = add("build", _build, "build a voice's TensorRT plans")
-    build.add_argument("voice", metavar="VOICE")
-    build.add_argument("--precision", default=PLAN_PRECISIONS[0], choices=PLAN_PRECISIONS)
-    build.add_argument("--compute-capability", metavar="8.9", type=_capability, help="default: that of the GPU here")
-    build.add_argument("--flavour", choices=FLAVOURS, help="default: the first one installed that builds for that GPU")
 
-    train = add("train", _train, "train a voice from nothing, or go on, with FluidSynth")
-    train.add_argument("--config", default="band", help="a bundled configuration's name or a file (default band)")
-    train.add_argument("--out", metavar="VOICE", required=True, type=Path)
-    train.add_argument("--state", metavar="FOLDER", type=Path, help="checkpoints, log, curve (default VOICE.training)")
-    train.add_argument("--data", metavar="FOLDER", type=Path, help="rendered songs (default: in the state folder)")
-    train.add_argument("--from", dest="start", metavar="VOICE", type=Path, help="go on from a voice's networks")
-    train.add_argument("--vocoder", metavar="FILE", type=Path, help="a trained vocoder (default: train one)")
-    train.add_argument("--precision", default="fp16", choices=STORED_PRECISIONS)
+def _fill_build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("voice", metavar="VOICE")
+    parser.add_argument("--precision", default=PLAN_PRECISIONS[0], choices=PLAN_PRECISIONS)
+    parser.add_argument("--compute-capability", metavar="8.9", type=_capability, help="default: that of the GPU here")
+    parser.add_argument("--flavour", choices=FLAVOURS, help="default: the first one installed that builds for that GPU")
+    parser.set_defaults(run=_build)
 
-    bench = add("bench", lambda options: options.run(options), "measure speed")
-    evaluate = add("evaluate", _evaluate, "measure quality beside FluidSynth's own rendering")
-    if "bench" in arguments:
-        from notewave.benchmarks.bench import add_arguments
 
-        add_arguments(bench)
-    evaluate.add_argument("voice", metavar="VOICE")
-    evaluate.add_argument("songs", metavar="SONG", nargs="*", default=["piano"], help="MIDI files, or piano, or band")
-    evaluate.add_argument("--out", metavar="FOLDER", type=Path, help="report.json and a picture of each song")
-    evaluate.add_argument("--soundfont", type=Path, default=Path("/usr/share/sounds/sf2/FluidR3_GM.sf2"))
-    _add_synthesis(evaluate)
-    return parser
+def _fill_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", default="band", help="a bundled configuration's name or a file (default band)")
+    parser.add_argument("--out", metavar="VOICE", required=True, type=Path)
+    parser.add_argument("--state", metavar="FOLDER", type=Path, help="checkpoints, log, curve (default VOICE.training)")
+    parser.add_argument("--data", metavar="FOLDER", type=Path, help="rendered songs (default: in the state folder)")
+    parser.add_argument("--from", dest="start", metavar="VOICE", type=Path, help="go on from a voice's networks")
+    parser.add_argument("--vocoder", metavar="FILE", type=Path, help="a trained vocoder (default: train one)")
+    parser.add_argument("--precision", default="fp16", choices=STORED_PRECISIONS)
+    parser.set_defaults(run=_train)
+
+
+def _fill_bench(parser: argparse.ArgumentParser) -> None:
+    from notewave.benchmarks.bench import add_arguments
+
+    add_arguments(parser)
+
+
+def _fill_evaluate(parser: argparse.ArgumentParser) -> None:
+    from notewave.export.material.songs import SOUNDFONT
+
+    parser.add_argument("voice", metavar="VOICE")
+    parser.add_argument("songs", metavar="SONG", nargs="*", default=["piano"], help="MIDI files, or piano, or band")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="report.json and a picture of each song")
+    parser.add_argument("--soundfont", type=Path, default=SOUNDFONT)
+    _add_synthesis(parser)
+    parser.set_defaults(run=_evaluate)
 
 
 def _add_synthesis(parser: argparse.ArgumentParser) -> None:
@@ -264,6 +293,17 @@ def _add_synthesis(parser: argparse.ArgumentParser) -> None:
 def _capability(text: str) -> tuple[int, int]:
     major, _, minor = text.partition(".")
     return int(major), int(minor)
+
+
+_COMMANDS = {  # summary, grammar, and the extras that have what it needs beside the runtime
+    "render": ("turn a MIDI file into sound", _fill_render, "cpu"),
+    "info": ("say what a voice is and check its files", _fill_info, "cpu"),
+    "export": ("make a voice of a checkpoint", _fill_export, "export"),
+    "build": ("build a voice's TensorRT plans", _fill_build, "export,rtx"),
+    "train": ("train a voice from nothing, or go on, with FluidSynth", _fill_train, "export,train"),
+    "bench": ("measure speed", _fill_bench, "export,plot"),
+    "evaluate": ("measure quality beside FluidSynth's own rendering", _fill_evaluate, "evaluate"),
+}
 
 
 if __name__ == "__main__":

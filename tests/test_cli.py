@@ -107,6 +107,91 @@ def test_a_rendering_that_is_stopped_leaves_the_old_file(
     assert out.read_text() == "what was here before"
 
 
+HEAVY = ("torch", "onnx", "matplotlib", "scipy", "music21", "librosa", "notewave.benchmarks", "notewave.export")
+
+
+def imported_by(*arguments: str) -> set[str]:
+    """Which of HEAVY a process of its own has imported after the command, however that ended."""
+    program = (
+        "import contextlib, sys\n"
+        "from notewave.cli import main\n"
+        "with contextlib.suppress(SystemExit):\n"
+        f"    main({list(arguments)!r})\n"
+        f"print('imported', *({{*{HEAVY!r}}} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    name, *found = done.stdout.splitlines()[-1].split()
+    assert name == "imported"
+    return set(found)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["render", "--help"],
+        ["render", "bench"],
+        ["render", "bench.mid", "--voice", "bench"],
+        ["info", "{voice}"],
+        ["info", "bench"],
+        ["--help"],
+        ["train", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_commands_import_what_they_need(arguments: list[str], reference_voice: Path) -> None:
+    assert imported_by(*(argument.format(voice=reference_voice) for argument in arguments)) == set()
+
+
+def test_benchmarks_are_imported_when_they_are_chosen() -> None:
+    for command in (["bench", "--help"], ["-v", "bench", "peer", "--help"]):
+        assert imported_by(*command) == {"notewave.benchmarks", "notewave.export"}
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["bench", "--help"], "--compare"),
+        (["bench", "peer", "--help"], "--no-modules"),
+        (["bench", "roofline", "--help"], "--guidance"),
+        (["bench", "quality", "--help"], "--reference-steps"),
+        (["evaluate", "--help"], "--soundfont"),
+    ],
+    ids=" ".join,
+)
+def test_every_command_has_its_own_help(command: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(command)
+    assert left.value.code == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: notewave {' '.join(command[:-1])} [")
+    assert words in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing", "extras"),
+    [
+        (["export", "--random", "tiny", "--out", "bench"], "torch", "export"),
+        (["build", "band"], "onnx", "export,rtx"),
+        (["train", "--out", "{folder}/export"], "torch", "export,train"),
+        (["bench", "--help"], "notewave.benchmarks.trial", "export,plot"),
+        (["bench", "--voice", "evaluate"], "notewave.benchmarks.trial", "export,plot"),
+        (["evaluate", "bench"], "notewave.benchmarks.judges", "evaluate"),
+        (["render", "{song}", "--backend", "cpu", "--voice", "{voice}"], "onnxruntime", "cpu"),
+        (["bench", "--voice", "{voice}", "--backend", "cpu"], "onnxruntime", "cpu"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_what_is_not_installed_is_named_with_the_command_s_extras(
+    arguments: list[str], missing: str, extras: str, vocoded_voice: Path, midi_folder: Path, tmp_path: Path
+) -> None:
+    places = {"song": midi_folder / "piano_scale.mid", "voice": vocoded_voice, "folder": tmp_path}
+    words = [word.format(**places) for word in arguments]
+    program = f"import sys; sys.modules[{missing!r}] = None; from notewave.cli import main; sys.exit(main({words!r}))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"notewave: {missing} is not installed, which this needs. Install notewave[{extras}].\n"
+
+
 def test_info_tells_the_voice(reference_voice: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(reference_voice)]) == 0
     report = capsys.readouterr().out

@@ -192,6 +192,9 @@ def test_a_missing_tool_is_named_with_its_cure(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "basic_pitch", None)
     with pytest.raises(ToolError, match=r"basic_pitch.*pip install --no-deps basic-pitch"):
         judges.Transcriber()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ModuleNotFoundError, match="onnxruntime"):  # which the command says how to install
+        judges.Transcriber()
 
 
 @needs_fluidsynth
