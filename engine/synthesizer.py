@@ -1,35 +1,35 @@
-"""The story of a song: tokens, segment by segment through the diffusion, and out through the vocoder."""
+"""A voice, ready to sing: songs in, sound and spectrograms out, on a session."""
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from notewave.backends.choose import open_backend
-from notewave.backends.protocol import Run
-from notewave.checks import as_array, is_integer, quoted
-from notewave.errors import BackendError, MidiError, SamplingError, VoiceError
+from notewave.checks import is_integer, quoted
+from notewave.errors import ArgumentError, MidiError, SamplingError, VoiceError
 from notewave.sampling.job import Job, make_job
 from notewave.sampling.options import SamplingOptions
-from notewave.song.codec import EOS, EVENT_END, MAX_TOKENS, Tokens
+from notewave.session import NO_SEGMENTS, Session, Vocoder, check_tokens
+from notewave.song.codec import Tokens
 from notewave.song.midi import MidiSource, tokenize
 from notewave.sound.audio import Audio
 from notewave.sound.griffin_lim import GriffinLim
-from notewave.sound.mel import FRAMES, MELS, from_network
-from notewave.sound.stream import Vocode, VocoderStream, VocoderTraits
+from notewave.sound.mel import FRAMES, MELS, FloatArray
+from notewave.sound.stream import VocoderStream
 from notewave.voice.folder import Voice
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-FloatArray = NDArray[np.float32]
-# MIDI in any form that ``tokenize`` takes, or what it returned
-Song: TypeAlias = "MidiSource | Sequence[NDArray[np.integer]]"
+# MIDI in any form that ``tokenize`` takes, or what it returned, also one after another
+Song: TypeAlias = "MidiSource | Sequence[NDArray[np.integer]] | Iterator[NDArray[np.integer]]"
 
 DEFAULT_VOICE = "band"
 GRIFFIN_LIM = "griffin-lim"
@@ -41,9 +41,11 @@ class Synthesizer:
     """A voice, ready to sing.
 
     voice: a bundled voice's name, or a voice folder. backend: "cpu", "cuda", "tensorrt", or "auto" for the best that
-    works here. threads: CPU threads, all cores by default. vocoder: "griffin-lim" in the place of the voice's own.
-    provider_options: handed to ONNX Runtime's execution provider. Synthesizers over one voice share its networks; calls
-    on one synthesizer may run side by side. Raises VoiceError or BackendError when voice or backend cannot be used.
+    works here. threads: CPU threads, all cores by default; a GPU by TensorRT has no use for them. vocoder:
+    "griffin-lim" in the place of the voice's own. provider_options: handed to the backend: those of ONNX Runtime's
+    execution provider, or for "tensorrt" precision, device_id and graphs. Synthesizers over one voice share its
+    networks; calls on one synthesizer may run side by side. Raises VoiceError or BackendError when voice or backend
+    cannot be used, ArgumentError for an argument that is not what it must be.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Synthesizer:
         provider_options: Mapping[str, Any] | None = None,
     ) -> None:
         if vocoder is not None and not (isinstance(vocoder, str) and vocoder == GRIFFIN_LIM):
-            raise VoiceError(
+            raise ArgumentError(
                 f"there is no vocoder {quoted(vocoder)}. Leave it out for the voice's own, or say {GRIFFIN_LIM!r}."
             )
         if threads is not None:
@@ -78,17 +80,18 @@ class Synthesizer:
     def stream(self, song: Song, **options: Unpack[SamplingOptions]) -> Iterator[Audio]:
         """The song as Audio chunks, each as soon as it is final; joined they are what ``render`` gives.
 
+        song: MIDI, Notes, or tokens: a list of segments, or an iterator that gives them as they come.
         Raises MidiError for a song that cannot be read, SamplingError for options out of range, VoiceError when the
-        voice has no vocoder: all before the first chunk is asked for.
+        voice has no vocoder: all before the first chunk is asked for, but for segments that an iterator gives.
         """
-        tokens, job = self._prepare(song, options)
         self._vocoder()
-        return self._stream(tokens, job)
+        return self._stream(*self._prepare(song, options))
 
     def spectrogram(self, song: Song, **options: Unpack[SamplingOptions]) -> FloatArray:
         """Log-mel float32 [256 frames a segment, 128 bins]; arguments and errors as in ``stream``, vocoder apart."""
-        tokens, job = self._prepare(song, options)
-        return np.concatenate(list(self._mels(tokens, job)))
+        songs, job = self._prepare(song, options)
+        with self._open(job, mel=True, sound=False) as session:
+            return np.concatenate([made.mel[0] for made in session.sing(songs) if made.mel is not None])
 
     def vocode(self, mel: FloatArray) -> Audio:
         """Log-mel [T, M], as ``spectrogram`` gives it, to sound.
@@ -101,26 +104,41 @@ class Synthesizer:
         chunks = [vocoder.push(part, last=index == len(parts) - 1) for index, part in enumerate(parts)]
         return Audio(np.concatenate(chunks))
 
-    def _stream(self, tokens: list[Tokens], job: Job) -> Iterator[Audio]:
-        with self._backend.start(job) as run:
-            own = run.sound() if self._griffin_lim is None else None
-            sound = own or HostSound(run, *self._vocoder())
-            run.submit(tokens[:1])
-            for following in range(1, len(tokens) + 1):
-                sound.begin(last=following == len(tokens))
-                if following < len(tokens):
-                    run.submit([tokens[following]])  # denoised while this one is vocoded, where a GPU does it
-                samples = sound.finish()
-                if len(samples):
-                    yield Audio(samples)
+    @contextlib.contextmanager
+    def session(
+        self,
+        *,
+        seeds: Sequence[int] | None = None,
+        mel: bool = True,
+        sound: bool = True,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Session]:
+        """Begin songs side by side whose segments are fed one after another: see ``notewave.session.Session``.
 
-    def _mels(self, tokens: list[Tokens], job: Job) -> Iterator[FloatArray]:
-        """Log-mel [T, M] of each segment."""
-        with self._backend.start(job) as run:
-            for segment in tokens:
-                yield from_network(run.denoise([segment])[0])
+        seeds: one a song, in the place of the option; without, there is one song. mel, sound: what each segment is to
+        come to. Errors as in ``stream``.
+        """
+        if sound:
+            self._vocoder()
+        voice = self.voice
+        job = make_job(options, voice.sampling, voice.schedule, voice.prediction, seeds=seeds)
+        with self._open(job, mel, sound) as session:
+            yield session
 
-    def _vocoder(self) -> tuple[Vocode, VocoderTraits]:
+    @contextlib.contextmanager
+    def _open(self, job: Job, mel: bool, sound: bool) -> Iterator[Session]:
+        vocoder = self._vocoder() if sound and self._griffin_lim is not None else None
+        with self._backend.start(job) as run:
+            yield Session(run, self.voice, len(job.seeds), mel=mel, sound=sound, vocoder=vocoder)
+
+    def _stream(self, songs: Iterable[Sequence[Tokens]], job: Job) -> Iterator[Audio]:
+        with self._open(job, mel=False, sound=True) as session:
+            for made in session.sing(songs):
+                if made.samples is not None and made.samples.size:
+                    yield Audio(made.samples[0])
+
+    def _vocoder(self) -> Vocoder:
+        """What turns mels to sound. Raises VoiceError where there is none."""
         if self._griffin_lim is not None:
             return self._griffin_lim, self._griffin_lim.traits
         if self.voice.vocoder is None:
@@ -130,31 +148,23 @@ class Synthesizer:
             )
         return self._backend.vocode, self.voice.vocoder
 
-    def _prepare(self, song: Song, options: SamplingOptions) -> tuple[list[Tokens], Job]:
-        tokens = _check_tokens(song) if isinstance(song, list | tuple) else tokenize(song)
-        _check_lengths(tokens, self.voice)
+    def _prepare(self, song: Song, options: SamplingOptions) -> tuple[Iterable[Sequence[Tokens]], Job]:
+        """A song's segments, as a session sings them, and its job."""
         voice = self.voice
-        return tokens, make_job(options, voice.sampling, voice.schedule, voice.prediction, segments=len(tokens))
-
-
-class HostSound:
-    """A run's song through a vocoder that takes its mel from the host's memory; see ``protocol.Sound``."""
-
-    def __init__(self, run: Run, vocode: Vocode, traits: VocoderTraits) -> None:
-        self._run, self._vocoder = run, VocoderStream(vocode, traits)
-
-    def begin(self, last: bool) -> None:
-        """Wait for the segment's mel; the vocoder runs in ``finish``, when the next segment may be under way."""
-        self._mel, self._last = from_network(self._run.result()[0]), last
-
-    def finish(self) -> FloatArray:
-        """The audio [n] that is now final."""
-        return self._vocoder.push(self._mel, self._last)
+        if isinstance(song, Iterator) and not hasattr(song, "read"):
+            job = make_job(options, voice.sampling, voice.schedule, voice.prediction)
+            coming: Iterator[Any] = song
+            return ([tokens] for tokens in coming), job
+        given = song if isinstance(song, list | tuple) else tokenize(song)
+        if not given:
+            raise MidiError(NO_SEGMENTS)
+        segments = [[check_tokens(tokens, index, voice)] for index, tokens in enumerate(given)]
+        return segments, make_job(options, voice.sampling, voice.schedule, voice.prediction, segments=len(segments))
 
 
 def _check_threads(threads: int) -> int:
     if not is_integer(threads, 1, MAX_THREADS):
-        raise SamplingError(
+        raise ArgumentError(
             f"threads is {quoted(threads)}; it must be a whole number from 1 to {MAX_THREADS}, or None for all cores."
         )
     return int(threads)
@@ -163,10 +173,10 @@ def _check_threads(threads: int) -> int:
 def _check_provider_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options whose values are numbers and text, as a dictionary."""
     if not isinstance(options, Mapping):
-        raise BackendError(f"provider_options is {quoted(options)}; it must be a dictionary, or None for none.")
+        raise ArgumentError(f"provider_options is {quoted(options)}; it must be a dictionary, or None for none.")
     for name, value in options.items():
         if not isinstance(name, str) or not isinstance(value, (str, numbers.Real)):
-            raise BackendError(
+            raise ArgumentError(
                 f"provider_options has {quoted(name)}: {quoted(value)}; an option is a name and a text, number or "
                 "boolean."
             )
@@ -182,32 +192,3 @@ def _check_mel(mel: FloatArray) -> FloatArray:
             "logarithm of magnitudes, as spectrogram gives it."
         )
     return mel.astype(np.float32, copy=False)
-
-
-def _check_lengths(tokens: Sequence[Tokens], voice: Voice) -> None:
-    """Refuse segments that are too long for the voice, though not for every voice."""
-    most = voice.dimensions.max_tokens
-    for index, segment in enumerate(tokens):
-        if len(segment) > most:
-            raise MidiError(
-                f"segment {index} has {len(segment)} tokens; voice {voice.name!r} takes {most}. Thin out its notes."
-            )
-
-
-def _check_tokens(song: Sequence[NDArray[np.integer]]) -> list[Tokens]:
-    if not song:
-        raise MidiError("the song has no segments. Give what notewave.tokenize returned.")
-    checked = []
-    for index, given in enumerate(song):
-        tokens = as_array(given)
-        if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not 1 <= len(tokens) <= MAX_TOKENS:
-            raise MidiError(
-                f"segment {index} is {quoted(tokens)}; it must be integers [1 to {MAX_TOKENS}], "
-                "as notewave.tokenize returns them."
-            )
-        if tokens[-1] != EOS or tokens.min() < EOS or tokens.max() >= EVENT_END or (tokens[:-1] == EOS).any():
-            raise MidiError(
-                f"segment {index} is no token sequence: ids are {EOS} to {EVENT_END - 1}, with one {EOS} at the end."
-            )
-        checked.append(tokens.astype(np.int32))
-    return checked

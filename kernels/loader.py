@@ -14,24 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from notewave.errors import BackendError
+from notewave.kernels.layout import SIGNATURES
 
 SOURCE = "notewave.cu"
 HEADERS = ("lanes.cuh", "philox.cuh")
 FLAGS = ("-std=c++17", "--fmad=false")  # without fused multiply-add the kernels equal their twins bit for bit
 THREADS = 128  # a block; each thread takes four elements at a time
-SIGNATURES = {  # arguments as struct's letters: P pointer, I uint32, Q uint64, f float32
-    "philox_normal": "PPII",
-    "sampler_step_fp32": "PPPPPPPI",
-    "sampler_step_fp16": "PPPPPPPI",
-    "sampler_step_bf16": "PPPPPPPI",
-    "mel_to_context": "PPffI",
-    "from_network": "PPffI",
-    "pcm16": "PPIQQI",
-}
 
 
-def grid(size: int, batch: int = 1) -> tuple[int, int, int]:
-    """Blocks of a launch over ``batch`` songs of ``size`` elements."""
+def blocks(size: int, batch: int = 1) -> tuple[int, int, int]:
+    """Grid of a launch over ``batch`` songs of ``size`` elements."""
     return (-(-size // (4 * THREADS)), batch, 1)
 
 
@@ -67,19 +59,15 @@ def compile_kernels(capability: tuple[int, int]) -> bytes:
             if nvcc is None:
                 raise
     if nvcc:
-        return _by_nvcc(target)[0]
+        return by_nvcc(target)[0]
     raise BackendError(
         "the CUDA kernels cannot be compiled: neither NVRTC nor nvcc is here. "
         "Install the CUDA toolkit, or nvidia-cuda-nvrtc and cuda-bindings; or build the plans where one is."
     )
 
 
-def resource_report(target: str) -> str:
-    """What ptxas says of registers, stack and spills when nvcc compiles for a target such as "sm_89"."""
-    return _by_nvcc(target, "-Xptxas", "-v")[1]
-
-
-def _by_nvcc(target: str, *flags: str) -> tuple[bytes, str]:
+def by_nvcc(target: str, *flags: str) -> tuple[bytes, str]:
+    """Cubin that nvcc makes for a target such as "sm_89", and what it says meanwhile; raises BackendError."""
     with tempfile.TemporaryDirectory() as folder:
         for name in (SOURCE, *HEADERS):
             (Path(folder) / name).write_text(source(name), encoding="utf-8")

@@ -2,7 +2,7 @@
 //
 // Built without fused multiply-add, so that everything but the normals equals the twin bit for bit. Elements of a song lie
 // along x of the grid, songs along y; every kernel takes any size, alignment and grid. Step, segment and seeds are read
-// from memory, so that a captured graph serves every segment of every song.
+// from memory, so that a captured graph serves every segment of every song. Structures and arguments are layout.py's too.
 #include "lanes.cuh"
 
 // One row of a sampler's table; 32 bytes.
@@ -90,43 +90,23 @@ SAMPLER_STEP(sampler_step_fp32, float)
 SAMPLER_STEP(sampler_step_fp16, Half)
 SAMPLER_STEP(sampler_step_bf16, Brain)
 
-// A finished mel [B, size] to the context encoder's input [B, size]: clip(scale mel + offset, -1, 1).
-extern "C" __global__ void mel_to_context(const float* mel, float* context, float scale, float offset, unsigned size) {
+// A finished mel [B, size] to the context encoder's input [B, size]: clip(mel, -1, 1).
+extern "C" __global__ void mel_to_context(const float* mel, float* context, unsigned size) {
     const unsigned long long song = static_cast<unsigned long long>(blockIdx.y) * size;
     FOR_EACH_FOUR(first, count, size) {
         Four values = load(mel + song + first, count);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) values.lane[i] = clip(scale * values.lane[i] + offset, -1.0f, 1.0f);
+        for (int i = 0; i < 4; ++i) values.lane[i] = clip(values.lane[i], -1.0f, 1.0f);
         store(context + song + first, count, values);
     }
 }
 
-// A finished mel [size] to the vocoder's log-mel [size]: (mel + 1) scale + offset. Its twin is in engine/mel.py.
+// A finished mel [size] to the vocoder's log-mel [size]: (mel + 1) scale + offset. Its twin is in engine/sound/mel.py.
 extern "C" __global__ void from_network(const float* mel, float* log_mel, float scale, float offset, unsigned size) {
     FOR_EACH_FOUR(first, count, size) {
         Four values = load(mel + first, count);
 #pragma unroll
         for (int i = 0; i < 4; ++i) values.lane[i] = (values.lane[i] + 1.0f) * scale + offset;
         store(log_mel + first, count, values);
-    }
-}
-
-// Audio [size] in [-1, 1] to 16-bit PCM [size]; with ``dither``, triangular noise of one step either way, keyed by the seed
-// and the sample's place in the song: ``start``, a multiple of four, is the first one's.
-extern "C" __global__ void pcm16(const float* samples, short* out, unsigned dither, unsigned long long seed,
-                                 unsigned long long start, unsigned size) {
-    FOR_EACH_FOUR(first, count, size) {
-        const unsigned long long block = (start + first) / 4;
-        const Words words = philox(static_cast<unsigned>(block), static_cast<unsigned>(block >> 32), 0u, 1u, seed);
-        const Four values = load(samples + first, count);
-        Packed<short> rounded;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            float level = clip(values.lane[i], -1.0f, 1.0f) * 32768.0f;
-            const int triangle = static_cast<int>(words.word[i] >> 16) - static_cast<int>(words.word[i] & 0xffffu);
-            if (dither) level += static_cast<float>(triangle) * 0x1p-16f;
-            rounded.lane[i] = static_cast<short>(rintf(clip(level, -32768.0f, 32767.0f)));
-        }
-        store(out + first, count, rounded);
     }
 }

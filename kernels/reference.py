@@ -15,8 +15,6 @@ Words = NDArray[np.uint64]  # 32-bit words, with room for their products
 PHILOX_ROUNDS = 10
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key after each round
-PCM16_SCALE = 32768.0  # levels of 16-bit sound in [0, 1], as readers of it divide by
-PCM16_RANGE = (-32768.0, 32767.0)
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
@@ -88,23 +86,7 @@ def sampler_step(
     x0_previous[...] = x0
 
 
-def mel_to_context(mel: FloatArray, scale: float = 1.0, offset: float = 0.0) -> FloatArray:
-    """A finished mel [B, T, M] to the context encoder's input [B, T, M]: clip(scale mel + offset, -1, 1)."""
-    context: FloatArray = np.clip(np.float32(scale) * mel + np.float32(offset), -1.0, 1.0)
+def mel_to_context(mel: FloatArray) -> FloatArray:
+    """A finished mel [B, T, M] to the context encoder's input [B, T, M]: clip(mel, -1, 1)."""
+    context: FloatArray = np.clip(mel, -1.0, 1.0)
     return context
-
-
-def pcm16(samples: FloatArray, dither_seed: int | None = None, start: int = 0) -> NDArray[np.int16]:
-    """Audio in [-1, 1] [n] to 16-bit PCM [n], rounded to nearest even, clipped: 1 gives the highest level.
-
-    With a dither seed, triangular noise of one step either way is added first; it belongs to a sample's place in the
-    song, so that chunks join: ``start``, a multiple of four, is the first sample's.
-    """
-    level = np.clip(samples, -1.0, 1.0) * np.float32(PCM16_SCALE)
-    if dither_seed is not None:
-        blocks = np.arange(start // 4, (start + len(samples) + 3) // 4, dtype=np.uint64)
-        words = philox((blocks & _LOW, blocks >> _32, 0, 1), dither_seed)
-        word = np.stack(words, axis=1).reshape(-1)[: len(samples)].astype(np.int64)
-        triangle = ((word >> 16) - (word & 0xFFFF)).astype(np.float32) * np.float32(2**-16)
-        level += triangle
-    return np.rint(np.clip(level, *PCM16_RANGE)).astype(np.int16)

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from notewave.kernels import loader
+from notewave.kernels.layout import SIGNATURES
 
 HERE = Path(__file__).parent
-TYPES = {"P": ctypes.c_void_p, "I": ctypes.c_uint32, "Q": ctypes.c_uint64, "f": ctypes.c_float}
+TYPES = {"P": ctypes.c_void_p, "I": ctypes.c_uint32, "f": ctypes.c_float}
 
 
 @functools.cache
@@ -26,7 +27,7 @@ def library() -> ctypes.CDLL:
     launchers = "".join(
         f'extern "C" void launch_{name}(const unsigned* grid, unsigned threads, void** arguments) '
         f"{{ launch({name}, grid, threads, arguments); }}\n"
-        for name in loader.SIGNATURES
+        for name in SIGNATURES
     )
     with tempfile.TemporaryDirectory() as folder:
         for name in (loader.SOURCE, *loader.HEADERS):
@@ -40,6 +41,6 @@ def library() -> ctypes.CDLL:
 
 def launch(name: str, grid: tuple[int, int, int], threads: int, *arguments: float) -> None:
     """Run a kernel over a grid on host addresses; each argument as the kernel's signature says."""
-    values = [TYPES[letter](value) for letter, value in zip(loader.SIGNATURES[name], arguments, strict=True)]
+    values = [TYPES[letter](value) for letter, value in zip(SIGNATURES[name], arguments, strict=True)]
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.cast(ctypes.byref(v), ctypes.c_void_p) for v in values))
     getattr(library(), f"launch_{name}")((ctypes.c_uint32 * 3)(*grid), ctypes.c_uint32(threads), pointers)

@@ -20,10 +20,11 @@ import host_kernels
 import numpy as np
 import onnx
 import onnxruntime
+from typed_on_cpu import runnable_on_cpu
 
 from notewave.errors import BackendError
-from notewave.export.plans.typed import runnable_on_cpu
-from notewave.kernels.loader import SIGNATURES, THREADS
+from notewave.kernels.layout import KERNELS, ROW, control_dtype
+from notewave.kernels.loader import THREADS
 
 Range = tuple[int, int]  # address, bytes
 Ranges = tuple[list[Range], list[Range]]  # read, written
@@ -249,7 +250,7 @@ class SimulatedDevice:
 
     def kernels(self, image: bytes) -> dict[str, Callable[..., None]]:
         assert image
-        return {name: self._kernel(name) for name in SIGNATURES}
+        return {name: self._kernel(name) for name in KERNELS}
 
     def capture(self, stream: Stream, issue: Callable[[], None]) -> Graph:
         self.recording = []
@@ -335,21 +336,20 @@ class SimulatedDevice:
 
 def kernel_ranges(name: str, batch: int, arguments: tuple[float, ...]) -> Ranges:
     """What a kernel reads and writes, from its arguments and the sampler's row."""
-    *given, size = (int(argument) for argument in arguments)
-    state, control = 4 * batch * size, 8 + 8 * batch
+    given = dict(zip(KERNELS[name], map(int, arguments), strict=True))
+    state, control = 4 * batch * given["size"], control_dtype(batch).itemsize
     if name == "philox_normal":
-        return [(given[1], control)], [(given[0], state)]
+        return [(given["control"], control)], [(given["out"], state)]
     if name in ("mel_to_context", "from_network"):
-        return [(given[0], state)], [(given[1], state)]
-    x, previous, prediction, unconditional, noise, row, told = given
-    *coefficients, draw = (ctypes.c_float * 7).from_address(row), ctypes.c_uint32.from_address(row + 28).value
-    c, d = coefficients[0][4], coefficients[0][5]
-    model = (4 if name.endswith("fp32") else 2) * batch * size
-    reads = [(x, state), (prediction, model), (row, 32), (told, control)]
-    reads += [(unconditional, model)] if unconditional else []
-    reads += [(previous, state)] if c else []
-    reads += [(noise + draw * state, state)] if d and noise else []
-    return reads, [(x, state), (previous, state)]
+        return [(given["mel"], state)], [(given["context" if name == "mel_to_context" else "log_mel"], state)]
+    row = np.frombuffer((ctypes.c_char * ROW.itemsize).from_address(given["row"]), ROW)[0]
+    model = (4 if name.endswith("fp32") else 2) * batch * given["size"]
+    state_kept = [(given[kept], state) for kept in ("x", "x0_previous")]
+    reads = [state_kept[0], (given["prediction"], model), (given["row"], ROW.itemsize), (given["control"], control)]
+    reads += [(given["unconditional"], model)] if given["unconditional"] else []
+    reads += state_kept[1:] if row["c"] else []
+    reads += [(given["noise"] + int(row["draw"]) * state, state)] if row["d"] and given["noise"] else []
+    return reads, state_kept
 
 
 class DataType(enum.Enum):

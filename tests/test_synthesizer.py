@@ -122,7 +122,7 @@ def test_midi_and_its_tokens_render_alike(synthesizer: Synthesizer, midi_folder:
 
 def test_synthesizers_over_one_voice_share_it(reference_voice: Path) -> None:
     one, two = (Synthesizer(reference_voice, backend="cpu") for _ in range(2))
-    assert one._backend.graphs is two._backend.graphs
+    assert one._backend.networks is two._backend.networks
 
 
 def test_steps_are_reported(synthesizer: Synthesizer) -> None:
@@ -288,17 +288,17 @@ def test_synthesizers_made_side_by_side_load_a_voice_once(
     voice = shutil.copytree(reference_voice, tmp_path / "voice")
     made = []
 
-    class SlowGraphs(sessions.Graphs):
+    class SlowNetworks(sessions.Networks):
         def __init__(self, *arguments: Any) -> None:
             made.append(1)
             time.sleep(0.1)
             super().__init__(*arguments)
 
-    monkeypatch.setattr(sessions, "Graphs", SlowGraphs)
+    monkeypatch.setattr(sessions, "Networks", SlowNetworks)
     with ThreadPoolExecutor(3) as pool:
         singers = list(pool.map(lambda _: Synthesizer(voice, backend="cpu", threads=1), range(3)))
     assert len(made) == 1
-    assert len({id(singer._backend.graphs) for singer in singers}) == 1
+    assert len({id(singer._backend.networks) for singer in singers}) == 1
 
 
 def test_errors_come_before_the_first_chunk(synthesizer: Synthesizer, singer: Synthesizer) -> None:

@@ -1,4 +1,4 @@
-"""The TensorRT backend's own code, driven on a simulated GPU, against the CPU backend."""
+"""The GPU backend's own code on TensorRT, driven on a simulated GPU, against the CPU backend."""
 
 from __future__ import annotations
 
@@ -30,9 +30,16 @@ from sounding_voice import sounding_voice
 
 import notewave
 from notewave.backends.device.shapes import MAX_BATCH
-from notewave.backends.gpu import backend as trt_backend
-from notewave.backends.gpu.backend import KEPT_WORKSPACES, DeviceSound, TensorRTBackend, VocoderLane, Workspace
+from notewave.backends.executor import Capture
+from notewave.backends.gpu import program
+from notewave.backends.gpu.backend import KEPT_DENOISERS, GpuBackend
+from notewave.backends.gpu.pending import Copied
+from notewave.backends.gpu.sound import DeviceSound
+from notewave.backends.gpu.vocoder import VocoderLane
+from notewave.backends.gpu.workspace import Slot
 from notewave.backends.ort.backend import OrtBackend
+from notewave.backends.trt import backend as trt
+from notewave.backends.trt.backend import open_tensorrt
 from notewave.backends.trt.engines import _logger
 from notewave.backends.trt.plans import RECORD
 from notewave.errors import BackendError
@@ -94,9 +101,9 @@ def segments(midi_folder: Path) -> list[Tokens]:
 
 def opened(
     voice: Voice, device: SimulatedDevice | None = None, **options: object
-) -> tuple[TensorRTBackend, SimulatedDevice]:
+) -> tuple[GpuBackend, SimulatedDevice]:
     device = device or SimulatedDevice()
-    return TensorRTBackend(voice, options, device=device, trt=SimulatedTensorRTRTX(device)), device
+    return open_tensorrt(voice, options, device=device, trt=SimulatedTensorRTRTX(device)), device
 
 
 def job(
@@ -106,7 +113,7 @@ def job(
     return Job(sampler_table(sampler, STEPS, voice.schedule, voice.prediction), guidance, seeds, **given)
 
 
-def sung(backend: TensorRTBackend | OrtBackend, work: Job, songs: list[list[Tokens]]) -> np.ndarray:
+def sung(backend: GpuBackend | OrtBackend, work: Job, songs: list[list[Tokens]]) -> np.ndarray:
     """Mels [segments, B, T, M] of songs side by side."""
     with backend.start(work) as run:
         return np.stack([run.denoise(list(tokens)).copy() for tokens in zip(*songs, strict=True)])
@@ -116,7 +123,7 @@ def sung(backend: TensorRTBackend | OrtBackend, work: Job, songs: list[list[Toke
 def test_the_samples_are_the_cpu_s(kind: str, voice: Voice, home: Path, segments: list[Tokens]) -> None:
     device = SimulatedDevice()
     trt = SimulatedTensorRT(device) if kind == "tensorrt" else SimulatedTensorRTRTX(device, "cannot" not in kind)
-    backend = TensorRTBackend(voice, {"graphs": kind != "no graphs"}, device=device, trt=trt)
+    backend = open_tensorrt(voice, {"graphs": kind != "no graphs"}, device=device, trt=trt)
     work = job(voice)
     np.testing.assert_allclose(
         sung(backend, work, [segments]), sung(OrtBackend(voice, "cpu", 1, {}), work, [segments]), rtol=0, atol=TOLERANCE
@@ -178,10 +185,14 @@ def test_one_copy_each_way_for_a_segment(voice: Voice, home: Path, segments: lis
         run.denoise(segments[:1])
         del device.launches[:]
         run.denoise(segments[1:2])
-    assert device.launches[0] == "upload" and device.launches[-1] == "download"
-    assert [device.launches.count(label) for label in ("upload", "download", "clear")] == [1, 1, 0]
-    step = ["copy", "network", "sampler_step_fp32"]
-    assert device.launches[1:-1] == ["network"] * 3 + ["philox_normal"] + step * STEPS + ["mel_to_context"]
+    launches = device.launches
+    assert launches[0] == "upload" and launches[-1] == "download"
+    assert [launches.count(label) for label in ("upload", "download", "clear")] == [1, 1, 0]
+    assert launches.count("sampler_step_fp32") == STEPS and launches.count("network") == 3 + STEPS
+    first, last = launches.index("sampler_step_fp32"), len(launches) - launches[::-1].index("sampler_step_fp32")
+    assert launches.index("philox_normal") < first and "philox_normal" not in launches[first:], "noise comes first"
+    assert launches[:first].count("network") == 4, "encoders, keys and values, and the first step's decoder"
+    assert launches.index("mel_to_context") >= last, "the finished mel becomes the context"
 
 
 def test_the_vocoder_sounds_a_segment_while_the_next_is_denoised(
@@ -192,10 +203,11 @@ def test_the_vocoder_sounds_a_segment_while_the_next_is_denoised(
     with backend.start(job(voice)) as run:
         mel = from_network(run.denoise(segments[:1]))
         run.submit(segments[1:2])
+        later = run.mel()
         del device.launches[:]
         audio = backend.vocode(mel, 5)
         assert device.launches == ["upload", "network", "download"]  # the segment submitted before still waits
-        assert np.isfinite(run.result()).all()
+        assert np.isfinite(later.result()).all()
     assert audio.shape == (1, FRAMES * HOP)
     np.testing.assert_allclose(audio, cpu.vocode(mel, 5), rtol=0, atol=1e-5)
     short = mel[:, :17]
@@ -231,27 +243,26 @@ def test_a_segment_is_denoised_while_the_one_before_is_vocoded(
 ) -> None:
     backend, device = opened(voice)
     monkeypatch.setattr("notewave.synthesizer.open_backend", lambda *_: backend)
-    synthesizer, under_way, finish = notewave.Synthesizer(voice.folder), [], DeviceSound.finish
+    synthesizer, under_way, result = notewave.Synthesizer(voice.folder), [], Copied.result
 
-    def watched(self: DeviceSound) -> np.ndarray:
-        audio = finish(self)
+    def watched(self: Copied) -> np.ndarray:
+        audio = result(self)
         queued = [entry for stream in device.streams.values() for _, _, entry in stream.queue]
         under_way.append(sum(isinstance(entry, Operation) for entry in queued))
         return audio
 
-    monkeypatch.setattr(DeviceSound, "finish", watched)
+    monkeypatch.setattr(Copied, "result", watched)
     list(synthesizer.stream(segments, sampler="ddpm", steps=STEPS))
     assert len(under_way) == 3 and min(under_way[:2]) > 3 * STEPS and under_way[2] == 0
 
 
-def sounded(backend: TensorRTBackend, work: Job, song: list[Tokens]) -> np.ndarray:
+def sounded(backend: GpuBackend, work: Job, song: list[Tokens]) -> np.ndarray:
     """Audio of a song, its segments vocoded where they were denoised."""
+    chunks = []
     with backend.start(work) as run:
-        sound, chunks = run.sound(), []
         for index, tokens in enumerate(song):
             run.submit([tokens])
-            sound.begin(last=index == len(song) - 1)
-            chunks.append(sound.finish())
+            chunks.append(run.sound(last=index == len(song) - 1).result()[0])
     return np.concatenate(chunks)
 
 
@@ -260,11 +271,13 @@ def test_only_audio_comes_back_once_a_chunk(voice: Voice, home: Path, segments: 
     sounded(backend, job(voice), segments)
     del device.launches[:]
     held = (list(device.memories), list(device.pinned_bytes), list(device.streams))
-    chunk = ["from_network", "upload", "copy", "network", "download", "copy"]  # the upload is the frame's number
     sounded(backend, job(voice), segments)
     assert device.launches.count("download") == len(segments)
     vocoded = [index for index, label in enumerate(device.launches) if label == "from_network"]
-    assert [device.launches[index : index + len(chunk)] for index in vocoded] == [chunk] * len(segments)
+    downloads = [index for index, label in enumerate(device.launches) if label == "download"]
+    assert len(vocoded) == len(segments)
+    for handed_over, audio in zip(vocoded, downloads, strict=True):
+        assert device.launches[handed_over:audio].count("network") == 1, "the vocoder, on a mel that stays there"
     assert (device.memories, device.pinned_bytes, list(device.streams)) == held
 
 
@@ -281,10 +294,13 @@ def test_chunks_join_whatever_the_vocoder_sees(
         seen.append((mel.copy(), frame))
         return np.repeat(mel.mean(axis=2), HOP, axis=1)
 
-    def enqueue(self: VocoderLane, mel: int, frames: int, frame: int, audio: np.ndarray, skipped: int) -> None:
+    def enqueue(
+        self: VocoderLane, mels: list[int], frames: int, frame: int, slot: Slot, skipped: int, audio: np.ndarray
+    ) -> None:
         self.stream.synchronize()
+        (mel,) = mels
         window = np.ctypeslib.as_array((ctypes.c_float * (frames * MELS)).from_address(mel)).reshape(1, frames, MELS)
-        audio[:] = vocode(window, frame)[0, HOP * skipped :][: len(audio)]
+        audio[:] = vocode(window, frame)[:, HOP * skipped :][:, : audio.shape[1]]
 
     monkeypatch.setattr(VocoderLane, "enqueue", enqueue)
     backend.voice = dataclasses.replace(voice, vocoder=traits)
@@ -305,54 +321,133 @@ def test_songs_sound_side_by_side_and_after_one_that_was_left(voice: Voice, home
     mel = np.zeros((1, 4, MELS), np.float32)
     alone = backend.vocode(mel, 0)
     with backend.start(job(voice, seeds=(3,))) as one, backend.start(job(voice, seeds=(8,))) as two:
-        runs, sounds, chunks = (one, two), (one.sound(), two.sound()), ([], [])
+        runs, sounds, chunks = (one, two), [None, None], ([], [])
         for turn in range(4):  # the second song is a segment behind the first
             under_way = [song for song in (0, 1) if 0 <= turn - song < 3]
             for song in under_way:
                 runs[song].submit(segments[turn - song : turn - song + 1])
-                sounds[song].begin(last=turn - song == 2)
+                sounds[song] = runs[song].sound(last=turn - song == 2)
             np.testing.assert_array_equal(backend.vocode(mel, 0), alone)
             for song in under_way:
-                chunks[song].append(sounds[song].finish())
+                chunks[song].append(sounds[song].result()[0])
         for song in (0, 1):
             np.testing.assert_array_equal(np.concatenate(chunks[song]), expected[song])
     with backend.start(job(voice)) as run:
-        sound = run.sound()
         run.submit(segments[1:2])
-        sound.begin(last=False)
+        run.sound(last=False)
     np.testing.assert_array_equal(sounded(backend, job(voice, seeds=(8,)), segments), expected[1])
     with backend.start(job(voice)) as run:
         run.submit(segments[:1])
-        run.sound().begin(last=False)
+        run.sound(last=False)
     backend.close()  # frees what the chunk under way was using
     assert not device.memories and not device.freed_early
 
 
-def test_a_batch_has_no_sound_of_its_own(voice: Voice, home: Path) -> None:
-    with opened(voice)[0].start(job(voice, seeds=(1, 2))) as pair:
-        assert pair.sound() is None  # each song would need windows of its own
+def test_a_batch_sounds_as_its_songs_alone(voice: Voice, home: Path, segments: list[Tokens]) -> None:
+    backend, seeds, songs = opened(voice)[0], (1, 2), [segments, segments[::-1]]
+    chunks = []
+    with backend.start(job(voice, seeds=seeds)) as pair:
+        for index, tokens in enumerate(zip(*songs, strict=True)):
+            pair.submit(list(tokens))
+            chunks.append(pair.sound(last=index == 2).result())
+    together = np.concatenate(chunks, axis=1)
+    for seed, song, audio in zip(seeds, songs, together, strict=True):
+        np.testing.assert_allclose(audio, sounded(backend, job(voice, seeds=(seed,)), song), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("missing", ["_denoised", "_taken"])
+def test_a_segment_gives_both_its_mel_and_its_sound(voice: Voice, home: Path, segments: list[Tokens]) -> None:
+    backend, _ = opened(voice)
+    mels, sound = sung(backend, job(voice), [segments])[:, 0], sounded(backend, job(voice), segments)
+    chunks = []
+    with backend.start(job(voice)) as run:
+        for index, tokens in enumerate(segments):
+            run.submit([tokens])
+            mel, audio = run.mel(), run.sound(last=False)
+            np.testing.assert_array_equal(mel.result()[0], mels[index])
+            chunks.append(audio.result()[0])
+        chunks.append(run.rest().result()[0])
+    assert [len(chunk) // HOP for chunk in chunks] == [FRAMES - 1, FRAMES, FRAMES, 1], "a frame waits for the next"
+    np.testing.assert_allclose(np.concatenate(chunks), sound, rtol=0, atol=1e-3)
+
+
+def test_submitting_a_segment_waits_for_nothing(
+    voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two segments are under way at once: nothing of them has been done when both were submitted and asked for."""
+    backend, device = opened(voice)
+    expected = sung(backend, job(voice), [segments[:2]])
+    audio = sounded(backend, job(voice), segments[:2])
+    with backend.start(job(voice)) as run:
+        for stream in device.streams.values():
+            stream.synchronize()
+        del device.launches[:]
+        asked = []
+        for index in range(2):
+            run.submit(segments[index : index + 1])
+            asked.append((run.mel(), run.sound(last=index == 1)))
+        assert device.launches == [], "all of it was only queued"
+        order = []
+        for mel, sound in asked:
+            order.append(mel.result()[0])
+            done = device.launches.count("sampler_step_fp32")
+            assert done == STEPS * len(order), "waiting for a segment does not wait for the one behind it"
+            order[-1] = (order[-1], sound.result()[0])
+        assert device.launches.count("upload") == 2 + 2, "each segment's inputs, and the number of its first frame"
+    for (mel, _), reference in zip(order, expected, strict=True):
+        np.testing.assert_array_equal(mel, reference[0])
+    np.testing.assert_array_equal(np.concatenate([chunk for _, chunk in order]), audio)
+
+
+def test_a_third_segment_waits_for_the_first_and_keeps_it(voice: Voice, home: Path, segments: list[Tokens]) -> None:
+    backend, device = opened(voice)
+    song = [segments[0], segments[1], segments[0], segments[1]]
+    expected = sung(backend, job(voice), [song])
+    with backend.start(job(voice)) as run:
+        asked = []
+        for count, tokens in enumerate(song, 1):
+            del device.launches[:]
+            run.submit([tokens])
+            asked.append(run.mel())
+            assert device.launches.count("sampler_step_fp32") == (STEPS if count > 2 else 0)
+        for mel, reference in zip(asked, expected, strict=True):
+            np.testing.assert_array_equal(mel.result(), reference)
+
+
+def test_what_a_run_gives_is_taken_before_it_ends(voice: Voice, home: Path, segments: list[Tokens]) -> None:
+    backend, device = opened(voice)
+    with backend.start(job(voice)) as run:
+        with pytest.raises(BackendError, match="no segment was submitted"):
+            run.mel()
+        run.submit(segments[:1])
+        taken, late = run.mel(), run.sound(last=True)
+        mel = taken.result()
+    np.testing.assert_array_equal(taken.result(), mel)
+    with pytest.raises(BackendError, match="is over"):
+        late.result()
+    del taken, late
+    backend.close()
+    assert not device.leaked and not device.pinned_bytes
+
+
+@pytest.mark.parametrize("missing", ["denoised", "handed_over"])
 def test_streams_that_do_not_wait_for_each_other_are_noticed(
     missing: str, voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend, _ = opened(voice)
-    hand_over, wait = Workspace.hand_over, Stream.wait_for_event
+    hand_over, wait = DeviceSound._hand_over, Stream.wait_for_event
     forgotten: list[object] = []
 
-    def forgetful(self: Workspace, target: int, stream: Stream) -> None:
-        forgotten[:] = [getattr(self, missing)]
-        hand_over(self, target, stream)
+    def forgetful(self: DeviceSound, frame: int, lane: VocoderLane) -> None:
+        forgotten[:] = [getattr(self._space, missing)]
+        hand_over(self, frame, lane)
 
-    monkeypatch.setattr(Workspace, "hand_over", forgetful)
+    monkeypatch.setattr(DeviceSound, "_hand_over", forgetful)
     monkeypatch.setattr(Stream, "wait_for_event", lambda self, on: None if on in forgotten else wait(self, on))
     with pytest.raises(AssertionError, match=r"never written|is not ordered before"), backend.start(job(voice)) as run:
-        sound = run.sound()
         for index in range(2):
             run.submit(segments[index : index + 1])
-            sound.begin(last=False)
-        sound.finish()
+            sound = run.sound(last=False)
+        sound.result()
 
 
 def test_a_run_left_early_harms_no_other(voice: Voice, home: Path, segments: list[Tokens]) -> None:
@@ -369,8 +464,8 @@ def test_runs_side_by_side_have_their_own_buffers(voice: Voice, home: Path, segm
     with backend.start(job(voice)) as one, backend.start(job(voice, seeds=(8,))) as two:
         one.submit(segments[:1])
         two.submit(segments[2:3])
-        two.result()
-        np.testing.assert_array_equal(one.result(), expected[0])
+        two.mel().result()
+        np.testing.assert_array_equal(one.mel().result(), expected[0])
         assert len(device.memories) == 2
         np.testing.assert_array_equal(one.denoise(segments[1:2]), expected[1])
 
@@ -385,7 +480,7 @@ def test_idle_buffers_are_few_and_make_room(voice: Voice, home: Path, segments: 
     backend, device = opened(voice)
     for seeds in ((1,), (1, 2), (1, 2, 3)):
         sung(backend, job(voice, seeds=seeds), [segments[:1]] * len(seeds))
-    assert len(device.memories) == KEPT_WORKSPACES
+    assert len(device.memories) == KEPT_DENOISERS
     device.total = sum(memory.bytes.size for memory in device.memories)
     sung(backend, job(voice, guidance=2.0), [segments[:1]])  # needs more than is free: an idle one gives way
 
@@ -424,7 +519,7 @@ def test_a_backend_that_nothing_refers_to_gives_all_back_from_any_thread(
         sung(backend, job(voice, seeds=(1, 2)), [segments[:1]] * 2)
         sung(backend, job(voice, guidance=2.0), [segments[:1]])  # one workspace more than is kept
         backend.vocode(np.zeros((1, 20, MELS), np.float32), 0)
-        assert len(device.streams) == KEPT_WORKSPACES + 1
+        assert len(device.streams) == KEPT_DENOISERS + 1
 
     thread = threading.Thread(target=sing)
     thread.start()
@@ -454,12 +549,13 @@ def test_many_steps_go_into_several_graphs(
     voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = sung(opened(voice)[0], job(voice), [segments[:2]])
-    monkeypatch.setattr(trt_backend, "GRAPH_STEPS", 2)
+    monkeypatch.setattr(program, "GRAPH_STEPS", 2)
     backend, device = opened(voice)
     np.testing.assert_array_equal(sung(backend, job(voice), [segments[:2]]), expected)
     labels = [[operation.label for operation in graph.operations] for graph in device.graphs]
     assert [graph.count("sampler_step_fp32") for graph in labels] == [2, 1]
-    assert labels[0][0] == "upload" and labels[1][-1] == "mel_to_context"
+    assert labels[0].index("philox_normal") < labels[0].index("sampler_step_fp32") and "philox_normal" not in labels[1]
+    assert labels[1][-1] == "mel_to_context" and "mel_to_context" not in labels[0]
 
 
 def test_a_spoilt_capture_is_tried_once_more(
@@ -484,7 +580,7 @@ def test_a_spoilt_capture_is_tried_once_more(
     assert [graph.launches for graph in device.graphs] == [1] and not caplog.records
     failures = 2
     sung(backend, job(voice, seeds=(1, 2)), [segments[:2]] * 2)
-    assert "without CUDA graphs" in caplog.text and not backend.engines.capture
+    assert "without CUDA graphs" in caplog.text and backend.recorder.capture is Capture.ENGINE
 
 
 def test_limits_of_the_plans_are_named(voice: Voice, home: Path) -> None:
@@ -512,7 +608,7 @@ def test_missing_plans_say_what_is_there_instead(
     newer = SimulatedTensorRTRTX(device)
     newer.__version__ = "1.8.0"
     with pytest.raises(BackendError, match=r"for version 1\.7\.1, not 1\.8\.0"):
-        TensorRTBackend(voice, {}, device=device, trt=newer)
+        open_tensorrt(voice, {}, device=device, trt=newer)
     monkeypatch.setenv("NOTEWAVE_PLANS", str(tmp_path))
     with pytest.raises(BackendError, match="found: none at all"):
         opened(voice)
@@ -579,8 +675,8 @@ def test_auto_falls_back_from_plans_that_do_not_load(
     voice: Voice, spoilable: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     device = SimulatedDevice()
-    monkeypatch.setattr(trt_backend, "CudaDevice", lambda _: device)
-    monkeypatch.setattr(trt_backend, "tensorrt_modules", lambda: [SimulatedTensorRTRTX(device)])
+    monkeypatch.setattr(trt, "CudaDevice", lambda _: device)
+    monkeypatch.setattr(trt, "tensorrt_modules", lambda: [SimulatedTensorRTRTX(device)])
     assert notewave.Synthesizer(voice.folder).backend == "tensorrt"
     spoil_plan(spoilable / "vocoder.plan")
     with caplog.at_level(logging.INFO):
@@ -593,19 +689,19 @@ def test_every_tensorrt_that_is_installed_is_asked_for_plans(
 ) -> None:
     device = SimulatedDevice()
     modules = [SimulatedTensorRT(device), SimulatedTensorRTRTX(device)]
-    monkeypatch.setattr(trt_backend, "tensorrt_modules", lambda: modules)
+    monkeypatch.setattr(trt, "tensorrt_modules", lambda: modules)
     for folder in spoilable.parent.glob("*-tensorrt-*"):
         shutil.rmtree(folder)
-    assert TensorRTBackend(voice, {}, device=device).engines.folder == spoilable
+    assert open_tensorrt(voice, {}, device=device).runtime.folder == spoilable
     shutil.rmtree(spoilable)
     with pytest.raises(BackendError, match=r"for tensorrt 11.* other TensorRT here: .* for tensorrt_rtx 1\.7"):
-        TensorRTBackend(voice, {}, device=device)
+        open_tensorrt(voice, {}, device=device)
 
 
 def test_a_reason_is_the_failed_call_s_own(voice: Voice, home: Path) -> None:
     backend, other = opened(voice)[0], opened(voice)[0]
-    assert backend.engines._log is other.engines._log, "TensorRT keeps the first logger it is given"
-    backend.engines._log.log(SimulatedTensorRT.ILogger.Severity.ERROR, "of long ago")
+    assert backend.runtime._log is other.runtime._log, "TensorRT keeps the first logger it is given"
+    backend.runtime._log.log(SimulatedTensorRT.ILogger.Severity.ERROR, "of long ago")
     with pytest.raises(BackendError, match=r"does not take mel \[1, 0, 128\] \(TensorRT gives no reason\)"):
         other.vocode(np.zeros((1, 0, MELS), np.float32), 0)
 
@@ -617,7 +713,7 @@ def test_what_tensorrt_rtx_compiles_is_kept_for_the_next_start(
     assert (spoilable / "decoder.runtime_cache").read_bytes() == b"compiled"
     backend, _ = opened(voice)
     sung(backend, job(voice), [segments[:1]])
-    assert backend.engines._caches["decoder"].content == b"compiled"
+    assert backend.runtime._caches["decoder"].content == b"compiled"
 
 
 def test_what_the_vocoder_had_compiled_is_kept_too(voice: Voice, spoilable: Path) -> None:
@@ -637,7 +733,7 @@ def test_a_plan_that_cannot_be_run_is_named_and_leaks_nothing(
     network: str, voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend, device = opened(voice)
-    engine = backend.engines[network]
+    engine = backend.runtime[network]
     monkeypatch.setattr(engine, "create_execution_context", lambda _: None)
     with pytest.raises(BackendError, match=rf"{network}\.plan cannot be run; \d+ of \d+ MiB of GPU memory are free"):
         if network == "vocoder":
@@ -670,7 +766,7 @@ def test_a_gpu_that_fails_in_a_run_leaks_nothing(
     with pytest.raises(BackendError, match="the GPU failed"), backend.start(job(voice)) as run:
         run.submit(segments[:1])
         monkeypatch.setattr(device, "perform", fails)
-        run.result()
+        run.mel().result()
     assert not device.memories
 
 

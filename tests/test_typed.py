@@ -9,14 +9,15 @@ import pytest
 from default_voice import default_voice
 from onnx import TensorProto
 from simulated_device import SimulatedDevice, SimulatedTensorRTRTX, simulated_plan
+from typed_on_cpu import runnable_on_cpu
 
 import notewave
-from notewave.backends.gpu.backend import TensorRTBackend
 from notewave.backends.ort.backend import OrtBackend
+from notewave.backends.trt.backend import open_tensorrt
 from notewave.errors import VoiceError
 from notewave.export.graphs.precision import store_half, store_int8
 from notewave.export.plans.build import build_plans
-from notewave.export.plans.typed import PRODUCTS, runnable_on_cpu, typed_graph
+from notewave.export.plans.typed import PRODUCTS, typed_graph
 from notewave.sampling.job import Job
 from notewave.sampling.options import Sampling
 from notewave.sampling.samplers import sampler_table
@@ -127,7 +128,7 @@ def segment_errors(voice: Voice, precision: str, how: Sampling, tokens: list[Tok
     build_plans(voice, precision, (8, 9), trt=trt, compile_plan=simulated_plan)
     table = sampler_table(how.sampler, how.steps, voice.schedule, voice.prediction)
     job = Job(table, how.guidance, (3,), None)
-    low = TensorRTBackend(voice, {"precision": precision}, device=device, trt=trt)
+    low = open_tensorrt(voice, {"precision": precision}, device=device, trt=trt)
     exact = OrtBackend(voice, "cpu", 1, {})
     with low.start(job) as run, exact.start(job) as reference:
         errors = [run.denoise([segment]) - reference.denoise([segment]) for segment in tokens]

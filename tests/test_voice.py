@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from notewave import BackendError, MidiError, Synthesizer, Voice, VoiceError
-from notewave.backends.ort.backend import Workspace
+from notewave.backends.ort.backend import Buffers
 from notewave.sampling.job import Job
 from notewave.sampling.samplers import sampler_table
 from notewave.voice.folder import DESCRIPTION, FileRecord
@@ -257,7 +257,7 @@ def test_buffers_that_no_machine_has(copy: Path) -> None:
     voice = Voice.load(copy)
     huge = dataclasses.replace(voice.dimensions, heads=1 << 16, head_width=1 << 16, decoder_layers=1 << 16)
     with pytest.raises(BackendError, match="no room for the keys and values"):
-        Workspace(dataclasses.replace(voice, dimensions=huge), 1, "cpu", 0)
+        Buffers(dataclasses.replace(voice, dimensions=huge), 1, "cpu", 0)
 
 
 @pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "voice.json", "link.bin"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from notewave.backends.protocol import Backend
 from notewave.checks import quoted
-from notewave.errors import BackendError
+from notewave.errors import ArgumentError, BackendError
 from notewave.voice.folder import Voice
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ BACKENDS = ("auto", *AUTO)
 def open_backend(name: str, voice: Voice, threads: int | None, options: dict[str, Any]) -> Backend:
     """Backend by name; "auto" takes the first of AUTO that works and logs why. Raises BackendError where none does."""
     if not isinstance(name, str) or name not in BACKENDS:
-        raise BackendError(f"there is no backend {quoted(name)}. Choose one of {', '.join(BACKENDS)}.")
+        raise ArgumentError(f"there is no backend {quoted(name)}. Choose one of {', '.join(BACKENDS)}.")
     if name != "auto":
         return _open(name, voice, threads, options)
     for candidate in AUTO[:-1]:
@@ -36,9 +36,11 @@ def open_backend(name: str, voice: Voice, threads: int | None, options: dict[str
 
 def _open(name: str, voice: Voice, threads: int | None, options: dict[str, Any]) -> Backend:
     if name == "tensorrt":
-        from notewave.backends.gpu.backend import TensorRTBackend
+        from notewave.backends.trt.backend import open_tensorrt
 
-        return TensorRTBackend(voice, options)
+        if threads is not None:
+            log.warning("threads=%d is of no use to backend tensorrt, which runs on the GPU", threads)
+        return open_tensorrt(voice, options)
     from notewave.backends.ort.backend import OrtBackend
 
     return OrtBackend(voice, name, threads, options)

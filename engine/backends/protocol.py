@@ -1,7 +1,11 @@
-"""What a backend is: it loads a voice's graphs, owns the buffers and runs them. A song's story is told above it."""
+"""What a backend is: it loads a voice's graphs, owns the buffers and runs them. A song's story is told above it.
+
+Which calls wait is part of the protocol, and holds on every backend. Letters as in ``notewave.voice.contracts``.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -11,33 +15,46 @@ from notewave.song.codec import Tokens
 from notewave.sound.mel import FloatArray
 
 
-class Run(Protocol):
-    """A batch of songs under way: each segment's mel becomes the context of the next."""
-
-    def submit(self, tokens: Sequence[Tokens]) -> None:
-        """Begin the next segment of each song, B token arrays; a device that works by itself is not waited for."""
+class Pending(Protocol):
+    """What was asked of a run, and may not be there yet."""
 
     def result(self) -> FloatArray:
-        """Mel [B, T, M], in the networks' range, of the segment submitted last; valid until the next result."""
-
-    def denoise(self, tokens: Sequence[Tokens]) -> FloatArray:
-        """``submit``, then ``result``."""
-
-    def sound(self) -> Sound | None:
-        """What vocodes the one song of this run where its mel lies; None where that is the host's memory."""
+        """Wait for it; asked again, it is there. To be taken while its run is open, else BackendError."""
 
 
-class Sound(Protocol):
-    """A run's song on its way through the vocoder, segment by segment."""
+class Run(ABC):
+    """A batch of B songs under way: segments go in as they come, and each one's mel becomes the next one's context.
 
-    def begin(self, last: bool) -> None:
-        """Vocode the segment submitted last, the song's ``last`` or not, behind its denoising; does not wait.
+    A run holds two segments at a time: only ``result`` waits for work, as long as what was asked of a segment is taken
+    before the next but one is submitted. If it is not, ``submit`` waits for it, and keeps it.
+    """
 
-        It stands in the place of the run's ``result``.
+    @abstractmethod
+    def submit(self, tokens: Sequence[Tokens]) -> None:
+        """Begin the next segment of each song, B token arrays; does not wait.
+
+        The first segments of a length may take longer, as a device makes itself ready for it.
         """
 
-    def finish(self) -> FloatArray:
-        """Wait for what ``begin`` began: the audio [n] that is now final, in [-1, 1]; it may be empty."""
+    @abstractmethod
+    def mel(self) -> Pending:
+        """Ask for the mel [B, T, M], in the networks' range, of the segment submitted last; does not wait."""
+
+    @abstractmethod
+    def sound(self, last: bool) -> Pending:
+        """Ask for the audio [B, n], in [-1, 1], that is final by the segment submitted last; does not wait.
+
+        Once a segment and before the next; n may be 0. last: whether the song ends with it, so that all of it is final.
+        """
+
+    @abstractmethod
+    def rest(self) -> Pending:
+        """Ask for the audio [B, n] held back, where the song's last segment was not known to be that; does not wait."""
+
+    def denoise(self, tokens: Sequence[Tokens]) -> FloatArray:
+        """``submit``, then wait for the mel."""
+        self.submit(tokens)
+        return self.mel().result()
 
 
 class Backend(Protocol):
@@ -46,7 +63,7 @@ class Backend(Protocol):
     name: str
 
     def start(self, job: Job) -> AbstractContextManager[Run]:
-        """Prepare the schedule and begin a batch of songs; runs may be under way side by side."""
+        """Prepare the schedule, which may wait, and begin a batch of songs; runs may be under way side by side."""
 
     def vocode(self, mel: FloatArray, frame: int) -> FloatArray:
-        """Log-mel [B, V, M], whose first frame is the song's frame ``frame`` -> audio [B, HOP * V]."""
+        """Log-mel [B, V, M], whose first frame is the song's frame ``frame`` -> audio [B, HOP * V]; waits."""

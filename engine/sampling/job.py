@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from notewave.errors import SamplingError
 from notewave.kernels.reference import philox_normal
 from notewave.sampling.options import Sampling, SamplingOptions, Watch, check_noise, check_options, check_seed
 from notewave.sampling.samplers import SamplerTable, sampler_table
@@ -63,4 +64,6 @@ def make_job(
     if noise is not None:
         noise = check_noise(noise, segments, table.draws)
     given = (chosen["seed"],) if seeds is None else tuple(check_seed("a seed", seed) for seed in seeds)
+    if not given or (noise is not None and len(given) != 1):
+        raise SamplingError(f"there are {len(given)} seeds; there must be one a song, and with given noise one song.")
     return Job(table, chosen["guidance"], given, noise, chosen.get("on_step"), chosen.get("on_network"))

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from notewave.checks import is_integer, quoted
 from notewave.errors import SamplingError
+from notewave.kernels.layout import COEFFICIENTS
 from notewave.sampling.schedule import NoiseSchedule, alpha_bars, cosine_log_snr, half_log_snr, sigmoid
 
-COEFFICIENTS = ("p", "q", "a", "b", "c", "d", "e")
 PREDICTIONS = ("epsilon", "x0", "v")  # what a network may give: the noise, the clean mel, the velocity
 
 

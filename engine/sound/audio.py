@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from notewave.checks import is_integer, quoted
 from notewave.errors import OutputError
 from notewave.files import atomic_file
-from notewave.kernels.reference import pcm16
 from notewave.sound.mel import SAMPLE_RATE
 
 BLOCK = 1 << 16  # samples written at once: libsndfile's Vorbis puts them all on its stack
+PCM16_SCALE = 32768.0  # levels of 16-bit sound in [0, 1], as readers of it divide by
+PCM16_RANGE = (-32768.0, 32767.0)
 MAX_SAMPLE_RATE = 192_000  # Hz: from 200 kHz on, libsndfile's Vorbis crashes
 FORMATS = {  # libsndfile's, by suffix
     ".wav": "WAV",
@@ -90,6 +91,12 @@ def audio_file(path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE) -> 
         with _no_room(path):
             if soundfile.info(temporary).frames < writer.frames:
                 raise AssertionError
+
+
+def pcm16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Audio in [-1, 1] [n] to 16-bit PCM [n], rounded to nearest even, clipped: 1 gives the highest level."""
+    level = np.clip(samples, -1.0, 1.0) * np.float32(PCM16_SCALE)
+    return np.rint(np.clip(level, *PCM16_RANGE)).astype(np.int16)
 
 
 def _format(path: str | os.PathLike[str]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from notewave.checks import is_integer, require
-from notewave.sound.mel import HOP, MELS, FloatArray
+from notewave.sound.mel import HOP, FloatArray
 
 Vocode = Callable[[FloatArray, int], FloatArray]  # log-mel [B, V, M], index of its first frame -> audio [B, HOP * V]
 
@@ -44,17 +44,22 @@ class VocoderStream:
 
     def __init__(self, vocode: Vocode, traits: VocoderTraits) -> None:
         self._vocode, self._window = vocode, Window(traits)
-        self._mel: FloatArray = np.empty((0, MELS), np.float32)  # the window's frames
+        self._mel: FloatArray | None = None  # the window's frames [B, V, M]
 
     def push(self, mel: FloatArray, last: bool) -> FloatArray:
-        """The song's next frames of log-mel [T, M] -> the audio [n] that is now final; all of it when ``last``."""
-        self._mel = np.concatenate([self._mel, mel])
-        final = self._window.grow(len(mel), last)
-        if final.start == final.stop:
-            return np.empty(0, np.float32)
-        audio = self._vocode(self._mel[None], self._window.first)[0]
-        self._mel = self._mel[self._window.shrink() :]
-        return np.clip(audio[final.start * HOP : final.stop * HOP], -1.0, 1.0)
+        """The song's next frames of log-mel [T, M] -> the audio [n] that is now final; all of it when ``last``.
+
+        Of songs side by side, [B, T, M] -> [B, n]. T may be 0.
+        """
+        frames = mel[None] if mel.ndim == 2 else mel
+        self._mel = frames if self._mel is None else np.concatenate([self._mel, frames], axis=1)
+        final = self._window.grow(frames.shape[1], last)
+        audio = np.empty((len(frames), 0), np.float32)
+        if final.start < final.stop:
+            audio = self._vocode(self._mel, self._window.first)[:, final.start * HOP : final.stop * HOP]
+            self._mel = self._mel[:, self._window.shrink() :]
+        audio = np.clip(audio, -1.0, 1.0)
+        return audio[0] if mel.ndim == 2 else audio
 
 
 MAX_RECEPTIVE_FRAMES = 4096

@@ -48,32 +48,6 @@ def typed_graph(path: Path, precision: str) -> onnx.ModelProto:
     return model
 
 
-def runnable_on_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same arithmetic for ONNX Runtime's CPU provider, which has few operators in low precision.
-
-    Each product computes in float32 between roundings of what it takes and gives, as tensor cores do.
-    """
-    copy = onnx.shape_inference.infer_shapes(model)
-    graph = copy.graph
-    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
-    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-    nodes = []
-    for node in graph.node:
-        before, after = [], []
-        low_inputs = [i for i, name in enumerate(node.input) if types.get(name) in _NUMPY and node.op_type != "Cast"]
-        low_outputs = [i for i, name in enumerate(node.output) if types.get(name) in _NUMPY and node.op_type != "Cast"]
-        for i in low_inputs:
-            before.append(helper.make_node("Cast", [node.input[i]], [f"{node.output[0]}_input_{i}"], to=FLOAT))
-            node.input[i] = before[-1].output[0]
-        for i in low_outputs:
-            name, node.output[i] = node.output[i], f"{node.output[i]}_unrounded"
-            after.append(helper.make_node("Cast", [node.output[i]], [name], to=types[name]))
-        nodes += [*before, node, *after]
-    del graph.node[:], graph.value_info[:]
-    graph.node.extend(nodes)
-    return copy
-
-
 def _unpack_weights(graph: onnx.GraphProto) -> None:
     """Turn weights stored in float16 behind a Cast into float32 weights."""
     stored = {tensor.name: tensor for tensor in graph.initializer}

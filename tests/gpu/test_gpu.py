@@ -28,12 +28,14 @@ from sounding_voice import sounding_voice
 import notewave
 from notewave.backends.device.buffers import Layout, Slab
 from notewave.backends.device.driver import CudaDevice
-from notewave.backends.device.shapes import MAX_BATCH, SCHEDULE_ROWS, token_buckets
-from notewave.backends.gpu import backend as trt_backend
-from notewave.backends.gpu.backend import TensorRTBackend
+from notewave.backends.device.shapes import ITEM_BYTES, MAX_BATCH, SCHEDULE_ROWS, token_buckets
+from notewave.backends.executor import Capture, Scratch
+from notewave.backends.gpu import program
+from notewave.backends.gpu.backend import GpuBackend
 from notewave.backends.ort.backend import OrtBackend
 from notewave.backends.protocol import Backend
-from notewave.backends.trt.engines import Executor
+from notewave.backends.trt import backend as trt_backend
+from notewave.backends.trt.backend import open_tensorrt
 from notewave.backends.trt.plans import tensorrt_modules
 from notewave.errors import BackendError
 from notewave.export.plans.build import TURING, build_plans, buildable_precisions
@@ -86,9 +88,9 @@ class Machine:
                 patch.setattr(trt_backend, "tensorrt_modules", lambda: [SimulatedTensorRTRTX(self.simulated)])
             yield
 
-    def backend(self, **options: object) -> TensorRTBackend:
+    def backend(self, **options: object) -> GpuBackend:
         with self.used():
-            return TensorRTBackend(self.voice, {"precision": self.precision, **options})
+            return open_tensorrt(self.voice, {"precision": self.precision, **options})
 
     def synthesizer(self, name: str = "tensorrt") -> notewave.Synthesizer:
         options = {"precision": self.precision} if name == "tensorrt" else {}
@@ -160,10 +162,7 @@ def test_every_network_is_the_cpu_s(network: str, machine: Machine, voice: Voice
     contract, random = voice.contracts()[network], np.random.default_rng(0)
     length = token_buckets(voice)[0]
     axes = {"B": 1, "N": length, "C": FRAMES, "J": length + FRAMES, "S": min(3, SCHEDULE_ROWS)}
-    shapes = {
-        tensor.name: tuple(axes[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
-        for tensor in (*contract.inputs, *contract.outputs)
-    }
+    shapes = {tensor.name: tensor.shape_at(axes) for tensor in (*contract.inputs, *contract.outputs)}
     inputs = {tensor.name: random.standard_normal(shapes[tensor.name]).astype(np.float32) for tensor in contract.inputs}
     if "tokens" in inputs:
         inputs["tokens"] = random.integers(1, voice.dimensions.vocabulary, shapes["tokens"], np.int32)
@@ -171,51 +170,49 @@ def test_every_network_is_the_cpu_s(network: str, machine: Machine, voice: Voice
         inputs["mask"] = np.where(inputs["mask"] > 1, np.finfo(np.float32).min, np.float32(0))
     if "time" in inputs:
         inputs["time"] = np.array([0.05, 0.5, 0.95], np.float32)
-    expected = cpu.graphs[network].run(inputs)
+    expected = cpu.networks[network].run(inputs)
     for tensor, mine, reference in zip(
-        contract.outputs, on_gpu(machine.backend(), network, inputs, shapes), expected, strict=True
+        contract.outputs, on_gpu(machine.backend(), network, inputs, axes), expected, strict=True
     ):
         error = np.abs(mine - reference).max() / np.abs(reference).max()
         assert error < STAGE_ERROR[machine.precision], tensor.name
 
 
-def on_gpu(
-    backend: TensorRTBackend, network: str, inputs: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]
-) -> list[np.ndarray]:
-    """Outputs of a network for host inputs, all as float32."""
-    engines, device, contract = backend.engines, backend.device, backend.voice.contracts()[network]
-    kinds = {name: engines.dtype(network, name) for name in shapes}
-    sizes = {name: int(np.prod(shape)) * engines.item_bytes(network, name) for name, shape in shapes.items()}
+def on_gpu(backend: GpuBackend, network: str, inputs: dict[str, np.ndarray], axes: dict[str, int]) -> list[np.ndarray]:
+    """Outputs of a network for host inputs, all as float32, by whatever runs it."""
+    runtime, device, contract = backend.runtime, backend.device, backend.voice.contracts()[network]
+    shapes = {tensor.name: tensor.shape_at(axes) for tensor in (*contract.inputs, *contract.outputs)}
+    kinds = {name: runtime.dtype(network, name) for name in shapes}
+    sizes = {name: int(np.prod(shape)) * ITEM_BYTES[kinds[name]] for name, shape in shapes.items()}
     with device:
-        scratch = engines.scratch_bytes([network])
+        scratch = runtime.scratch_bytes([network])
         slab, stream = Slab(device, Layout(sizes | {"scratch": scratch}), "a test"), device.stream()
         for name, array in inputs.items():
             device.upload(slab.address[name], encode(array, kinds[name]), stream)
-        run = Executor(
-            engines, network, {name: slab.address[name] for name in shapes}, (slab.address["scratch"], scratch)
-        )
-        for name in inputs:
-            assert run.context.set_input_shape(name, shapes[name])
-        run(stream)
+        executor = runtime.open(network, stream, Scratch(slab.address["scratch"], scratch), Capture.NOBODY)
+        executor.bind({name: slab.address[name] for name in shapes})
+        executor.reshape(axes)
+        executor.launch()
         outputs = [np.empty(sizes[tensor.name], np.uint8) for tensor in contract.outputs]
         for tensor, output in zip(contract.outputs, outputs, strict=True):
             device.download(output, slab.address[tensor.name], stream)
         stream.synchronize()
+        executor.free()
         slab.free()
     pairs = zip(contract.outputs, outputs, strict=True)
     return [decode(output, kinds[tensor.name]).reshape(shapes[tensor.name]) for tensor, output in pairs]
 
 
 def encode(values: np.ndarray, kind: str) -> np.ndarray:
-    if kind == "BF16":
+    if kind == "bfloat16":
         return (np.ascontiguousarray(values).view(np.uint32) >> 16).astype(np.uint16)
-    return values.astype(np.float16) if kind == "HALF" else np.ascontiguousarray(values)
+    return values.astype(np.float16) if kind == "float16" else np.ascontiguousarray(values)
 
 
 def decode(content: np.ndarray, kind: str) -> np.ndarray:
-    if kind == "BF16":
+    if kind == "bfloat16":
         return (content.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return content.view(np.float16 if kind == "HALF" else np.float32).astype(np.float32)
+    return content.view(np.float16 if kind == "float16" else np.float32).astype(np.float32)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -254,17 +251,17 @@ def test_many_steps_go_into_several_graphs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     if machine.simulated:
-        monkeypatch.setattr(trt_backend, "GRAPH_STEPS", 4)  # 130 steps take it long
-    work = job(voice, steps=trt_backend.GRAPH_STEPS + 2)
+        monkeypatch.setattr(program, "GRAPH_STEPS", 4)  # 130 steps take it long
+    work = job(voice, steps=program.GRAPH_STEPS + 2)
     same_bucket = segments[:2]  # the first runs eagerly, the second is captured
     backend, eager = machine.backend(), machine.backend(graphs=False)
     mine = sung(backend, work, [same_bucket])
     np.testing.assert_array_equal(mine, sung(eager, work, [same_bucket]))
     assert worst(mine, sung(cpu, work, [same_bucket])) < SEGMENT_RMS[machine.precision]
     assert "without CUDA graphs" not in caplog.text
-    if backend.engines.capture:  # else TensorRT-RTX captures by itself
-        (program,) = backend._idle[0]._programs.values()
-        assert len(program._graphs) == 2
+    if backend.recorder.capture is Capture.OURS:  # else TensorRT-RTX captures by itself
+        (launched,) = backend._idle[0]._programs.values()
+        assert len(launched._graphs) == 2
 
 
 def test_songs_side_by_side_are_the_songs_alone(machine: Machine, voice: Voice, segments: list[Tokens]) -> None:
@@ -285,25 +282,24 @@ def test_the_vocoder_runs_beside_the_next_segment(
     alone = sung(backend, job(voice), [segments])
     with backend.start(job(voice)) as run:
         run.submit(segments[:1])
-        mel = run.result()
+        mel = run.mel().result()
         run.submit(segments[1:2])
         audio = backend.vocode(from_network(mel), 3)
-        np.testing.assert_array_equal(run.result(), alone[1])
+        np.testing.assert_array_equal(run.mel().result(), alone[1])
     expected = cpu.vocode(from_network(mel), 3)
     assert np.abs(audio - expected).max() < STAGE_ERROR[machine.precision] * np.abs(expected).max()
 
 
-def sounded(backend: TensorRTBackend, work: Job, song: list[Tokens]) -> np.ndarray:
+def sounded(backend: GpuBackend, work: Job, song: list[Tokens]) -> np.ndarray:
     """Audio of a song, each segment vocoded where it was denoised while the next is."""
     with backend.start(work) as run:
-        sound, chunks = run.sound(), []
-        run.submit(song[:1])
-        for following in range(1, len(song) + 1):
-            sound.begin(last=following == len(song))
-            if following < len(song):
-                run.submit(song[following : following + 1])
-            chunks.append(sound.finish())
-    return np.concatenate(chunks)
+        chunks, before = [], None
+        for index, tokens in enumerate(song):
+            run.submit([tokens])
+            pending = run.sound(last=index == len(song) - 1)
+            chunks += [before.result()[0]] if before else []
+            before = pending
+        return np.concatenate([*chunks, before.result()[0]])
 
 
 def test_a_run_s_sound_is_its_mels_vocoded(machine: Machine, voice: Voice, segments: list[Tokens]) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from notewave.errors import BackendError
-from notewave.kernels.loader import SIGNATURES, THREADS
+from notewave.kernels.layout import SIGNATURES
+from notewave.kernels.loader import THREADS
 
 Kernel = Callable[..., None]  # (grid, stream, *arguments), as in loader.SIGNATURES
 MIB = 1 << 20

@@ -11,6 +11,7 @@ import contextlib
 import re
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,33 +20,24 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from notewave.backends.ort.providers import usable_devices
-from notewave.backends.ort.sessions import Graphs, shared_graphs
+from notewave.backends.ort.sessions import Network, Networks, shared_networks
+from notewave.backends.protocol import Run
 from notewave.checks import is_integer, quoted
 from notewave.errors import BackendError, VoiceError
-from notewave.kernels.reference import mel_to_context, sampler_step
+from notewave.kernels.reference import mel_to_context
 from notewave.sampling.job import Job
+from notewave.sampling.loop import denoise
 from notewave.song.codec import PAD, Tokens, pad_tokens
-from notewave.sound.mel import FRAMES, MELS, FloatArray
+from notewave.sound.mel import FRAMES, MELS, FloatArray, from_network
+from notewave.sound.stream import VocoderStream
 from notewave.voice.contracts import keys_values
 from notewave.voice.folder import Voice
 
 MAX_DEVICE = 99
 
 
-class Slab:
-    """Float32 memory on the device, taken once; the pages of a CPU slab cost nothing until they are written."""
-
-    def __init__(self, size: int, device: str, ordinal: int) -> None:
-        if device == "cpu":
-            self.memory: Any = np.empty(size, np.float32)
-            self.pointer = int(self.memory.ctypes.data)
-        else:
-            self.memory = onnxruntime.OrtValue.ortvalue_from_shape_and_type([size], np.float32, device, ordinal)
-            self.pointer = int(self.memory.data_ptr())
-
-
 class OrtBackend:
-    """One voice on one ONNX Runtime provider; graphs are shared by all backends alike on the same voice."""
+    """One voice on one ONNX Runtime provider; sessions are shared by all backends alike on the same voice."""
 
     def __init__(self, voice: Voice, device: str, threads: int | None, options: dict[str, Any]) -> None:
         if device not in usable_devices():
@@ -58,30 +50,37 @@ class OrtBackend:
         self._ordinal = _device_id(options)
         if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # CUDA and cuDNN from pip's packages, where they are not installed otherwise
-        self.graphs = shared_graphs(voice, device, threads, options)
-        self._idle: dict[int, list[Workspace]] = {}  # by batch
+        self.networks = shared_networks(voice, device, threads, options)
+        self._idle: dict[int, list[Buffers]] = {}  # by batch
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def start(self, job: Job) -> Iterator[OrtRun]:
+    def start(self, job: Job) -> Iterator[Run]:
         """Begin a batch of songs on buffers that no other run is using, and leave them to the next run."""
         batch = len(job.seeds)
         with _failures(self.name):
             with self._lock:
                 idle = self._idle.setdefault(batch, [])
-                workspace = idle.pop() if idle else Workspace(self.voice, batch, self.name, self._ordinal)
+                buffers = idle.pop() if idle else Buffers(self.voice, batch, self.name, self._ordinal)
+            run = OrtRun(self.voice, self.networks, buffers, job)
             try:
-                yield OrtRun(self.graphs, workspace, job)
+                yield run
             finally:
-                idle.append(workspace)
+                run.end()
+                idle.append(buffers)
 
     def vocode(self, mel: FloatArray, frame: int) -> FloatArray:
         """See ``notewave.backends.protocol.Backend.vocode``."""
-        inputs: dict[str, NDArray[Any]] = {"mel": mel}
-        if self.voice.vocoder is not None and self.voice.vocoder.positional:
-            inputs["frame"] = np.array([frame], np.int64)
         with _failures(self.name):
-            return self.graphs["vocoder"].run(inputs)[0]
+            return _vocode(self.voice, self.networks["vocoder"], mel, frame)
+
+
+def _vocode(voice: Voice, vocoder: Network, mel: FloatArray, frame: int) -> FloatArray:
+    """Log-mel [B, V, M], index of its first frame -> audio [B, HOP V]."""
+    inputs: dict[str, NDArray[Any]] = {"mel": mel}
+    if voice.vocoder is not None and voice.vocoder.positional:
+        inputs["frame"] = np.array([frame], np.int64)
+    return vocoder.run(inputs)[0]
 
 
 def _device_id(options: dict[str, Any]) -> int:
@@ -116,7 +115,7 @@ def _is_onnx_runtimes(error: Exception) -> bool:
     return str(innermost.f_globals.get("__name__")).startswith("onnxruntime")
 
 
-class Workspace:
+class Buffers:
     """Every buffer that one run needs, for a batch of B songs."""
 
     def __init__(self, voice: Voice, batch: int, device: str, ordinal: int) -> None:
@@ -130,10 +129,9 @@ class Workspace:
         self.unconditional = np.empty(shape, np.float32)
         self.mask = np.empty(0, np.float32)
         self.keys = 0  # J of the segment at hand
-        self._row = batch * size.heads * size.head_width  # floats a key or value takes in one layer
-        self._capacity = (size.max_tokens + FRAMES) * self._row
+        self._capacity = (size.max_tokens + FRAMES) * batch * size.heads * size.head_width  # floats, of a layer's keys
         try:
-            self.keys_values = Slab(2 * size.decoder_layers * self._capacity, device, ordinal)
+            self._keys_values, self._address = _take(2 * size.decoder_layers * self._capacity, device, ordinal)
         except (MemoryError, ValueError) as error:
             raise BackendError(
                 f"there is no room for the keys and values of {batch} songs of this voice ({error}). Free memory, or "
@@ -142,85 +140,147 @@ class Workspace:
 
     def bind_keys_values(self, bind: Callable[..., None]) -> None:
         """Bind each layer's keys and values where they lie, as inputs or as outputs."""
-        shape = (self.batch, self.size.heads, self.keys, self.size.head_width)
+        sizes = {"B": self.batch, "J": self.keys}
         for index, tensor in enumerate(keys_values(self.size)):
-            pointer = self.keys_values.pointer + 4 * index * self._capacity
-            bind(tensor.name, self.device, self._ordinal, np.float32, shape, pointer)
+            address = self._address + 4 * index * self._capacity
+            bind(tensor.name, self.device, self._ordinal, np.float32, tensor.shape_at(sizes), address)
 
 
-class OrtRun:
-    """A batch of songs under way on ONNX Runtime."""
+def _take(size: int, device: str, ordinal: int) -> tuple[Any, int]:
+    """Float32 memory on the device, and its address; the host's pages cost nothing until they are written."""
+    if device == "cpu":
+        array = np.empty(size, np.float32)
+        return array, int(array.ctypes.data)
+    value = onnxruntime.OrtValue.ortvalue_from_shape_and_type([size], np.float32, device, ordinal)
+    return value, int(value.data_ptr())
 
-    def __init__(self, graphs: Graphs, workspace: Workspace, job: Job) -> None:
-        self._graphs, self._space, self._job = graphs, workspace, job
-        self._film = graphs.film(job.table)
-        self._segment = 0
 
-    def denoise(self, tokens: Sequence[Tokens]) -> FloatArray:
-        """See ``notewave.backends.protocol.Run.denoise``."""
-        self.submit(tokens)
-        return self.result()
+class Later:
+    """Work that the host does when it is first waited for, after all that was asked of the run before it."""
 
-    def submit(self, tokens: Sequence[Tokens]) -> None:
-        """See ``Run.submit``; nothing runs until ``result``, which would only be held up by it."""
-        self._tokens = pad_tokens(tokens)
+    def __init__(self, queue: deque[Later], work: Callable[[], FloatArray]) -> None:
+        self._queue, self._work = queue, work
+        self._value: FloatArray | None = None
+        queue.append(self)
 
     def result(self) -> FloatArray:
-        """See ``notewave.backends.protocol.Run.result``."""
-        space, job = self._space, self._job
-        self._encode(self._tokens)
-        guided = job.guidance != 1.0
-        passes = [self._bind("decoder", space.prediction)]
-        if guided:
-            passes.append(self._bind("unconditional_decoder", space.unconditional))
-        job.draw(self._segment, 0, space.x)
-        space.x0_previous.fill(0.0)
-        draws = 1
-        for step, (row, noisy) in enumerate(zip(job.table.rows, job.table.noisy, strict=True)):
-            for session, binding in passes:
-                _bind_host(binding.bind_input, "film", self._film[step : step + 1])
-                session.run_with_iobinding(binding)
-            if noisy:
-                job.draw(self._segment, draws, space.noise)
-                draws += 1
-            sampler_step(
-                space.x,
-                space.x0_previous,
-                space.prediction,
-                row,
-                space.noise if noisy else None,
-                space.unconditional if guided else None,
-                job.guidance,
-            )
-            if job.on_step is not None:
-                job.on_step()
-        self._segment += 1
-        return space.x
+        """See ``notewave.backends.protocol.Pending.result``."""
+        while self._value is None and self._queue:
+            self._queue.popleft()._do()
+        if self._value is None:
+            raise BackendError("the run that this was asked of is over, or has failed. Begin another.")
+        return self._value
 
-    def sound(self) -> None:
+    def _do(self) -> None:
+        try:
+            self._value = self._work()
+        except BaseException:
+            self._queue.clear()  # what follows would stand on what is not there
+            raise
+
+
+class OrtRun(Run):
+    """A batch of songs under way on ONNX Runtime."""
+
+    def __init__(self, voice: Voice, networks: Networks, buffers: Buffers, job: Job) -> None:
+        self._networks, self._buffers, self._job = networks, buffers, job
+        self._film = networks.film(job)
+        self._segment = 0
+        self._asked: deque[Later] = deque()
+        self._stream = VocoderStream(self._vocode, voice.vocoder) if voice.vocoder else None
+        self._voice = voice
+
+    def submit(self, tokens: Sequence[Tokens]) -> None:
+        """See ``notewave.backends.protocol.Run.submit``."""
+        padded = pad_tokens(tokens)
+        Later(self._asked, lambda: self._denoise(padded))
+
+    def mel(self) -> Later:
+        """See ``notewave.backends.protocol.Run.mel``."""
+        return Later(self._asked, self._buffers.x.copy)
+
+    def sound(self, last: bool) -> Later:
         """See ``notewave.backends.protocol.Run.sound``."""
+        return self._sounded(lambda: from_network(self._buffers.x), last)
+
+    def rest(self) -> Later:
+        """See ``notewave.backends.protocol.Run.rest``."""
+        return self._sounded(lambda: np.empty((self._buffers.batch, 0, MELS), np.float32), last=True)
+
+    def end(self) -> None:
+        """Do no more of what was asked: the buffers are another run's."""
+        self._asked.clear()
+
+    def _sounded(self, mel: Callable[[], FloatArray], last: bool) -> Later:
+        if (stream := self._stream) is None:
+            raise VoiceError("the voice has no vocoder, so it makes spectrograms only. Ask for its mels.")
+        return Later(self._asked, lambda: stream.push(mel(), last))
+
+    def _vocode(self, mel: FloatArray, frame: int) -> FloatArray:
+        vocoder = self._networks["vocoder"]
+        with self._job.watched("vocoder"):
+            return _vocode(self._voice, vocoder, mel, frame)
+
+    def _denoise(self, tokens: NDArray[np.int32]) -> FloatArray:
+        """The next segment of tokens [B, N] -> mel [B, T, M], in the buffers."""
+        buffers, job = self._buffers, self._job
+        self._encode(tokens)
+        passes = [self._bind("decoder", buffers.prediction)]
+        if job.guided:
+            passes.append(self._bind("unconditional_decoder", buffers.unconditional))
+
+        def predict(step: int) -> tuple[FloatArray, FloatArray | None]:
+            for network, session, binding in passes:
+                _bind_host(binding.bind_input, "film", self._film[step : step + 1])
+                with job.watched(network):
+                    session.run_with_iobinding(binding)
+            return buffers.prediction, buffers.unconditional if job.guided else None
+
+        def draw(number: int) -> FloatArray:
+            job.draw(self._segment, number, buffers.noise)
+            return buffers.noise
+
+        job.draw(self._segment, 0, buffers.x)
+        denoise(
+            job.table,
+            buffers.x,
+            predict,
+            draw,
+            guidance=job.guidance,
+            x0_previous=buffers.x0_previous,
+            on_step=job.on_step,
+        )
+        self._segment += 1
+        return buffers.x
 
     def _encode(self, tokens: NDArray[np.int32]) -> None:
         """Tokens [B, N] and the last segment's mel -> mask, and keys and values of every decoder layer, in place."""
-        space = self._space
-        notes = self._graphs["note_encoder"].run({"tokens": tokens})[0]
-        context = np.empty((space.batch, 0, space.size.width), np.float32)
+        buffers = self._buffers
+        notes = self._run("note_encoder", {"tokens": tokens})
+        context = np.empty((buffers.batch, 0, buffers.size.width), np.float32)
         if self._segment:
-            context = self._graphs["context_encoder"].run({"mel": mel_to_context(space.x)})[0]
+            context = self._run("context_encoder", {"mel": mel_to_context(buffers.x)})
         self._check_keys(tokens.shape[1], context.shape[1])
-        space.keys = notes.shape[1] + context.shape[1]
-        space.mask = np.zeros((space.batch, 1, 1, space.keys), np.float32)
-        space.mask[:, 0, 0, : tokens.shape[1]][tokens == PAD] = np.finfo(np.float32).min
-        session = self._graphs["cross_attention"].session
+        buffers.keys = notes.shape[1] + context.shape[1]
+        buffers.mask = np.zeros((buffers.batch, 1, 1, buffers.keys), np.float32)
+        buffers.mask[:, 0, 0, : tokens.shape[1]][tokens == PAD] = np.finfo(np.float32).min
+        session = self._networks["cross_attention"].session
         binding = session.io_binding()
         binding.bind_cpu_input("notes", notes)
         binding.bind_cpu_input("context", context)
-        space.bind_keys_values(binding.bind_output)
-        session.run_with_iobinding(binding)
+        buffers.bind_keys_values(binding.bind_output)
+        with self._job.watched("cross_attention"):
+            session.run_with_iobinding(binding)
+
+    def _run(self, network: str, inputs: dict[str, NDArray[Any]]) -> FloatArray:
+        """The only output of a network for these inputs."""
+        opened = self._networks[network]
+        with self._job.watched(network):
+            return opened.run(inputs)[0]
 
     def _check_keys(self, tokens: int, context: int) -> None:
         """Refuse more keys than the buffers hold, which graphs would write beyond."""
-        if tokens > (most := self._space.size.max_tokens):
+        if tokens > (most := self._buffers.size.max_tokens):
             raise VoiceError(
                 f"segment {self._segment} has {tokens} tokens; the voice takes {most}. Thin out its notes or take a "
                 "voice of more."
@@ -231,17 +291,17 @@ class OrtRun:
                 "Export the voice again."
             )
 
-    def _bind(self, network: str, prediction: FloatArray) -> tuple[Any, Any]:
-        """A decoder's session, and a binding of everything but the step's FiLM."""
-        space = self._space
-        session = self._graphs[network].session
+    def _bind(self, network: str, prediction: FloatArray) -> tuple[str, Any, Any]:
+        """A decoder's name, its session, and a binding of everything but the step's FiLM."""
+        buffers = self._buffers
+        session = self._networks[network].session
         binding = session.io_binding()
-        _bind_host(binding.bind_input, "x", space.x)
+        _bind_host(binding.bind_input, "x", buffers.x)
         _bind_host(binding.bind_output, "prediction", prediction)
         if network == "decoder":
-            _bind_host(binding.bind_input, "mask", space.mask)
-            space.bind_keys_values(binding.bind_input)
-        return session, binding
+            _bind_host(binding.bind_input, "mask", buffers.mask)
+            buffers.bind_keys_values(binding.bind_input)
+        return network, session, binding
 
 
 def _bind_host(bind: Any, name: str, array: FloatArray) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from notewave.backends.ort.providers import TENSORRT, execution_providers, tensorrt_options
 from notewave.errors import BackendError, VoiceError
-from notewave.sampling.samplers import SamplerTable
+from notewave.sampling.job import Job
 from notewave.sound.mel import FloatArray
 from notewave.voice.contracts import Axis, Contract
 from notewave.voice.folder import Voice, graph_name
@@ -21,8 +21,8 @@ from notewave.voice.folder import Voice, graph_name
 KEPT_SCHEDULES = 4  # FiLM tables kept for the schedules used last
 
 
-class Graph:
-    """One ONNX graph in a session, held to its contract."""
+class Network:
+    """One of a voice's graphs in a session, held to its contract."""
 
     def __init__(
         self, path: Path, contract: Contract, device: str, threads: int | None, options: dict[str, Any]
@@ -69,60 +69,60 @@ class Graph:
 ALWAYS_NEEDED = ("note_encoder", "context_encoder", "cross_attention", "decoder", "vocoder")
 
 
-class Graphs:
+class Networks:
     """The sessions of a voice: those that every song needs opened at once, the others when first needed."""
 
     def __init__(self, voice: Voice, device: str, threads: int | None, options: dict[str, Any]) -> None:
         self._voice, self._device, self._threads, self._options = voice, device, threads, options
         self._contracts = voice.contracts()
-        self._open: dict[str, Graph] = {}
+        self._open: dict[str, Network] = {}
         self._films: OrderedDict[bytes, FloatArray] = OrderedDict()
         self._lock = threading.Lock()
         for network in ALWAYS_NEEDED:
             if graph_name(network) in voice.files:
                 self._open[network] = self._load(network)
 
-    def __getitem__(self, network: str) -> Graph:
+    def __getitem__(self, network: str) -> Network:
         with self._lock:
             if network not in self._open:
                 self._open[network] = self._load(network)
             return self._open[network]
 
-    def film(self, table: SamplerTable) -> FloatArray:
-        """FiLM scales and shifts of every step of a schedule [S, L, 2, 2, D], computed once.
+    def film(self, job: Job) -> FloatArray:
+        """FiLM scales and shifts of every step of a job's schedule [S, L, 2, 2, D], computed once.
 
         Half of a decoder's weights serve only this, so their session is closed again at once.
         """
-        key = table.time.tobytes()
+        key = job.table.time.tobytes()
         with self._lock:
             if key not in self._films:
-                self._films[key] = self._load("time_embedding").run({"time": table.time})[0]
+                embedding = self._load("time_embedding")
+                with job.watched("time_embedding"):
+                    self._films[key] = embedding.run({"time": job.table.time})[0]
                 if len(self._films) > KEPT_SCHEDULES:
                     self._films.popitem(last=False)
             self._films.move_to_end(key)
             return self._films[key]
 
-    def _load(self, network: str) -> Graph:
+    def _load(self, network: str) -> Network:
         path, contract = self._voice.graph(network), self._contracts[network]
         options = tensorrt_options(self._voice, contract, self._options)
-        return Graph(path, contract, self._device, self._threads, options)
+        return Network(path, contract, self._device, self._threads, options)
 
 
-_graphs: weakref.WeakValueDictionary[tuple[Any, ...], Graphs] = weakref.WeakValueDictionary()
+_networks: weakref.WeakValueDictionary[tuple[Any, ...], Networks] = weakref.WeakValueDictionary()
+_networks_lock = threading.Lock()  # voices load one after another, and each once
 
 
-_graphs_lock = threading.Lock()  # voices load one after another, and each once
-
-
-def shared_graphs(voice: Voice, device: str, threads: int | None, options: dict[str, Any]) -> Graphs:
+def shared_networks(voice: Voice, device: str, threads: int | None, options: dict[str, Any]) -> Networks:
     """The sessions of a voice on a device, opened once for all backends alike that live."""
     checksums = tuple(sorted((name, record.sha256) for name, record in voice.files.items()))
     key = (voice.folder.resolve(), checksums, device, threads, tuple(sorted(options.items())))
-    with _graphs_lock:
-        graphs = _graphs.get(key)
-        if graphs is None:
-            graphs = _graphs[key] = Graphs(voice, device, threads, options)
-        return graphs
+    with _networks_lock:
+        networks = _networks.get(key)
+        if networks is None:
+            networks = _networks[key] = Networks(voice, device, threads, options)
+        return networks
 
 
 def _check_contract(path: Path, contract: Contract, session: Any) -> None:

@@ -10,25 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from notewave.backends.device.driver import MIB, CudaDevice
+from notewave.backends.executor import Capture, Scratch
 from notewave.backends.trt.plans import REBUILD
 from notewave.errors import BackendError, OutputError
 from notewave.files import atomic_file
-from notewave.voice.contracts import Contract, Tensor
+from notewave.voice.contracts import Contract
 
 log = logging.getLogger(__name__)
 
-ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT32": 4, "INT64": 8}  # by the name of TensorRT's data type
-
-Axes = Mapping[str, int]  # sizes of dynamic axes, by letter
+DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64"}  # by its name
 
 
 class Engines:
-    """A folder's plans, each loaded when first needed, and execution contexts for them."""
+    """A folder's plans, each loaded when first needed: see ``notewave.backends.executor.Runtime``."""
 
-    def __init__(self, folder: Path, trt: Any, device: CudaDevice, graphs: bool) -> None:
+    name = "tensorrt"
+    warm_runs = 1  # of a shape: the first one allocates
+    stream_bound = False
+
+    def __init__(self, folder: Path, trt: Any, device: CudaDevice, contracts: Mapping[str, Contract]) -> None:
         self.folder, self.device = folder, device
-        self.capture = graphs  # whether launches are captured in graphs of our own
-        self._trt, self._graphs = trt, graphs
+        self._trt, self._contracts = trt, contracts
         self._log = _logger(trt.ILogger)
         try:
             self._runtime = self.ask(trt.Runtime, self._log)
@@ -65,28 +67,23 @@ class Engines:
         self._log.last = ""
         return call(*arguments)
 
-    def item_bytes(self, network: str, tensor: str) -> int:
-        """Bytes of one element of a network's input or output."""
-        return ITEM_BYTES[self.dtype(network, tensor)]
-
     def dtype(self, network: str, tensor: str) -> str:
-        """TensorRT's name for the type of a network's input or output."""
-        name: str = self[network].get_tensor_dtype(tensor).name
-        return name
+        """Data type of a network's input or output."""
+        return DTYPES[self[network].get_tensor_dtype(tensor).name]
 
     def scratch_bytes(self, networks: Sequence[str]) -> int:
         """Memory that these networks need while they run, one after another."""
-        return max(self[network].device_memory_size_v2 for network in networks)
+        return max(int(self[network].device_memory_size_v2) for network in networks)
 
-    def context(self, network: str) -> Any:
-        """A new execution context, whose memory is ours to give. Raises BackendError when there can be none."""
+    def open(self, network: str, stream: Any, scratch: Scratch, capture: Capture) -> PlanExecutor:
+        """A network in an execution context of its own, whose memory is ours to give."""
         with self._lock:
-            context = self._context(self[network], network)
+            context = self._context(self[network], network, capture)
         if context is None:
             raise self.failure(f"{network}.plan cannot be run; {self._free_memory()}")
-        return context
+        return PlanExecutor(self, network, self._contracts[network], context, stream, scratch)
 
-    def _context(self, engine: Any, network: str) -> Any:
+    def _context(self, engine: Any, network: str, capture: Capture) -> Any:
         trt = self._trt
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(trt, "IRuntimeCache"):
@@ -95,8 +92,8 @@ class Engines:
         config.set_execution_context_allocation_strategy(strategy)
         # A graph must not capture the slow kernels that run until those for its shapes are compiled.
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        own = self._graphs and not self.capture
-        config.cuda_graph_strategy = getattr(trt.CudaGraphStrategy, "WHOLE_GRAPH_CAPTURE" if own else "DISABLED")
+        strategy_name = "WHOLE_GRAPH_CAPTURE" if capture is Capture.ENGINE else "DISABLED"
+        config.cuda_graph_strategy = getattr(trt.CudaGraphStrategy, strategy_name)
         if not config.set_runtime_cache(self._cache(network, config)):
             log.warning("TensorRT takes no cache of what it compiles; each start compiles again")
         return self.ask(engine.create_execution_context, config)
@@ -105,7 +102,7 @@ class Engines:
         """An error with the last reason that TensorRT logged."""
         return BackendError(f"{what} ({self._log.last or 'TensorRT gives no reason'}). {REBUILD}")
 
-    def save_caches(self) -> None:
+    def keep(self) -> None:
         """Keep what TensorRT-RTX compiled for this GPU, so that the next process need not compile it again."""
         with self._lock:
             contents = {self._cache_path(network): cache.serialize() for network, cache in self._caches.items()}
@@ -151,53 +148,49 @@ class Engines:
         return self.folder / f"{network}.runtime_cache"
 
 
-class Executor:
-    """A network in an execution context, its addresses bound once."""
+class PlanExecutor:
+    """A plan in an execution context: see ``notewave.backends.executor.Executor``."""
 
-    def __init__(self, engines: Engines, network: str, addresses: Mapping[str, int], scratch: tuple[int, int]) -> None:
-        """scratch: address and size of memory to run in."""
-        self.engines, self.network = engines, network
-        self.context = engines.context(network)
-        self.context.set_device_memory(*scratch)
-        self.bind(addresses)
+    def __init__(
+        self, engines: Engines, network: str, contract: Contract, context: Any, stream: Any, scratch: Scratch
+    ) -> None:
+        self._engines, self._network, self._contract = engines, network, contract
+        self._context, self._stream = context, stream
+        self._context.set_device_memory(*scratch)
 
     def bind(self, addresses: Mapping[str, int]) -> None:
         """Say where inputs and outputs lie."""
         for name, address in addresses.items():
-            if not self.engines.ask(self.context.set_tensor_address, name, address):
-                raise self.engines.failure(f"{self.network}.plan does not take {name} at {address:#x}")
+            if not self._engines.ask(self._context.set_tensor_address, name, address):
+                raise self._engines.failure(f"{self._network}.plan does not take {name} at {address:#x}")
 
-    def reshape(self, contract: Contract, axes: Axes) -> None:
-        """Set the shapes of all inputs.
-
-        Raises BackendError when the plan does not take them, or would write outputs of other sizes than have room.
-        """
-        for tensor in contract.inputs:
-            shape = shape_of(tensor, axes)
-            if not self.engines.ask(self.context.set_input_shape, tensor.name, shape):
-                raise self.engines.failure(f"{self.network}.plan does not take {tensor.name} {list(shape)}")
-        for tensor in contract.outputs:
-            given = tuple(self.context.get_tensor_shape(tensor.name))
-            if not tensor.takes(given, axes):
+    def reshape(self, sizes: Mapping[str, int]) -> None:
+        """Set the shapes of all inputs, and hold the outputs' to the contract."""
+        for tensor in self._contract.inputs:
+            shape = tensor.shape_at(sizes)
+            if not self._engines.ask(self._context.set_input_shape, tensor.name, shape):
+                raise self._engines.failure(f"{self._network}.plan does not take {tensor.name} {list(shape)}")
+        for tensor in self._contract.outputs:
+            given = tuple(self._context.get_tensor_shape(tensor.name))
+            if not tensor.takes(given, sizes):
                 raise BackendError(
-                    f"{self.network}.plan gives {tensor.name} {list(given)}, where {list(tensor.shape)} is due with "
-                    f"{dict(axes)}: its graph breaks its contract. Do not trust this voice, or export it again."
+                    f"{self._network}.plan gives {tensor.name} {list(given)}, where {list(tensor.shape)} is due with "
+                    f"{dict(sizes)}: its graph breaks its contract. Do not trust this voice, or export it again."
                 )
 
-    def is_capturable(self, stream: Any) -> bool:
-        """Whether its launches can be recorded in a graph: TensorRT's always can, TensorRT-RTX must be asked."""
-        ask = getattr(self.context, "is_stream_capturable", None)
-        return ask is None or bool(ask(stream.handle))
+    def is_capturable(self) -> bool:
+        """TensorRT's launches can always be recorded in a graph of ours, TensorRT-RTX must be asked."""
+        ask = getattr(self._context, "is_stream_capturable", None)
+        return ask is None or bool(ask(self._stream.handle))
 
-    def __call__(self, stream: Any) -> None:
-        """Launch on a stream."""
-        if not self.engines.ask(self.context.execute_async_v3, stream.handle):
-            raise self.engines.failure(f"{self.network}.plan did not run")
+    def launch(self) -> None:
+        """Enqueue it on its stream."""
+        if not self._engines.ask(self._context.execute_async_v3, self._stream.handle):
+            raise self._engines.failure(f"{self._network}.plan did not run")
 
-
-def shape_of(tensor: Tensor, axes: Axes) -> tuple[int, ...]:
-    """Shape of a tensor at these sizes of its dynamic axes."""
-    return tuple(axes[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
+    def free(self) -> None:
+        """Let go of the execution context, and of what it refers to."""
+        vars(self).clear()
 
 
 @functools.cache

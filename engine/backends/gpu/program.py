@@ -1,0 +1,196 @@
+"""What a segment launches, recorded once and launched again and again.
+
+Letters as in ``notewave.voice.contracts``.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from notewave.backends.device.driver import CudaDevice, Graph, Kernel
+from notewave.backends.executor import Capture, Executor, Runtime
+from notewave.backends.gpu.workspace import RunShape, Slot, Workspace
+from notewave.errors import BackendError
+from notewave.kernels.layout import ROW, STEP_KERNELS, ordered
+from notewave.kernels.loader import blocks
+from notewave.sampling.job import Job
+from notewave.song.codec import Tokens, pad_tokens
+from notewave.sound.mel import FRAMES, MELS
+from notewave.voice.folder import Voice
+
+log = logging.getLogger(__name__)
+
+GRAPH_STEPS = 128  # denoising steps in one CUDA graph at most; more go into several, launched one after another
+SIZE = FRAMES * MELS  # elements of one song's mel
+
+
+class Recorder:
+    """Decides who records launches in graphs, for all runs of a backend, and records ours."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.capture = Capture.OURS if wanted else Capture.NOBODY
+
+    def leave_to_engine(self) -> None:
+        """The engine's launches cannot be recorded by others here."""
+        log.info("launches cannot be captured here; leaving graphs to the engine")
+        self.capture = Capture.ENGINE
+
+    def record(self, device: CudaDevice, stream: Any, parts: Sequence[Callable[[], None]]) -> list[Graph]:
+        """A graph of each part, or none where recording is refused, which then is not asked for again.
+
+        Tried twice, for other work on the GPU can spoil a capture.
+        """
+        try:
+            try:
+                return [device.capture(stream, part) for part in parts]
+            except BackendError as error:
+                log.info("capturing once more: %s", error)
+                return [device.capture(stream, part) for part in parts]
+        except BackendError as error:
+            log.warning("launching without CUDA graphs: %s", error)
+            self.capture = Capture.ENGINE
+            return []
+
+
+class Program:
+    """All launches of one segment at one padded length: eagerly at first, then as captured graphs."""
+
+    def __init__(self, space: Workspace, bucket: int, recorder: Recorder) -> None:
+        self._space, self._recorder = space, recorder
+        sizes = {"B": space.shape.batch, "N": bucket, "C": FRAMES, "J": bucket + FRAMES}
+        self._networks = self._open(sizes)
+        if recorder.capture is Capture.OURS and not all(one.is_capturable() for one in self._networks.values()):
+            recorder.leave_to_engine()
+            self._close()
+            self._networks = self._open(sizes)
+        self._encoders = [self._networks[name] for name in ("note_encoder", "context_encoder", "cross_attention")]
+        self._decoders = [network for name, network in self._networks.items() if name.endswith("decoder")]
+        self._blocks = blocks(SIZE, space.shape.batch)
+        self._film_bytes = space.film_bytes()
+        kernel = STEP_KERNELS[space.runtime.dtype("decoder", "prediction")]
+        self._step = space.kernels[kernel]
+        films, rows = space.address["films"], space.address["rows"]
+        steps = [
+            (films + self._film_bytes * step, self._step_arguments(kernel, rows + ROW.itemsize * step))
+            for step in range(space.shape.steps)
+        ]
+        self._parts = [steps[first : first + GRAPH_STEPS] for first in range(0, len(steps), GRAPH_STEPS)]
+        self._graphs: list[Graph] = []  # one a part, or none
+        self._runs = 0
+
+    def launch(self) -> None:
+        """Start the segment whose inputs were sent; does not wait."""
+        space, parts = self._space, [functools.partial(self._issue, part) for part in range(len(self._parts))]
+        warm = self._runs >= space.runtime.warm_runs
+        if warm and not self._graphs and self._recorder.capture is Capture.OURS:
+            self._graphs = self._recorder.record(space.device, space.stream, parts)
+        for graph in self._graphs:
+            graph.launch(space.stream)
+        if self._graphs:
+            return
+        for part in parts:
+            part()
+        self._runs += 1
+        if self._runs == 1:
+            space.runtime.keep()
+
+    def free(self) -> None:
+        """Give the memory of graphs and networks back."""
+        for graph in self._graphs:
+            graph.free()
+        self._close()
+        vars(self).clear()
+
+    def _issue(self, part: int) -> None:
+        """Launch a part of the segment, in order; nothing here allocates, waits or computes."""
+        space, device, stream, address = self._space, self._space.device, self._space.stream, self._space.address
+        if part == 0:
+            self._begin()
+        for film, arguments in self._parts[part]:
+            device.copy(address["film"], film, self._film_bytes, stream)
+            for decoder in self._decoders:
+                decoder.launch()
+            self._step(self._blocks, stream, *arguments)
+        if part == len(self._parts) - 1:
+            given = ordered("mel_to_context", mel=address["x"], context=address["context_mel"], size=SIZE)
+            space.kernels["mel_to_context"](self._blocks, stream, *given)
+
+    def _begin(self) -> None:
+        """Launch what comes before the first step: encoders, noise."""
+        space, stream, address = self._space, self._space.stream, self._space.address
+        for encoder in self._encoders:
+            encoder.launch()
+        if space.shape.draws:
+            space.device.copy(address["x"], address["noise"], space.shape.mel_bytes, stream)
+        else:
+            given = ordered("philox_normal", out=address["x"], control=address["control"], draw=0, size=SIZE)
+            space.kernels["philox_normal"](self._blocks, stream, *given)
+
+    def _open(self, sizes: Mapping[str, int]) -> dict[str, Executor]:
+        space, networks = self._space, {}
+        for name in space.shape.networks:
+            networks[name] = space.runtime.open(name, space.stream, space.scratch, self._recorder.capture)
+            networks[name].bind(space.bindings(name))
+            networks[name].reshape(sizes)
+        return networks
+
+    def _close(self) -> None:
+        for network in self._networks.values():
+            network.free()
+
+    def _step_arguments(self, kernel: str, row: int) -> tuple[float, ...]:
+        """Arguments of the sampler's kernel for one row of the table."""
+        address, shape = self._space.address, self._space.shape
+        return ordered(
+            kernel,
+            **{name: address[name] for name in ("x", "x0_previous", "prediction", "control")},
+            unconditional=address["unconditional"] if shape.guided else 0,
+            noise=address["noise"] if shape.draws else 0,
+            row=row,
+            size=SIZE,
+        )
+
+
+class Denoiser:
+    """A workspace and the programs that run in it, one a bucket of token lengths: used by one run after another."""
+
+    def __init__(
+        self,
+        voice: Voice,
+        runtime: Runtime,
+        device: CudaDevice,
+        kernels: Mapping[str, Kernel],
+        shape: RunShape,
+        streams: list[Any],
+        recorder: Recorder,
+    ) -> None:
+        self.space = Workspace(voice, runtime, device, kernels, shape, streams)
+        self._recorder = recorder
+        self._programs: dict[int, Program] = {}
+
+    def submit(self, job: Job, segment: int, tokens: Sequence[Tokens]) -> Slot:
+        """Begin a segment; returns where the host holds it. See ``notewave.backends.protocol.Run.submit``."""
+        space, length = self.space, max(map(len, tokens))
+        bucket = next((size for size in space.buckets if size >= length), 0)
+        if not bucket:
+            raise BackendError(
+                f"segment {segment} has {length} tokens; the plans take {space.buckets[-1]}. "
+                "Split its notes over two songs."
+            )
+        if bucket not in self._programs:
+            self._programs[bucket] = Program(space, bucket, self._recorder)
+        slot = space.slots[segment % len(space.slots)]
+        slot.collect()
+        space.stage(slot, job, segment, pad_tokens(tokens, bucket))
+        self._programs[bucket].launch()
+        return slot
+
+    def free(self) -> None:
+        """Give all memory back, within the GPU's context; nothing is left to be used."""
+        for program in self._programs.values():
+            program.free()
+        self._programs.clear()
+        self.space.free()

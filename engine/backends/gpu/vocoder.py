@@ -1,0 +1,105 @@
+"""The vocoder on a stream of its own, so that it sounds a segment while the next is denoised.
+
+Letters as in ``notewave.voice.contracts``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from notewave.backends.device.buffers import Layout, Slab, Staging
+from notewave.backends.device.driver import CudaDevice
+from notewave.backends.device.shapes import ITEM_BYTES, MAX_BATCH, vocoder_frames
+from notewave.backends.executor import Capture, Runtime, Scratch
+from notewave.backends.gpu.workspace import Slot
+from notewave.errors import BackendError
+from notewave.sound.mel import HOP, MELS, FloatArray
+from notewave.voice.folder import Voice
+
+
+class VocoderLane:
+    """One vocoder for all runs of a backend, for one thread at a time; what it is given, it does in order."""
+
+    def __init__(self, voice: Voice, runtime: Runtime, device: CudaDevice) -> None:
+        """Raises BackendError, with sizes, when there is not enough memory."""
+        self._runtime, self._device = runtime, device
+        self._frames = vocoder_frames(voice)
+        contract = voice.contracts()["vocoder"]
+        largest = {"B": MAX_BATCH, "V": self._frames}
+        sizes = {
+            tensor.name: math.prod(tensor.shape_at(largest)) * ITEM_BYTES[runtime.dtype("vocoder", tensor.name)]
+            for tensor in reversed(contract.inputs)  # the mel last, whose end is seldom used
+        }
+        inputs, audio_bytes = Layout(sizes), 4 * math.prod(contract.outputs[0].shape_at(largest))
+        scratch = runtime.scratch_bytes(["vocoder"])
+        layout = Layout({"staged": inputs.total, "audio": audio_bytes, "scratch": scratch})
+        self._slab = Slab(device, layout, "the vocoder")
+        self._base, self._mel_offset = self._slab.address["staged"], inputs.offsets["mel"]
+        self._address = {name: self._base + offset for name, offset in inputs.offsets.items()}
+        self._address["audio"] = self._slab.address["audio"]
+        try:
+            self.stream = device.stream()
+            self._staging = Staging(device, inputs)
+            self._audio = device.pinned(audio_bytes).view(np.float32)
+            at = Scratch(self._slab.address["scratch"], scratch)
+            self._network = runtime.open("vocoder", self.stream, at, Capture.NOBODY)
+            self._network.bind(self._address)
+        except BaseException:
+            self.free()
+            raise
+        self._seen = set[tuple[int, int]]()  # shapes that the engine has compiled for
+
+    def free(self) -> None:
+        """Give all memory back, within the GPU's context; nothing is left to be used."""
+        if "_network" in vars(self):
+            self._network.free()
+        self._slab.free()
+        vars(self).clear()
+
+    def __call__(self, mel: FloatArray, frame: int) -> FloatArray:
+        """Log-mel [B, V, M] -> audio [B, HOP V]; waits."""
+        batch, frames, _ = mel.shape
+        if batch > MAX_BATCH or frames > self._frames:
+            raise BackendError(
+                f"the vocoder was given {batch} songs of {frames} frames; its plan takes {MAX_BATCH} of {self._frames}."
+                " Give it fewer at once."
+            )
+        audio = self._audio[: batch * HOP * frames]
+        self.stream.synchronize()  # what is staged may still be read
+        self._staging.view("mel", np.float32, mel.shape)[...] = mel
+        if self._mel_offset:
+            self._staging.view("frame", np.int64, (1,))[...] = frame
+        self._device.upload(self._base, self._staging.memory[: self._mel_offset + mel.nbytes], self.stream)
+        self._run(batch, frames)
+        self._device.download(audio, self._address["audio"], self.stream)
+        self.stream.synchronize()
+        return audio.reshape(batch, HOP * frames).copy()
+
+    def enqueue(
+        self, mels: Sequence[int], frames: int, frame: int, slot: Slot, skipped: int, audio: FloatArray
+    ) -> None:
+        """Vocode log-mel [V, M] of each song, at these device addresses, into a slot's page-locked audio [B, n].
+
+        frame: the first one's number in the song. skipped: frames whose sound does not come back. Does not wait.
+        """
+        row, hop = 4 * MELS * frames, 4 * HOP
+        if self._mel_offset:
+            slot.frame[...] = frame
+            self._device.upload(self._address["frame"], slot.frame, self.stream)
+        for song, mel in enumerate(mels):
+            self._device.copy(self._address["mel"] + row * song, mel, row, self.stream)
+        self._run(len(mels), frames)
+        for song, samples in enumerate(audio):
+            start = self._address["audio"] + hop * (frames * song + skipped)
+            self._device.download(samples, start, self.stream)
+
+    def _run(self, batch: int, frames: int) -> None:
+        """Launch the network on what lies at its inputs."""
+        self._network.reshape({"B": batch, "V": frames})
+        self._network.launch()
+        if (batch, frames) not in self._seen:
+            self._seen.add((batch, frames))
+            self._runtime.keep()

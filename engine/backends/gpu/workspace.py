@@ -1,0 +1,236 @@
+"""Every buffer of one run: what lies on the GPU, on one slab, and what the host holds of the segments under way.
+
+Letters as in ``notewave.voice.contracts``. Tokens are padded to a bucket's length and the context is always there,
+under a mask, so that shapes and addresses never change: what a segment launches is the same for all of its bucket.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from notewave.backends.device.buffers import Layout, Slab, Staging
+from notewave.backends.device.driver import CudaDevice, Kernel
+from notewave.backends.device.shapes import ITEM_BYTES, MAX_BATCH, SCHEDULE_ROWS, token_buckets, vocoder_frames
+from notewave.backends.executor import Capture, Runtime, Scratch
+from notewave.backends.gpu.pending import Copied
+from notewave.errors import BackendError
+from notewave.kernels.layout import ROW, control_dtype, table_rows
+from notewave.sampling.job import Job
+from notewave.sampling.samplers import SamplerTable
+from notewave.song.codec import PAD
+from notewave.sound.mel import FRAMES, HOP, MELS
+from notewave.voice.contracts import Tensor
+from notewave.voice.folder import Voice
+
+SEGMENT_NETWORKS = ("note_encoder", "context_encoder", "cross_attention", "decoder")  # of every segment, in their order
+UNDER_WAY = 2  # segments that may be submitted and not taken
+REGIONS = {  # where tensors of one name but different meaning lie
+    ("context_encoder", "mel"): "context_mel",
+    ("time_embedding", "film"): "films",
+    ("unconditional_decoder", "prediction"): "unconditional",
+}
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """All that decides the buffers and the launches of a run."""
+
+    batch: int  # B
+    steps: int  # S
+    guided: bool
+    draws: int  # noise tensors given for each segment; 0 when the kernels draw them
+
+    @classmethod
+    def of(cls, job: Job) -> RunShape:
+        """Shape of a job; raises BackendError when the GPU's networks do not take it."""
+        batch = len(job.seeds)
+        if batch > MAX_BATCH:
+            raise BackendError(
+                f"{batch} songs were given at once; the plans take {MAX_BATCH}. Render them in smaller groups."
+            )
+        return cls(batch, job.table.steps, job.guided, 0 if job.noise is None else job.table.draws)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Networks that run for each segment, in their order."""
+        return (*SEGMENT_NETWORKS, *(["unconditional_decoder"] if self.guided else []))
+
+    @property
+    def mel_bytes(self) -> int:
+        """Size of one float32 mel of all songs, [B, T, M]."""
+        return 4 * self.batch * FRAMES * MELS
+
+
+class Slot:
+    """What the host holds of one of the segments under way, in page-locked memory: what goes in, what comes out."""
+
+    def __init__(self, device: CudaDevice, shape: RunShape, staged: Layout, frames: int) -> None:
+        """frames: the most whose sound may come back at once."""
+        self.staging = Staging(device, staged)
+        self.mel = device.pinned(shape.mel_bytes).view(np.float32).reshape(shape.batch, FRAMES, MELS)
+        self.audio = device.pinned(4 * shape.batch * HOP * max(frames, 1)).view(np.float32)
+        self.frame = device.pinned(8).view(np.int64)  # number in the song of the first that is vocoded
+        self.uploaded, self.mel_ready, self.audio_ready = (device.event() for _ in range(3))
+        self.pending: list[Copied] = []  # what was asked of the segment
+
+    def collect(self) -> None:
+        """Wait for all that was asked and not taken, so that the slot can be used for another segment."""
+        for one in self.pending:
+            one.collect()
+        self.pending.clear()
+
+    def abandon(self) -> None:
+        """Let go of what was asked, taken or not."""
+        for one in self.pending:
+            one.abandon()
+        self.pending.clear()
+
+
+class Workspace:
+    """Every buffer of one run. All of it is used within the device's context."""
+
+    def __init__(
+        self,
+        voice: Voice,
+        runtime: Runtime,
+        device: CudaDevice,
+        kernels: Mapping[str, Kernel],
+        shape: RunShape,
+        streams: list[Any],
+    ) -> None:
+        """streams: spare ones, of which it takes one. Raises BackendError, with sizes, when memory does not suffice."""
+        self.shape, self.runtime, self.device, self.kernels = shape, runtime, device, kernels
+        self.buckets = token_buckets(voice)
+        self.contracts = voice.contracts()
+        self.traits = voice.vocoder
+        networks = (*shape.networks, "time_embedding")
+        staged = Layout(self._staged_sizes())
+        frames = vocoder_frames(voice) if self.traits else 0
+        self.window_bytes = 4 * MELS * frames  # of one song
+        layout = Layout(
+            {
+                "staged": staged.total,
+                **self._tensor_sizes(networks),
+                "window": shape.batch * self.window_bytes,
+                "spare_window": shape.batch * self.window_bytes,
+                "x0_previous": shape.mel_bytes,
+                "rows": ROW.itemsize * shape.steps,
+                "scratch": (scratch := runtime.scratch_bytes(networks)),
+            }
+        )
+        self._schedule = b""  # the table whose FiLM is on the device
+        self._slab = Slab(device, layout, f"a run of {shape.batch} songs at {shape.steps} steps")
+        try:
+            self.stream = streams.pop() if streams else device.stream()
+            self.slots = [Slot(device, shape, staged, frames) for _ in range(UNDER_WAY)]
+            self.denoised, self.handed_over = (device.event() for _ in range(2))
+        except BaseException:
+            self.free()
+            raise
+        base = self._slab.address["staged"]
+        self.address = self._slab.address | {name: base + offset for name, offset in staged.offsets.items()}
+        self.scratch = Scratch(self.address["scratch"], scratch)
+
+    def begin(self, job: Job) -> None:
+        """Put the schedule on the device, unless it is there, and forget the last song."""
+        schedule = job.table.time.tobytes() + job.table.rows.tobytes()
+        if schedule != self._schedule:
+            self._put_schedule(job.table)
+            self._schedule = schedule
+        self.device.clear(self.address["context_mel"], self.shape.mel_bytes, self.stream)
+
+    def stage(self, slot: Slot, job: Job, segment: int, tokens: NDArray[np.int32]) -> None:
+        """Send a segment's control, tokens [B, N], mask [B, J] and given noise [draws, T, M] to the device.
+
+        Does not wait but for the slot's last upload, two segments ago.
+        """
+        slot.uploaded.synchronize()
+        batch, length = tokens.shape
+        control = slot.staging.view("control", control_dtype(batch), (1,))
+        control[0] = (segment, job.guidance, job.seeds)
+        slot.staging.view("tokens", np.int32, (batch, length))[...] = tokens
+        mask = slot.staging.view("mask", np.float32, (batch, length + FRAMES))
+        lowest = np.finfo(np.float32).min
+        mask[:, :length] = np.where(tokens == PAD, lowest, 0.0)
+        mask[:, length:] = 0.0 if segment else lowest
+        if job.noise is not None:
+            draws = self.shape.draws
+            noise = slot.staging.view("noise", np.float32, (draws, FRAMES, MELS))
+            noise[...] = job.noise[segment * draws : (segment + 1) * draws]
+        self.device.upload(self.address["staged"], slot.staging.memory, self.stream)
+        slot.uploaded.record(self.stream)
+
+    def bindings(self, network: str) -> dict[str, int]:
+        """Addresses of a network's inputs and outputs."""
+        contract = self.contracts[network]
+        return {tensor.name: self.address[_region(network, tensor)] for tensor in (*contract.inputs, *contract.outputs)}
+
+    def film_bytes(self, steps: int = 1) -> int:
+        """Size of the FiLM scales and shifts of some steps."""
+        film = self.contracts["time_embedding"].outputs[0]
+        return ITEM_BYTES[film.dtype] * math.prod(film.shape_at({"S": steps}))
+
+    def settle(self) -> None:
+        """Wait for all that may be under way."""
+        self.stream.synchronize()
+        for slot in self.slots:
+            slot.audio_ready.synchronize()
+            slot.abandon()
+
+    def free(self) -> None:
+        """Give all memory back, within the GPU's context; nothing is left to be used."""
+        for slot in getattr(self, "slots", ()):
+            slot.abandon()
+        self._slab.free()
+        vars(self).clear()
+
+    def _staged_sizes(self) -> dict[str, int]:
+        """What goes to the device for each segment, in one copy."""
+        batch, longest = self.shape.batch, self.buckets[-1]
+        return {
+            "control": control_dtype(batch).itemsize,
+            "tokens": 4 * batch * longest,
+            "mask": 4 * batch * (longest + FRAMES),
+            "noise": self.shape.draws * self.shape.mel_bytes,
+        }
+
+    def _tensor_sizes(self, networks: Sequence[str]) -> dict[str, int]:
+        """Every input and output of the networks at its largest, in bytes."""
+        longest = self.buckets[-1]
+        sizes = {"B": self.shape.batch, "N": longest, "C": FRAMES, "J": longest + FRAMES, "S": self.shape.steps}
+        staged = self._staged_sizes()
+        return {
+            region: math.prod(tensor.shape_at(sizes)) * ITEM_BYTES[self.runtime.dtype(network, tensor.name)]
+            for network in networks
+            for tensor in (*self.contracts[network].inputs, *self.contracts[network].outputs)
+            if (region := _region(network, tensor)) not in staged
+        }
+
+    def _put_schedule(self, table: SamplerTable) -> None:
+        """Compute FiLM of every step on the device, and copy the sampler's rows there.
+
+        Half of a decoder's weights serve only this, so their memory is given back at once.
+        """
+        rows, time = table_rows(table.rows, table.noisy).view(np.uint8), np.ascontiguousarray(table.time)
+        self.device.upload(self.address["rows"], rows, self.stream)
+        self.device.upload(self.address["time"], time, self.stream)
+        embed = self.runtime.open("time_embedding", self.stream, self.scratch, Capture.NOBODY)
+        for first in range(0, table.steps, SCHEDULE_ROWS):
+            films = self.address["films"] + self.film_bytes(first)
+            embed.bind({"time": self.address["time"] + time.itemsize * first, "film": films})
+            embed.reshape({"S": min(SCHEDULE_ROWS, table.steps - first)})
+            embed.launch()
+        self.stream.synchronize()
+        embed.free()
+        self.runtime.drop("time_embedding")
+
+
+def _region(network: str, tensor: Tensor) -> str:
+    """Name of the memory where a network's input or output lies."""
+    return REGIONS.get((network, tensor.name), tensor.name)

@@ -1,0 +1,145 @@
+"""A song under way: tokens in as they come, mel and sound out. The one loop over segments stands here.
+
+Letters as in ``notewave.voice.contracts``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from notewave.backends.protocol import Pending, Run
+from notewave.checks import as_array, quoted
+from notewave.errors import ArgumentError, MidiError
+from notewave.song.codec import EOS, EVENT_END, MAX_TOKENS, Tokens
+from notewave.sound.mel import MELS, FloatArray, from_network
+from notewave.sound.stream import Vocode, VocoderStream, VocoderTraits
+from notewave.voice.folder import Voice
+
+Vocoder = tuple[Vocode, VocoderTraits]
+NO_SEGMENTS = "the song has no segments. Give what notewave.tokenize returned."
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a segment came to, of each of B songs."""
+
+    mel: FloatArray | None  # log-mel [B, T, M], where it was asked for; None also for what is left of the sound
+    samples: FloatArray | None  # the audio [B, n] in [-1, 1] that is now final, where it was asked for
+
+
+class Session:
+    """Songs side by side, under way: ``feed`` does not wait, ``take`` and ``rest`` do.
+
+    One segment may be fed while the one before it is being made; a third waits for the first, which is then kept.
+    """
+
+    def __init__(
+        self, run: Run, voice: Voice, batch: int, *, mel: bool, sound: bool, vocoder: Vocoder | None = None
+    ) -> None:
+        """mel, sound: what is asked of every segment. vocoder: one on the host, in the place of the voice's own."""
+        self._run, self._voice, self._batch, self._mel, self._sound = run, voice, batch, mel, sound
+        self._sounding = run if vocoder is None else HostSound(run, batch, *vocoder)
+        self._fed = 0  # segments
+        self._asked: deque[tuple[Pending | None, Pending | None]] = deque()
+
+    def feed(self, tokens: Sequence[Tokens], last: bool = False) -> None:
+        """Begin the next segment of each song, B token arrays, the songs' ``last`` or not; does not wait.
+
+        Raises MidiError for what are no tokens, or more than the voice takes.
+        """
+        if len(tokens) != self._batch:
+            raise ArgumentError(f"{len(tokens)} token arrays were fed for {self._batch} songs. Give one for each.")
+        self._run.submit([check_tokens(one, self._fed, self._voice) for one in tokens])
+        self._fed += 1
+        mel = self._run.mel() if self._mel else None
+        self._asked.append((mel, self._sounding.sound(last) if self._sound else None))
+
+    def take(self) -> Made:
+        """Wait for the segment fed first of those that were not taken. Raises ArgumentError where there is none."""
+        if not self._asked:
+            raise ArgumentError("there is no segment to take: each was taken that was fed. Feed another.")
+        return self._wait(*self._asked.popleft())
+
+    def rest(self) -> Made:
+        """Wait for the audio that is left where the last segment, now taken, was not fed as the last.
+
+        Raises MidiError where no segment was fed.
+        """
+        if not self._fed:
+            raise MidiError(NO_SEGMENTS)
+        return self._wait(None, self._sounding.rest() if self._sound else None)
+
+    def sing(self, songs: Iterable[Sequence[Tokens]]) -> Iterator[Made]:
+        """Feed segments of each song, B token arrays each time, and yield what each comes to.
+
+        Of a sequence, a segment is begun while the one before it is finished. Of any other iterable, nothing more is
+        asked for before what is there was yielded; what is left of the sound comes at the end.
+        """
+        if isinstance(songs, Sequence):
+            for index, tokens in enumerate(songs):
+                self.feed(tokens, last=index == len(songs) - 1)
+                if index:
+                    yield self.take()
+            yield self.take()
+            return
+        for tokens in songs:
+            self.feed(tokens)
+            yield self.take()
+        yield self.rest()
+
+    def _wait(self, mel: Pending | None, sound: Pending | None) -> Made:
+        return Made(from_network(mel.result()) if mel else None, sound.result() if sound else None)
+
+
+class HostSound:
+    """A run's sound by a vocoder that takes mels from the host's memory; calls as ``Run``'s."""
+
+    def __init__(self, run: Run, batch: int, vocode: Vocode, traits: VocoderTraits) -> None:
+        self._run, self._batch, self._stream = run, batch, VocoderStream(vocode, traits)
+
+    def sound(self, last: bool) -> Pending:
+        """See ``notewave.backends.protocol.Run.sound``."""
+        return _Vocoded(self._stream, self._run.mel(), self._batch, last)
+
+    def rest(self) -> Pending:
+        """See ``notewave.backends.protocol.Run.rest``."""
+        return _Vocoded(self._stream, None, self._batch, last=True)
+
+
+class _Vocoded:
+    """Audio [B, n] of a mel [B, T, M] that is pending, or of none; taken in the order in which it was asked for."""
+
+    def __init__(self, stream: VocoderStream, mel: Pending | None, batch: int, last: bool) -> None:
+        self._stream, self._mel, self._batch, self._last = stream, mel, batch, last
+        self._value: FloatArray | None = None
+
+    def result(self) -> FloatArray:
+        """See ``notewave.backends.protocol.Pending.result``."""
+        if self._value is None:
+            none = np.empty((self._batch, 0, MELS), np.float32)
+            self._value = self._stream.push(from_network(self._mel.result()) if self._mel else none, self._last)
+        return self._value
+
+
+def check_tokens(given: Any, segment: int, voice: Voice) -> Tokens:
+    """Tokens [N] of a segment, as a voice takes them. Raises MidiError for what is none, or too long for the voice."""
+    tokens = as_array(given)
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not 1 <= len(tokens) <= MAX_TOKENS:
+        raise MidiError(
+            f"segment {segment} is {quoted(tokens)}; it must be integers [1 to {MAX_TOKENS}], "
+            "as notewave.tokenize returns them."
+        )
+    if tokens[-1] != EOS or tokens.min() < EOS or tokens.max() >= EVENT_END or (tokens[:-1] == EOS).any():
+        raise MidiError(
+            f"segment {segment} is no token sequence: ids are {EOS} to {EVENT_END - 1}, with one {EOS} at the end."
+        )
+    if len(tokens) > (most := voice.dimensions.max_tokens):
+        raise MidiError(
+            f"segment {segment} has {len(tokens)} tokens; voice {voice.name!r} takes {most}. Thin out its notes."
+        )
+    return tokens.astype(np.int32, copy=False)
