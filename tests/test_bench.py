@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
 import shutil
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,20 @@ import pytest
 
 from notewave.benchmarks import bench, clock, peer, peer_environment, quality, roofline, speed
 from notewave.benchmarks.ceilings import FLOAT_CEILING, INT8_CEILING, MEMORY_CEILING, Ceilings
+from notewave.benchmarks.clock import CLOCK
 from notewave.benchmarks.peer_environment import PEER, Timing
 from notewave.benchmarks.quality import Way, ways
 from notewave.benchmarks.report import Case, Result, Spread, compare
 from notewave.benchmarks.roofline import CARDS, Product, datasheet_times, operations, products, trace, windows
 from notewave.benchmarks.speed import benchmark, launch, save_stage_plot, synthetic_song
-from notewave.benchmarks.trial import Settings, Trial
+from notewave.benchmarks.trial import Settings, StageTimer, Trial
 from notewave.errors import ArgumentError, NotewaveError, OutputError
 from notewave.export.checkpoints.diffusers import RANDOM_SIZES
 from notewave.export.material.songs import SOUNDFONT
+from notewave.session import Session
 from notewave.song.codec import EOS
 from notewave.song.midi import read_midi, tokenize
-from notewave.sound.mel import FRAMES, HOP
+from notewave.sound.mel import FRAMES, HOP, SEGMENT_SECONDS
 from notewave.sound.stream import VocoderTraits
 from notewave.synthesizer import Synthesizer
 from notewave.voice.contracts import NETWORKS, contracts
@@ -86,31 +90,80 @@ def test_every_stage_is_timed_in_every_repeat(measured: Result) -> None:
     assert (guided.settings["batch"], guided.settings["guidance"]) == (2, 2.0)
 
 
-def test_watching_leaves_the_networks_as_they_were(reference_voice: Path) -> None:
-    trial = Trial(Settings(str(reference_voice), "cpu", threads=1, steps=2), synthetic_song(5, 1))
-    before = trial.synthesizer.spectrogram(trial.song, steps=2)
-    session = trial.backend.graphs["decoder"].session
+def test_watching_leaves_the_song_as_it_was(reference_voice: Path) -> None:
+    trial = Trial(Settings(str(reference_voice), "cpu", threads=1, steps=2, guidance=2.0), synthetic_song(5, 2))
+    before = trial.synthesizer.spectrogram(trial.song, steps=2, guidance=2.0)
+    timer = StageTimer()
+    watched = trial.synthesizer.spectrogram(trial.song, steps=2, guidance=2.0, **timer.watch)
+    np.testing.assert_array_equal(watched, before)
+    runs = {"note_encoder": 2, "context_encoder": 1, "cross_attention": 2, "decoder": 4, "unconditional_decoder": 4}
+    assert {name: len(seconds) for name, seconds in timer.seconds.items()} == runs
+    assert len(timer.step_ends) == 4 and timer.step_ends == sorted(timer.step_ends)
     trial.play()
-    assert trial.backend.graphs["decoder"].session is session
-    np.testing.assert_array_equal(trial.synthesizer.spectrogram(trial.song, steps=2), before)
+    np.testing.assert_array_equal(trial.synthesizer.spectrogram(trial.song, steps=2, guidance=2.0), before)
 
 
-def test_backends_without_graphs_are_measured_by_their_slope(reference_voice: Path) -> None:
-    trial = Trial(Settings(str(reference_voice), "cpu", threads=1, steps=4), synthetic_song(20, 2))
-    trial._note_slope()
-    (step_s,), (encoders_s,) = trial.values["step_s"], trial.values["encoders_s"]
-    segment_s = trial._segment_s(trial.job)
+def test_the_overhead_of_a_step_is_what_its_networks_leave(
+    reference_voice: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(CLOCK, "now", lambda: float(next(ticks)))  # a second passes whenever it is read
+    trial = Trial(Settings(str(reference_voice), "cpu", threads=1, steps=3, guidance=2.0), synthetic_song(5, 2))
+    trial.play()
+    # From the end of a step to the next: its own reading, and two of each decoder's run, which lasts a second.
+    assert trial.values["step_s"] == [5.0, 5.0]
+    assert trial.values["decoder_s"] == trial.values["unconditional_decoder_s"] == [1.0, 1.0, 1.0]
+    assert trial.values["overhead_s"] == [3.0, 3.0]
+    assert trial.values["overhead_share"] == [0.6, 0.6]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_the_time_embedding_is_timed_though_its_schedule_is_known(steps: int, reference_voice: Path) -> None:
+    trial = Trial(Settings(str(reference_voice), "cpu", threads=1, steps=steps), synthetic_song(5, 1))
+    known = StageTimer()
+    trial.synthesizer.spectrogram(trial.song, steps=steps, **known.watch)
+    assert "time_embedding" not in known.seconds
+    for plays in (1, 2):
+        trial.play()
+        assert len(trial.values["time_embedding_s"]) == plays
+
+
+def test_backends_that_launch_by_themselves_are_measured_by_their_slope(
+    vocoded_voice: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Synthesizer.session
+
+    def unwatched(synthesizer: Synthesizer, **options: Any) -> AbstractContextManager[Session]:
+        return session(synthesizer, **options | {"on_network": None})
+
+    monkeypatch.setattr(Synthesizer, "session", unwatched)
+    trial = Trial(Settings(str(vocoded_voice), "cpu", threads=1, steps=4), synthetic_song(20, 2))
+    trial.play()
+    figures = {"load_s", "first_audio_s", "real_time_factor", "step_s", "encoders_s", "vocoder_s"}
+    assert {name for name, values in trial.values.items() if values} == figures
+    (step_s,), (encoders_s,), (vocoder_s,) = (trial.values[name] for name in ("step_s", "encoders_s", "vocoder_s"))
+    segment_s = trial._segment_s(steps=4)
     assert 0 < encoders_s + 4 * step_s < 100 * segment_s
+    assert vocoder_s > 0
 
 
 def test_batches_sing_what_each_song_alone_would(reference_voice: Path) -> None:
     settings = Settings(str(reference_voice), "cpu", threads=1, sampler="ancestral", steps=2, batch=2)
     trial = Trial(settings, synthetic_song(9, 1))
-    with trial.backend.start(trial.job) as run:
-        together = run.denoise([trial.song[0]] * 2).copy()
-    for seed, mel in enumerate(together):
-        with trial.backend.start(dataclasses.replace(trial.job, seeds=(seed,))) as run:
-            np.testing.assert_allclose(run.denoise(trial.song)[0], mel, atol=1e-4)
+    with trial.synthesizer.session(seeds=range(2), sound=False, **settings.sampling) as session:
+        (together,) = session.sing([trial.song * 2])
+    assert together.mel is not None
+    for seed, mel in enumerate(together.mel):
+        alone = trial.synthesizer.spectrogram(trial.song, seed=seed, **settings.sampling)
+        np.testing.assert_allclose(alone, mel, atol=1e-4)
+
+
+def test_songs_side_by_side_are_heard_to_their_end(vocoded_voice: Path) -> None:
+    settings = Settings(str(vocoded_voice), "cpu", threads=1, steps=2, batch=2)
+    trial = Trial(settings, synthetic_song(9, 3))
+    trial.play()
+    assert len(trial.values["vocoder_s"]) == len(trial.values["real_time_factor"]) == 1
+    assert trial.values["first_audio_s"][0] < trial.values["real_time_factor"][0] * 3 * 2 * SEGMENT_SECONDS
 
 
 def test_a_process_reports_first_audio_and_memory(reference_voice: Path) -> None:
