@@ -51,7 +51,8 @@ class Session:
     def feed(self, tokens: Sequence[Tokens], last: bool = False) -> None:
         """Begin the next segment of each song, B token arrays, the songs' ``last`` or not; does not wait.
 
-        Raises MidiError for what are no tokens, or more than the voice takes; SamplingError when given noise is used up.
+        Raises MidiError for what are no tokens, or more than the voice takes; SamplingError where no noise is left of
+        what was given.
         """
         job = self._job
         if len(tokens) != len(job.seeds):
@@ -91,6 +92,8 @@ class Session:
                 self.feed(tokens, last=index == len(songs) - 1)
                 if index:
                     yield self.take()
+            if not self._fed:
+                raise MidiError(NO_SEGMENTS)
             yield self.take()
             return
         for tokens in songs:
