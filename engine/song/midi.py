@@ -1,16 +1,14 @@
-"""MIDI to tokens: a file's bytes, pretty_midi's notes, the sustain pedal, the song's tokens.
+"""MIDI to tokens: pretty_midi's notes of a file's events, the sustain pedal, the song's tokens.
 
-A file is taken apart here because its bytes cannot be trusted: every length is checked, and whatever makes no
-sound (key signatures, texts, chunks of other programs) is passed over, however odd. Which note-off ends which
-note and which instrument a pedal belongs to is left to pretty_midi, and the pedal follows note_seq's rules: the
-notes are those of diffusers' MidiProcessor.
+Which note-off ends which note and which instrument a pedal belongs to is left to pretty_midi, and the pedal follows
+note_seq's rules: the notes are those of diffusers' MidiProcessor.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import BinaryIO, TypeAlias
@@ -24,27 +22,13 @@ from notewave.checks import is_number, quoted
 from notewave.errors import MidiError
 from notewave.song.codec import Tokens, encode_notes, limit_tokens
 from notewave.song.notes import Notes
+from notewave.song.smf import MESSAGES, Clock, Event, parse
 
 MAX_BYTES = 4 << 20  # of a file: dozens of long songs; bounds time and memory
 SUSTAIN, SUSTAIN_ON = 64, 64  # the pedal's controller and the lowest value that presses it
 
 MidiSource: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | pretty_midi.PrettyMIDI"
-_Event = tuple[int, int, int, int]  # tick, status byte, data bytes
-_Tempo = tuple[int, int]  # tick, microseconds to the quarter note
 _Floats = NDArray[np.float64]
-_Clock = Callable[[_Floats], _Floats]  # a song's own times to seconds
-
-_MESSAGES = {  # by the upper half of the status byte: mido's name
-    0x8: "note_off",
-    0x9: "note_on",
-    0xB: "control_change",
-    0xC: "program_change",
-    0xE: "pitchwheel",
-}
-_SYSTEM_DATA_BYTES = {0xF1: 1, 0xF2: 2, 0xF3: 1}  # the others have none
-_SYSEX, _ESCAPE, _META = 0xF0, 0xF7, 0xFF
-_SET_TEMPO = 0x51  # a meta event's type
-_SMPTE_RATES = {24: 24.0, 25: 25.0, 29: 30000 / 1001, 30: 30.0}  # frames a second
 
 
 def tokenize(midi: MidiSource, *, strict: bool = False, max_seconds: float = 7200.0) -> list[Tokens]:
@@ -73,7 +57,7 @@ def read_midi(midi: MidiSource) -> Notes:
     name = os.fspath(midi) or "The empty path" if isinstance(midi, (str, os.PathLike)) else "The MIDI data"
     try:
         is_read = isinstance(midi, pretty_midi.PrettyMIDI)
-        notes = _notes(midi, np.asarray) if is_read else _notes(*_parse(_load(midi)))
+        notes = _notes(midi, np.asarray) if is_read else _notes(*_song(*parse(_load(midi))))
     except OSError as error:
         raise MidiError(f"{name} cannot be opened: {error.strerror or error}. Check the path.") from error
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
@@ -96,103 +80,7 @@ def _load(midi: str | os.PathLike[str] | bytes | BinaryIO) -> bytes:
     return bytes(data)
 
 
-def _parse(data: bytes) -> tuple[pretty_midi.PrettyMIDI, _Clock]:
-    """A Standard MIDI File's song, on a clock of its own, and that clock."""
-    if data[:4] != b"MThd" or len(data) < 14:
-        raise ValueError("it does not begin with a MIDI header")
-    count, division = int.from_bytes(data[10:12], "big"), int.from_bytes(data[12:14], "big", signed=True)
-    end = 8 + int.from_bytes(data[4:8], "big")
-    tracks: list[list[_Event]] = []
-    tempos: list[_Tempo] = []
-    while len(tracks) < count:
-        kind, start = data[end : end + 4], end + 8
-        end = start + int.from_bytes(data[end + 4 : start], "big")
-        if len(data) < max(start, end):
-            raise ValueError(f"it breaks off before the end of track {len(tracks) + 1} of {count}")
-        if kind == b"MTrk":
-            events, changes = _events(data[start:end])
-            tempos = tempos if tracks else changes  # only the first track's count, as in pretty_midi
-            tracks.append(events)
-    return _song(tracks, _clock(division, tempos))
-
-
-def _events(track: bytes) -> tuple[list[_Event], list[_Tempo]]:
-    """A track's notes, programs, controllers and pitch bends, and its changes of tempo."""
-    events: list[_Event] = []
-    tempos: list[_Tempo] = []
-    at = tick = running = 0
-    try:
-        while at < len(track):
-            delta, at = _variable_length(track, at)
-            tick += delta
-            status = track[at]
-            at += status >= 0x80
-            if status < 0xF0:  # a channel's event; one that begins with a data byte repeats the last one's status
-                running = status if status >= 0x80 else running
-                size = 1 if running >> 4 in (0xC, 0xD) else 2
-                first, second = track[at], track[at + size - 1]
-                if not running or first >= 0x80 or second >= 0x80:
-                    raise ValueError(f"track byte {at} stands where no event has one")
-                at += size
-                if running >> 4 in _MESSAGES:
-                    events.append((tick, running, first, second))
-            elif status in (_SYSEX, _ESCAPE, _META):
-                meta = track[at] if status == _META else None
-                size, start = _variable_length(track, at + (status == _META))
-                at = start + size
-                if meta == _SET_TEMPO and size >= 3:
-                    tempos.append((tick, int.from_bytes(track[start : start + 3], "big")))
-            else:
-                at += _SYSTEM_DATA_BYTES.get(status, 0)
-        if at > len(track):
-            raise IndexError
-    except IndexError:
-        raise ValueError("a track ends in the middle of an event") from None
-    return events, tempos
-
-
-def _variable_length(track: bytes, at: int) -> tuple[int, int]:
-    """The number that stands at a place in one to four bytes, seven bits in each, and the place after it."""
-    value = 0
-    for place in range(at, at + 4):
-        value = value << 7 | track[place] & 0x7F
-        if track[place] < 0x80:
-            return value, place + 1
-    raise ValueError(f"the number at track byte {at} does not end")
-
-
-def _clock(division: int, tempos: Sequence[_Tempo]) -> _Clock:
-    """Ticks to seconds, in pretty_midi's arithmetic.
-
-    division is the header's: ticks to the quarter note or, if negative, SMPTE frames and ticks to the frame.
-    """
-    if division < 0:
-        rate, ticks_per_frame = -(division >> 8), division & 0xFF
-        if rate not in _SMPTE_RATES or not ticks_per_frame:
-            raise ValueError(f"its header divides time into {rate} frames of {ticks_per_frame} ticks")
-        return lambda ticks: ticks / (_SMPTE_RATES[rate] * ticks_per_frame)
-    if not division or not all(tempo for _, tempo in tempos):
-        raise ValueError("it has a quarter note of 0 ticks or 0 microseconds")
-    ticks, seconds_per_tick = [0], [60.0 / (120.0 * division)]
-    for tick, tempo in tempos:
-        scale = 60.0 / ((6e7 / tempo) * division)
-        if tick == 0:
-            seconds_per_tick = [scale]
-        elif scale != seconds_per_tick[-1]:
-            ticks.append(tick)
-            seconds_per_tick.append(scale)
-    start, scales = np.array(ticks), np.array(seconds_per_tick)
-    start_s = np.concatenate([[0.0], np.cumsum(scales[:-1] * np.diff(start))])
-
-    def seconds(times: _Floats) -> _Floats:
-        tempo = start.searchsorted(times, "right") - 1
-        result: _Floats = start_s[tempo] + scales[tempo] * (times - start[tempo])
-        return result
-
-    return seconds
-
-
-def _song(tracks: Sequence[Sequence[_Event]], clock: _Clock) -> tuple[pretty_midi.PrettyMIDI, _Clock]:
+def _song(tracks: Sequence[Sequence[Event]], clock: Clock) -> tuple[pretty_midi.PrettyMIDI, Clock]:
     """What pretty_midi makes of the events, on a clock that ticks only when something happens, and that clock.
 
     pretty_midi keeps a table of all ticks: on this clock no song is too long for it.
@@ -205,14 +93,14 @@ def _song(tracks: Sequence[Sequence[_Event]], clock: _Clock) -> tuple[pretty_mid
         track, last = file.add_track(), 0
         for tick, status, first, second in events:
             values = {"note": first, "velocity": second, "control": first, "value": second, "program": first}
-            name, delta = _MESSAGES[status >> 4], places[tick] - last
+            name, delta = MESSAGES[status >> 4], places[tick] - last
             track.append(SimpleNamespace(type=name, time=delta, channel=status & 0xF, pitch=first, **values))
             last = places[tick]
     at_s = clock(ticks)
     return pretty_midi.PrettyMIDI(mido_object=file), lambda times: at_s[times.astype(np.int64)]
 
 
-def _notes(song: pretty_midi.PrettyMIDI, clock: _Clock) -> Notes:
+def _notes(song: pretty_midi.PrettyMIDI, clock: Clock) -> Notes:
     """The notes of a song; those of pitched instruments held by their pedal."""
     tables, pedals, ends = [np.empty((0, 6))], [np.empty((0, 2))], [0.0]
     read: dict[int, _Floats] = {}  # the instruments of a channel may share one long list of controls
