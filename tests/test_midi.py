@@ -14,7 +14,7 @@ import pytest
 
 from notewave import MidiError, tokenize
 from notewave.song import codec
-from notewave.song.midi import MAX_BYTES, MidiSource, read_midi
+from notewave.song.midi import MAX_BYTES, MidiSource, read
 
 MIDI = Path(__file__).parent / "data" / "midi"
 REFERENCE = dict(np.load(MIDI / "tokens.npz"))  # what diffusers' MidiProcessor made of them, padded with 0
@@ -41,7 +41,7 @@ def played(*events: tuple[float, str, int, int], channel: int = 0) -> list[tuple
         last = tick
     buffer = io.BytesIO()
     file.save(file=buffer)
-    notes = read_midi(buffer.getvalue())
+    notes = read(buffer.getvalue())
     return sorted(
         zip(notes.onset_s.round(6).tolist(), notes.offset_s.round(6).tolist(), notes.pitch.tolist(), strict=True)
     )
@@ -62,7 +62,7 @@ def pedal(seconds: float, value: int) -> tuple[float, str, int, int]:
 @pytest.mark.parametrize("name", sorted(REFERENCE))
 def test_tokens_equal_the_reference(name: str) -> None:
     expected = [row[row != codec.PAD].tolist() for row in REFERENCE[name]]
-    assert [tokens.tolist() for tokens in codec.encode_notes(read_midi(MIDI / f"{name}.mid"))] == expected
+    assert [tokens.tolist() for tokens in codec.encode_notes(read(MIDI / f"{name}.mid"))] == expected
 
 
 def test_a_dense_segment_is_cut_with_a_warning_or_refused(caplog: pytest.LogCaptureFixture) -> None:
@@ -120,8 +120,8 @@ def test_controls_before_the_first_note_share_the_pedal_among_a_channels_program
     """pretty_midi's rule: a bend before any note makes the pedal of one program also that of the next."""
     song = NOTE + b"\x00\xb0\x40\x7f\x00\xc0\x05" + NOTE + b"\x83\x60\xb0\x40\x00" + END
     bend = b"\x00\xe0\x00\x40"
-    assert sorted(read_midi(smf(song)).offset_s.tolist()) == [1.0, 1.5]
-    assert sorted(read_midi(smf(bend + song)).offset_s.tolist()) == [1.5, 1.5]
+    assert sorted(read(smf(song)).offset_s.tolist()) == [1.0, 1.5]
+    assert sorted(read(smf(bend + song)).offset_s.tolist()) == [1.5, 1.5]
 
 
 def test_drums_do_not_heed_the_pedal() -> None:
@@ -161,7 +161,7 @@ def test_what_makes_no_sound_changes_nothing(track: bytes) -> None:
     ],
 )
 def test_odd_files_are_read(data: bytes) -> None:
-    notes = read_midi(data)
+    notes = read(data)
     assert notes.pitch.tolist() == [60]
     np.testing.assert_allclose([notes.onset_s, notes.offset_s], [[0.0], [0.5]])
 
@@ -174,7 +174,7 @@ def test_long_songs_of_many_ticks_are_read() -> None:
         track.extend([mido.Message("note_on", note=60), mido.Message("note_off", note=60, time=3_600_000)])
     buffer = io.BytesIO()
     file.save(file=buffer)
-    np.testing.assert_allclose(np.sort(read_midi(buffer.getvalue()).offset_s), 60.0 * np.arange(1, 61))
+    np.testing.assert_allclose(np.sort(read(buffer.getvalue()).offset_s), 60.0 * np.arange(1, 61))
 
 
 @pytest.mark.parametrize(

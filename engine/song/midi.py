@@ -43,7 +43,7 @@ def tokenize(midi: MidiSource, *, strict: bool = False, max_seconds: float = 720
     """
     if not is_number(max_seconds, 0, math.inf):
         raise MidiError(f"max_seconds is {quoted(max_seconds)}; it must be a number of seconds from 0 on.")
-    notes = read_midi(midi)
+    notes = read(midi)
     if not notes.seconds <= max_seconds:
         raise MidiError(
             f"The song lasts {notes.seconds:.0f} s: more than max_seconds={max_seconds:g}, by a damaged time perhaps. "
@@ -52,7 +52,7 @@ def tokenize(midi: MidiSource, *, strict: bool = False, max_seconds: float = 720
     return limit_tokens(encode_notes(notes), strict=strict)
 
 
-def read_midi(midi: MidiSource) -> Notes:
+def read(midi: MidiSource) -> Notes:
     """The notes of a song, held by the sustain pedal, their programs as in the file. Raises MidiError if none."""
     name = os.fspath(midi) or "The empty path" if isinstance(midi, (str, os.PathLike)) else "The MIDI data"
     try:
