@@ -12,7 +12,7 @@ import numpy as np
 import pretty_midi
 import pytest
 
-from notewave import MidiError, tokenize
+from notewave import ArgumentError, MidiError, tokenize
 from notewave.song import codec
 from notewave.song.midi import MAX_BYTES, MidiSource, read
 
@@ -213,7 +213,7 @@ def test_a_length_limit_is_kept() -> None:
 
 @pytest.mark.parametrize("limit", ["5", None, True, float("nan"), -1, [600]], ids=repr)
 def test_a_length_limit_is_a_number(limit: object) -> None:
-    with pytest.raises(MidiError, match="max_seconds is"):
+    with pytest.raises(ArgumentError, match="max_seconds is"):
         tokenize(smf(NOTE + END), max_seconds=limit)  # type: ignore[arg-type]
 
 
