@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import mido
@@ -15,6 +17,7 @@ import pytest
 from notewave import ArgumentError, MidiError, tokenize
 from notewave.song import codec
 from notewave.song.midi import MAX_BYTES, MidiSource, read
+from notewave.song.notes import Notes
 
 MIDI = Path(__file__).parent / "data" / "midi"
 REFERENCE = dict(np.load(MIDI / "tokens.npz"))  # what diffusers' MidiProcessor made of them, padded with 0
@@ -84,6 +87,32 @@ def test_every_kind_of_source_gives_the_same_tokens() -> None:
     sources: list[MidiSource] = [str(path), data, bytearray(data), io.BytesIO(data), pretty_midi.PrettyMIDI(str(path))]
     for source in sources:
         assert [tokens.tolist() for tokens in tokenize(source)] == expected
+
+
+def test_reading_files_needs_neither_mido_nor_pretty_midi() -> None:
+    path = str(MIDI / "sustain_pedal.mid")
+    program = (
+        "import sys, pathlib\n"
+        "sys.modules['mido'] = sys.modules['pretty_midi'] = None\n"
+        "import notewave\n"
+        f"for song in ({path!r}, pathlib.Path({path!r}).read_bytes()):\n"
+        "    print([tokens.tolist() for tokens in notewave.tokenize(song)])"
+    )
+    run = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert run.stdout.splitlines() == [str([tokens.tolist() for tokens in tokenize(path)])] * 2
+
+
+def test_notes_are_a_song_too() -> None:
+    path = MIDI / "sustain_pedal.mid"
+    notes = read(path)
+    assert read(notes) is notes
+    assert [tokens.tolist() for tokens in tokenize(notes)] == [tokens.tolist() for tokens in tokenize(path)]
+    with pytest.raises(MidiError, match="more than max_seconds=1"):
+        tokenize(notes, max_seconds=1)
+    nothing = Notes(*np.empty((6, 0)))
+    for reading in (read, tokenize):
+        with pytest.raises(MidiError, match="The note table has no notes"):
+            reading(nothing)
 
 
 def test_the_pedal_holds_notes_until_it_rises() -> None:
@@ -247,3 +276,12 @@ def test_broken_pretty_midi_objects_are_refused(attribute: str, value: object) -
     setattr(song.instruments[0].notes[0], attribute, value)
     with pytest.raises(MidiError):
         tokenize(song)
+
+
+def test_fractions_in_pretty_midi_objects_are_cut() -> None:
+    song = pretty_midi.PrettyMIDI()
+    song.instruments.append(pretty_midi.Instrument(5.5))
+    song.instruments[0].notes.append(pretty_midi.Note(90.9, 60.5, 0.25, 1.75))
+    notes = read(song)
+    assert (notes.velocity.item(), notes.pitch.item(), notes.program.item()) == (90, 60, 5)
+    assert (notes.onset_s.item(), notes.offset_s.item()) == (0.25, 1.75)

@@ -76,6 +76,9 @@ def pedal(value: int, time: int = 0) -> Event:
     return time, mido.Message("control_change", control=64, value=value)
 
 
+BEND: Event = (0, mido.Message("pitchwheel"))
+
+
 @settings(max_examples=300, deadline=None)
 @example([], [[on(), on(10), off(10), on(), off(), off(10)]], 480)  # an end at the tick of the next strike and its end
 @example([], [[on(), on(5), off(), on(5), off(), off(5)]], 480)  # what an end leaves open depends on the end before
@@ -85,6 +88,7 @@ def pedal(value: int, time: int = 0) -> Event:
 @example([], [[on(channel=1)], [off(10, channel=1)], [on(), off(10)]], 480)  # an end in another track
 @example([], [[pedal(127), on(), off(10), program(40), on(), off(10), pedal(0, 10)]], 480)  # stragglers
 @example([], [[on(), off(10), pedal(127), program(40), on(), off(10), pedal(0, 10)]], 480)  # none
+@example([], [[BEND, on(), off(10), pedal(127), program(40), on(), off(10), pedal(0, 10)]], 480)  # a bend is one, too
 @given(tempos, st.lists(tracks, max_size=3), st.sampled_from([1, 96, 480, 32767]))
 def test_notes_and_tokens_are_those_that_pretty_midi_reads(
     tempos: list[tuple[int, int]], tracks: list[list[Event]], division: int
