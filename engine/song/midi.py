@@ -84,8 +84,8 @@ def _read(song: MidiSource) -> Notes:
         return song
     # Whoever has a PrettyMIDI object has imported its module, which reading a file does not need.
     if isinstance(song, getattr(sys.modules.get("pretty_midi"), "PrettyMIDI", ())):
-        return _held(_opened(song))
-    return _held(_instruments(*parse(_load(song))))
+        return _held(_of_pretty_midi(song))
+    return _held(_of_file(*parse(_load(song))))
 
 
 def _load(song: str | os.PathLike[str] | bytes | BinaryIO) -> bytes:
@@ -101,7 +101,7 @@ def _load(song: str | os.PathLike[str] | bytes | BinaryIO) -> bytes:
     return bytes(data)
 
 
-def _opened(song: pretty_midi.PrettyMIDI) -> list[_Instrument]:
+def _of_pretty_midi(song: pretty_midi.PrettyMIDI) -> list[_Instrument]:
     """The instruments of a PrettyMIDI object."""
     pedals: dict[int, _Floats] = {}  # the instruments of a channel may share one long list of controls
     instruments = []
@@ -116,8 +116,8 @@ def _opened(song: pretty_midi.PrettyMIDI) -> list[_Instrument]:
     return instruments
 
 
-def _instruments(events: Events, clock: Clock) -> list[_Instrument]:
-    """The instruments of a file: what one program of one part plays, from the first note that ends under it."""
+def _of_file(events: Events, clock: Clock) -> list[_Instrument]:
+    """The instruments of a file: an instrument is what one program of a part plays."""
     part = _part(events)
     program = _programs(events, part)
     instrument = part << 7 | program  # of whatever happens at an event
@@ -139,8 +139,8 @@ def _instruments(events: Events, clock: Clock) -> list[_Instrument]:
 def _part(events: Events) -> _Ints:
     """The part [E] of each event: what has a program, notes that are open and controls of its own.
 
-    A part is a channel in a track. Other synthesisers give a channel one state over all tracks; this is
-    pretty_midi's rule, and so that of diffusers' tokens.
+    A part is a channel in a track. MIDI itself gives a channel one such state, whatever the tracks; that each track
+    begins with its own is pretty_midi's rule, and so that of diffusers' tokens. Only this function knows of tracks.
     """
     return events.track << 4 | events.channel
 
