@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NOTE_OFF, NOTE_ON, CONTROL, PROGRAM, BEND = 0x8, 0x9, 0xB, 0xC, 0xE  # kinds: the upper half of a status byte
-KINDS = frozenset({NOTE_OFF, NOTE_ON, CONTROL, PROGRAM, BEND})  # those that are kept
+KEPT = frozenset({NOTE_OFF, NOTE_ON, CONTROL, PROGRAM, BEND})  # those that are kept
 
 _Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
@@ -37,7 +37,7 @@ class Events:
     tick: _Ints
     track: _Ints
     channel: _Ints  # 0..15
-    kind: _Ints  # one of KINDS
+    kind: _Ints  # one of KEPT
     first: _Ints  # data byte: a note's pitch, a controller, a program
     second: _Ints  # data byte: a note's velocity, a controller's value; a program has none, its first stands again
 
@@ -83,7 +83,7 @@ def _read_track(track: bytes, ticks: array[int], messages: bytearray) -> list[_T
                 if not running or first >= 0x80 or second >= 0x80:
                     raise ValueError(f"track byte {at} stands where no event has one")
                 at = last + 1
-                if running >> 4 in KINDS:
+                if running >> 4 in KEPT:
                     ticks.append(tick)
                     messages += bytes((running, first, second))
                 continue
