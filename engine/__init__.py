@@ -20,7 +20,8 @@ if TYPE_CHECKING:
         TrainingError,
         VoiceError,
     )
-    from notewave.song.midi import tokenize
+    from notewave.song.midi import read, tokenize
+    from notewave.song.notes import Notes
     from notewave.sound.audio import Audio
     from notewave.synthesizer import Synthesizer
     from notewave.voice.folder import Voice, bundled_voices
@@ -30,6 +31,7 @@ __all__ = [
     "Audio",
     "BackendError",
     "MidiError",
+    "Notes",
     "NotewaveError",
     "OutputError",
     "SamplingError",
@@ -39,6 +41,7 @@ __all__ = [
     "Voice",
     "VoiceError",
     "bundled_voices",
+    "read",
     "tokenize",
 ]
 __version__ = "0.1.0"
@@ -48,6 +51,8 @@ _HOMES = {
     "Synthesizer": "synthesizer",
     "Voice": "voice.folder",
     "bundled_voices": "voice.folder",
+    "Notes": "song.notes",
+    "read": "song.midi",
     "tokenize": "song.midi",
 }
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from notewave.backends.protocol import Pending, Run
 from notewave.checks import as_array, quoted
-from notewave.errors import ArgumentError, MidiError
+from notewave.errors import ArgumentError, MidiError, SamplingError
+from notewave.sampling.job import Job
 from notewave.song.codec import EOS, EVENT_END, MAX_TOKENS, Tokens
 from notewave.sound.mel import MELS, FloatArray, from_network
 from notewave.sound.stream import Vocode, VocoderStream, VocoderTraits
@@ -39,21 +40,27 @@ class Session:
     """
 
     def __init__(
-        self, run: Run, voice: Voice, batch: int, *, mel: bool, sound: bool, vocoder: Vocoder | None = None
+        self, run: Run, voice: Voice, job: Job, *, mel: bool, sound: bool, vocoder: Vocoder | None = None
     ) -> None:
         """mel, sound: what is asked of every segment. vocoder: one on the host, in the place of the voice's own."""
-        self._run, self._voice, self._batch, self._mel, self._sound = run, voice, batch, mel, sound
-        self._sounding = run if vocoder is None else HostSound(run, batch, *vocoder)
+        self._run, self._voice, self._job, self._mel, self._sound = run, voice, job, mel, sound
+        self._sounding = run if vocoder is None else HostSound(run, len(job.seeds), *vocoder)
         self._fed = 0  # segments
         self._asked: deque[tuple[Pending | None, Pending | None]] = deque()
 
     def feed(self, tokens: Sequence[Tokens], last: bool = False) -> None:
         """Begin the next segment of each song, B token arrays, the songs' ``last`` or not; does not wait.
 
-        Raises MidiError for what are no tokens, or more than the voice takes.
+        Raises MidiError for what are no tokens, or more than the voice takes; SamplingError where no noise is left of
+        what was given.
         """
-        if len(tokens) != self._batch:
-            raise ArgumentError(f"{len(tokens)} token arrays were fed for {self._batch} songs. Give one for each.")
+        job = self._job
+        if len(tokens) != len(job.seeds):
+            raise ArgumentError(f"{len(tokens)} token arrays were fed for {len(job.seeds)} songs. Give one for each.")
+        if job.noise is not None and len(job.noise) < (self._fed + 1) * job.table.draws:
+            raise SamplingError(
+                f"there is noise for {self._fed} segments, and none for another. Give {job.table.draws} draws for each."
+            )
         self._run.submit([check_tokens(one, self._fed, self._voice) for one in tokens])
         self._fed += 1
         mel = self._run.mel() if self._mel else None
@@ -85,6 +92,8 @@ class Session:
                 self.feed(tokens, last=index == len(songs) - 1)
                 if index:
                     yield self.take()
+            if not self._fed:
+                raise MidiError(NO_SEGMENTS)
             yield self.take()
             return
         for tokens in songs:

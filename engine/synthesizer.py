@@ -129,7 +129,7 @@ class Synthesizer:
     def _open(self, job: Job, mel: bool, sound: bool) -> Iterator[Session]:
         vocoder = self._vocoder() if sound and self._griffin_lim is not None else None
         with self._backend.start(job) as run:
-            yield Session(run, self.voice, len(job.seeds), mel=mel, sound=sound, vocoder=vocoder)
+            yield Session(run, self.voice, job, mel=mel, sound=sound, vocoder=vocoder)
 
     def _stream(self, songs: Iterable[Sequence[Tokens]], job: Job) -> Iterator[Audio]:
         with self._open(job, mel=False, sound=True) as session:

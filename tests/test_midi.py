@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import mido
@@ -12,9 +14,10 @@ import numpy as np
 import pretty_midi
 import pytest
 
-from notewave import MidiError, tokenize
+from notewave import ArgumentError, MidiError, tokenize
 from notewave.song import codec
-from notewave.song.midi import MAX_BYTES, MidiSource, read_midi
+from notewave.song.midi import MAX_BYTES, MidiSource, read
+from notewave.song.notes import Notes
 
 MIDI = Path(__file__).parent / "data" / "midi"
 REFERENCE = dict(np.load(MIDI / "tokens.npz"))  # what diffusers' MidiProcessor made of them, padded with 0
@@ -41,7 +44,7 @@ def played(*events: tuple[float, str, int, int], channel: int = 0) -> list[tuple
         last = tick
     buffer = io.BytesIO()
     file.save(file=buffer)
-    notes = read_midi(buffer.getvalue())
+    notes = read(buffer.getvalue())
     return sorted(
         zip(notes.onset_s.round(6).tolist(), notes.offset_s.round(6).tolist(), notes.pitch.tolist(), strict=True)
     )
@@ -62,7 +65,7 @@ def pedal(seconds: float, value: int) -> tuple[float, str, int, int]:
 @pytest.mark.parametrize("name", sorted(REFERENCE))
 def test_tokens_equal_the_reference(name: str) -> None:
     expected = [row[row != codec.PAD].tolist() for row in REFERENCE[name]]
-    assert [tokens.tolist() for tokens in codec.encode_notes(read_midi(MIDI / f"{name}.mid"))] == expected
+    assert [tokens.tolist() for tokens in codec.encode_notes(read(MIDI / f"{name}.mid"))] == expected
 
 
 def test_a_dense_segment_is_cut_with_a_warning_or_refused(caplog: pytest.LogCaptureFixture) -> None:
@@ -84,6 +87,32 @@ def test_every_kind_of_source_gives_the_same_tokens() -> None:
     sources: list[MidiSource] = [str(path), data, bytearray(data), io.BytesIO(data), pretty_midi.PrettyMIDI(str(path))]
     for source in sources:
         assert [tokens.tolist() for tokens in tokenize(source)] == expected
+
+
+def test_reading_files_needs_neither_mido_nor_pretty_midi() -> None:
+    path = str(MIDI / "sustain_pedal.mid")
+    program = (
+        "import sys, pathlib\n"
+        "sys.modules['mido'] = sys.modules['pretty_midi'] = None\n"
+        "import notewave\n"
+        f"for song in ({path!r}, pathlib.Path({path!r}).read_bytes()):\n"
+        "    print([tokens.tolist() for tokens in notewave.tokenize(song)])"
+    )
+    run = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert run.stdout.splitlines() == [str([tokens.tolist() for tokens in tokenize(path)])] * 2
+
+
+def test_notes_are_a_song_too() -> None:
+    path = MIDI / "sustain_pedal.mid"
+    notes = read(path)
+    assert read(notes) is notes
+    assert [tokens.tolist() for tokens in tokenize(notes)] == [tokens.tolist() for tokens in tokenize(path)]
+    with pytest.raises(MidiError, match="more than max_seconds=1"):
+        tokenize(notes, max_seconds=1)
+    nothing = Notes(*np.empty((6, 0)))
+    for reading in (read, tokenize):
+        with pytest.raises(MidiError, match="The note table has no notes"):
+            reading(nothing)
 
 
 def test_the_pedal_holds_notes_until_it_rises() -> None:
@@ -120,8 +149,8 @@ def test_controls_before_the_first_note_share_the_pedal_among_a_channels_program
     """pretty_midi's rule: a bend before any note makes the pedal of one program also that of the next."""
     song = NOTE + b"\x00\xb0\x40\x7f\x00\xc0\x05" + NOTE + b"\x83\x60\xb0\x40\x00" + END
     bend = b"\x00\xe0\x00\x40"
-    assert sorted(read_midi(smf(song)).offset_s.tolist()) == [1.0, 1.5]
-    assert sorted(read_midi(smf(bend + song)).offset_s.tolist()) == [1.5, 1.5]
+    assert sorted(read(smf(song)).offset_s.tolist()) == [1.0, 1.5]
+    assert sorted(read(smf(bend + song)).offset_s.tolist()) == [1.5, 1.5]
 
 
 def test_drums_do_not_heed_the_pedal() -> None:
@@ -161,7 +190,7 @@ def test_what_makes_no_sound_changes_nothing(track: bytes) -> None:
     ],
 )
 def test_odd_files_are_read(data: bytes) -> None:
-    notes = read_midi(data)
+    notes = read(data)
     assert notes.pitch.tolist() == [60]
     np.testing.assert_allclose([notes.onset_s, notes.offset_s], [[0.0], [0.5]])
 
@@ -174,7 +203,7 @@ def test_long_songs_of_many_ticks_are_read() -> None:
         track.extend([mido.Message("note_on", note=60), mido.Message("note_off", note=60, time=3_600_000)])
     buffer = io.BytesIO()
     file.save(file=buffer)
-    np.testing.assert_allclose(np.sort(read_midi(buffer.getvalue()).offset_s), 60.0 * np.arange(1, 61))
+    np.testing.assert_allclose(np.sort(read(buffer.getvalue()).offset_s), 60.0 * np.arange(1, 61))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +242,7 @@ def test_a_length_limit_is_kept() -> None:
 
 @pytest.mark.parametrize("limit", ["5", None, True, float("nan"), -1, [600]], ids=repr)
 def test_a_length_limit_is_a_number(limit: object) -> None:
-    with pytest.raises(MidiError, match="max_seconds is"):
+    with pytest.raises(ArgumentError, match="max_seconds is"):
         tokenize(smf(NOTE + END), max_seconds=limit)  # type: ignore[arg-type]
 
 
@@ -247,3 +276,12 @@ def test_broken_pretty_midi_objects_are_refused(attribute: str, value: object) -
     setattr(song.instruments[0].notes[0], attribute, value)
     with pytest.raises(MidiError):
         tokenize(song)
+
+
+def test_fractions_in_pretty_midi_objects_are_cut() -> None:
+    song = pretty_midi.PrettyMIDI()
+    song.instruments.append(pretty_midi.Instrument(5.5))
+    song.instruments[0].notes.append(pretty_midi.Note(90.9, 60.5, 0.25, 1.75))
+    notes = read(song)
+    assert (notes.velocity.item(), notes.pitch.item(), notes.program.item()) == (90, 60, 5)
+    assert (notes.onset_s.item(), notes.offset_s.item()) == (0.25, 1.75)

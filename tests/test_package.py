@@ -2,14 +2,75 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 import zipfile
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = {"engine": "notewave", "kernels": "notewave.kernels", "export": "notewave.export"}
+FOLDERS |= {"benchmarks": "notewave.benchmarks"}
+ROOMS = (  # from the ground up; a module belongs to the first that its name begins with
+    ("notewave.errors", "notewave.checks", "notewave.files"),
+    ("notewave.kernels",),
+    ("notewave.sound",),
+    ("notewave.song",),
+    ("notewave.sampling",),
+    ("notewave.voice",),
+    ("notewave.backends.protocol", "notewave.backends.executor"),
+    ("notewave.backends.device",),
+    ("notewave.backends.gpu",),
+    ("notewave.backends.trt",),
+    ("notewave.backends.ort",),
+    ("notewave.backends.choose",),
+    ("notewave.session",),
+    ("notewave.synthesizer",),
+    ("notewave.export.networks", "notewave.export.vocoders"),
+    ("notewave.export.checkpoints",),
+    ("notewave.export.graphs",),
+    ("notewave.export.plans",),
+    ("notewave.export.convert",),
+    ("notewave.export.material",),
+    ("notewave.export.training",),
+    ("notewave.benchmarks",),
+    ("notewave.cli",),
+)
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package, by name, but the package's own, which imports nothing until a name is asked for."""
+    found = {}
+    for folder, package in FOLDERS.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            name = ".".join([package, *(part for part in parts if part != "__init__")])
+            if name != "notewave":
+                found[name] = ast.parse(path.read_text())
+                found[name].path = str(path)
+    return found
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Modules that a module imports anywhere in it; of ``from a import b`` both a and a.b."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def room(name: str) -> tuple[str, ...]:
+    """The room of a module; packages that only hold rooms are on the ground."""
+    if name in ("notewave.backends", "notewave.export"):
+        return ROOMS[0]
+    return next(rooms for rooms in ROOMS if name.startswith(rooms))
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +113,36 @@ def test_rendering_imports_no_torch(vocoded_voice: Path, midi_folder: Path) -> N
 
 
 def test_imports_point_one_way() -> None:
-    """kernels <- engine <- export <- benchmarks; only the command reaches back, when asked."""
-    forbidden = {"kernels": ("export", "benchmarks"), "engine": ("export", "benchmarks"), "export": ("benchmarks",)}
-    for folder, others in forbidden.items():
-        for path in (ROOT / folder).rglob("*.py"):
-            lines = path.read_text().splitlines()
-            for other in others:
-                start = f"from notewave.{other}", f"import notewave.{other}"
-                assert not [line for line in lines if line.startswith(start)], f"{path} imports {other}"
+    """A room imports only from below, and no modules import each other in a circle, also not inside functions."""
+    trees = modules()
+    imports = {name: imported(tree) & trees.keys() for name, tree in trees.items()}
+    assert len(imports) > 60, "all modules were found"
+    for name, others in imports.items():
+        for other in others:
+            own, theirs = room(name), room(other)
+            assert own == theirs or ROOMS.index(theirs) < ROOMS.index(own), f"{name} imports {other}, which is above it"
+    try:
+        tuple(TopologicalSorter(imports).static_order())
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
+
+
+def test_the_gpu_s_backend_knows_no_engine() -> None:
+    """Whatever runs networks there stands behind ``executor``, and is named in rooms of its own."""
+    for path in (ROOT / "engine" / "backends" / "gpu").glob("*.py"):
+        assert not re.search(r"tensorrt|onnx|\btrt\b|\bort\b", path.read_text(), re.I), path.name
+
+
+def test_modules_and_functions_fit_a_reader() -> None:
+    """400 lines a module, 60 a function: what needs more says why, in a comment that begins with "long:"."""
+    for name, tree in modules().items():
+        path = Path(tree.path)
+        text = path.read_text().splitlines()
+        assert len(text) <= 400 or "# long:" in "\n".join(text[:40]), f"{name} has {len(text)} lines"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = text[node.lineno - 1 : node.end_lineno]
+                assert len(lines) <= 60 or any("# long:" in line for line in lines), f"{name}.{node.name}: {len(lines)}"
 
 
 def test_every_error_is_public() -> None:

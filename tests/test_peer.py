@@ -17,7 +17,7 @@ from notewave.benchmarks.peer_environment import PEER, Timing
 from notewave.benchmarks.report import Result, Spread
 from notewave.benchmarks.speed import synthetic_song
 from notewave.errors import NotewaveError
-from notewave.song.midi import read_midi, tokenize
+from notewave.song.midi import read, tokenize
 from notewave.voice.folder import Voice
 
 DATA = Path(__file__).parent / "data"
@@ -78,7 +78,7 @@ def test_tokens_are_compared_on_one_song_of_the_stated_size(
     for name in ("a.mid", "b.mid"):
         peer.write_song(tmp_path / name)
     assert (tmp_path / "a.mid").read_bytes() == (tmp_path / "b.mid").read_bytes()
-    notes = read_midi(tmp_path / "a.mid")
+    notes = read(tmp_path / "a.mid")
     assert len(notes) == peer.SONG_NOTES and 0.99 < notes.seconds / peer.SONG_SECONDS <= 1
     with pytest.raises(NotewaveError, match="are not those of diffusers"):
         peer.token_cases(Tokeniser(wrong=True), tmp_path / "a.mid", repeat=1)

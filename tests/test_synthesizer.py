@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pretty_midi
 import pytest
 
 import notewave
@@ -118,6 +120,18 @@ def test_midi_and_its_tokens_render_alike(synthesizer: Synthesizer, midi_folder:
     np.testing.assert_array_equal(synthesizer.spectrogram(notewave.tokenize(song), **QUICK), from_file)
     np.testing.assert_array_equal(synthesizer.spectrogram(song.read_bytes(), **QUICK), from_file)
     assert from_file.shape == (FRAMES * len(notewave.tokenize(song)), MELS)
+
+
+def test_notes_are_sung_as_the_file_they_were_read_from(singer: Synthesizer, midi_folder: Path) -> None:
+    path = midi_folder / "sustain_pedal.mid"
+    expected = singer.render(path, **QUICK).samples
+    for song in (notewave.read(path), notewave.Notes(**vars(notewave.read(path))), pretty_midi.PrettyMIDI(str(path))):
+        np.testing.assert_array_equal(singer.render(song, **QUICK).samples, expected)
+    notes = notewave.read(path)
+    lower = dataclasses.replace(notes, pitch=notes.pitch - 1)
+    assert not np.array_equal(singer.render(lower, **QUICK).samples, expected)
+    with pytest.raises(MidiError, match="no notes"):
+        singer.stream(notewave.Notes(*([] for _ in vars(notes))))
 
 
 def test_synthesizers_over_one_voice_share_it(reference_voice: Path) -> None:
@@ -250,6 +264,17 @@ def test_mels_of_any_length_and_float_are_sung(singer: Synthesizer) -> None:
 def test_bad_arguments_are_refused(reference_voice: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(notewave.NotewaveError):
         Synthesizer(reference_voice, **{"backend": "cpu", **arguments})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"threads": 0}, {"provider_options": 5}, {"provider_options": {"a": []}}, {"vocoder": "none"}, {"backend": "gpu"}],
+    ids=repr,
+)
+def test_an_argument_that_cannot_be_is_an_argument_error(reference_voice: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(notewave.ArgumentError):
+        Synthesizer(reference_voice, **arguments)
+    assert issubclass(SamplingError, notewave.ArgumentError) and issubclass(notewave.ToolError, notewave.NotewaveError)
 
 
 def test_numbers_of_numpy_are_taken(reference_voice: Path, synthesizer: Synthesizer) -> None:

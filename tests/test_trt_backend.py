@@ -206,7 +206,8 @@ def test_the_vocoder_sounds_a_segment_while_the_next_is_denoised(
         later = run.mel()
         del device.launches[:]
         audio = backend.vocode(mel, 5)
-        assert device.launches == ["upload", "network", "download"]  # the segment submitted before still waits
+        launches = device.launches  # the segment submitted before still waits
+        assert len(launches) == 3 and launches.index("upload") < launches.index("network") < launches.index("download")
         assert np.isfinite(later.result()).all()
     assert audio.shape == (1, FRAMES * HOP)
     np.testing.assert_allclose(audio, cpu.vocode(mel, 5), rtol=0, atol=1e-5)

@@ -1,65 +1,55 @@
-"""MIDI to tokens: a file's bytes, pretty_midi's notes, the sustain pedal, the song's tokens.
+"""Songs to notes and tokens: files, by pretty_midi's rules of which note-off ends which note, and the sustain pedal.
 
-A file is taken apart here because its bytes cannot be trusted: every length is checked, and whatever makes no
-sound (key signatures, texts, chunks of other programs) is passed over, however odd. Which note-off ends which
-note and which instrument a pedal belongs to is left to pretty_midi, and the pedal follows note_seq's rules: the
-notes are those of diffusers' MidiProcessor.
+The rules are pretty_midi's for notes, programs and controls, and note_seq's for the pedal: the notes are those of
+diffusers' MidiProcessor.
+
+Shapes: E events of a file, of all its tracks in order of time; n notes, m pedal movements of an instrument.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
-import mido
 import numpy as np
-import pretty_midi
 from numpy.typing import NDArray
 
 from notewave.checks import is_number, quoted
-from notewave.errors import MidiError
+from notewave.errors import ArgumentError, MidiError
 from notewave.song.codec import Tokens, encode_notes, limit_tokens
 from notewave.song.notes import Notes
+from notewave.song.smf import BEND, CONTROL, NOTE_OFF, NOTE_ON, PROGRAM, Clock, Events, parse
+
+if TYPE_CHECKING:
+    import pretty_midi
 
 MAX_BYTES = 4 << 20  # of a file: dozens of long songs; bounds time and memory
 SUSTAIN, SUSTAIN_ON = 64, 64  # the pedal's controller and the lowest value that presses it
+DRUMS = 9  # the channel whose notes are drums, counted from 0
 
-MidiSource: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | pretty_midi.PrettyMIDI"
-_Event = tuple[int, int, int, int]  # tick, status byte, data bytes
-_Tempo = tuple[int, int]  # tick, microseconds to the quarter note
+MidiSource: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | pretty_midi.PrettyMIDI | Notes"
 _Floats = NDArray[np.float64]
-_Clock = Callable[[_Floats], _Floats]  # a song's own times to seconds
-
-_MESSAGES = {  # by the upper half of the status byte: mido's name
-    0x8: "note_off",
-    0x9: "note_on",
-    0xB: "control_change",
-    0xC: "program_change",
-    0xE: "pitchwheel",
-}
-_SYSTEM_DATA_BYTES = {0xF1: 1, 0xF2: 2, 0xF3: 1}  # the others have none
-_SYSEX, _ESCAPE, _META = 0xF0, 0xF7, 0xFF
-_SET_TEMPO = 0x51  # a meta event's type
-_SMPTE_RATES = {24: 24.0, 25: 25.0, 29: 30000 / 1001, 30: 30.0}  # frames a second
+_Ints = NDArray[np.int64]
+_Instrument = tuple[_Floats, _Floats]  # notes [n, 6], columns as in Notes; pedal [m, 2]: time in s, value
 
 
-def tokenize(midi: MidiSource, *, strict: bool = False, max_seconds: float = 7200.0) -> list[Tokens]:
+def tokenize(song: MidiSource, *, strict: bool = False, max_seconds: float = 7200.0) -> list[Tokens]:
     """The tokens of a song: int32 [N] for each segment of 5.12 s, unpadded, N at most 2048, ending in EOS (1).
 
-    midi is a path, a file's bytes, a binary file or a PrettyMIDI object. A segment of more than 2048 tokens
-    loses its last events with a warning, or raises with ``strict``. Songs longer than ``max_seconds`` are
-    refused: one damaged time can make hours of silence. Raises MidiError for whatever cannot be made into tokens.
+    song is whatever ``read`` takes. A segment of more than 2048 tokens loses its last events with a warning, or
+    raises with ``strict``. Songs longer than ``max_seconds`` are refused: one damaged time can make hours of
+    silence. Raises MidiError for whatever cannot be made into tokens, ArgumentError if max_seconds is no number.
 
     The tokens are those of diffusers' MidiProcessor, save that drums after the last note of a pedal that never
     rises keep their time; there they are squeezed into the segment of that note, beyond its end.
     """
     if not is_number(max_seconds, 0, math.inf):
-        raise MidiError(f"max_seconds is {quoted(max_seconds)}; it must be a number of seconds from 0 on.")
-    notes = read_midi(midi)
+        raise ArgumentError(f"max_seconds is {quoted(max_seconds)}; it must be a number of seconds from 0 on.")
+    notes = read(song)
     if not notes.seconds <= max_seconds:
         raise MidiError(
             f"The song lasts {notes.seconds:.0f} s: more than max_seconds={max_seconds:g}, by a damaged time perhaps. "
@@ -68,173 +58,178 @@ def tokenize(midi: MidiSource, *, strict: bool = False, max_seconds: float = 720
     return limit_tokens(encode_notes(notes), strict=strict)
 
 
-def read_midi(midi: MidiSource) -> Notes:
-    """The notes of a song, held by the sustain pedal, their programs as in the file. Raises MidiError if none."""
-    name = os.fspath(midi) or "The empty path" if isinstance(midi, (str, os.PathLike)) else "The MIDI data"
+def read(song: MidiSource) -> Notes:
+    """The notes of a song, held by the sustain pedal, their programs as in the file.
+
+    song is a MIDI file's path or bytes, a binary file, a PrettyMIDI object, or notes, which are returned as they
+    are. Raises MidiError for what cannot be read and where there is no note.
+    """
+    if isinstance(song, (str, os.PathLike)):
+        name = os.fspath(song) or "The empty path"
+    else:
+        name = "The note table" if isinstance(song, Notes) else "The MIDI data"
     try:
-        is_read = isinstance(midi, pretty_midi.PrettyMIDI)
-        notes = _notes(midi, np.asarray) if is_read else _notes(*_parse(_load(midi)))
+        notes = _read(song)
     except OSError as error:
         raise MidiError(f"{name} cannot be opened: {error.strerror or error}. Check the path.") from error
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise MidiError(f"{name} cannot be read as MIDI: {error}. Export it anew or choose another.") from error
     if not len(notes):
-        raise MidiError(f"{name} has no notes: nothing in it sounds. Check that it is the file you meant.")
+        raise MidiError(f"{name} has no notes: nothing in it sounds. Check that it is the song you meant.")
     return notes
 
 
-def _load(midi: str | os.PathLike[str] | bytes | BinaryIO) -> bytes:
-    if isinstance(midi, (str, os.PathLike)):
-        with Path(midi).open("rb") as file:
+def _read(song: MidiSource) -> Notes:
+    if isinstance(song, Notes):
+        return song
+    # Whoever has a PrettyMIDI object has imported its module, which reading a file does not need.
+    if isinstance(song, getattr(sys.modules.get("pretty_midi"), "PrettyMIDI", ())):
+        return _held(_of_pretty_midi(song))
+    return _held(_of_file(*parse(_load(song))))
+
+
+def _load(song: str | os.PathLike[str] | bytes | BinaryIO) -> bytes:
+    if isinstance(song, (str, os.PathLike)):
+        with Path(song).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     else:
-        data = midi.read(MAX_BYTES + 1) if hasattr(midi, "read") else midi
+        data = song.read(MAX_BYTES + 1) if hasattr(song, "read") else song
     if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise TypeError(f"a {type(midi).__name__} is no path, bytes, binary file or PrettyMIDI object")
+        raise TypeError(f"a {type(song).__name__} is no path, bytes, binary file, PrettyMIDI object or Notes")
     if len(data) > MAX_BYTES:
         raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
     return bytes(data)
 
 
-def _parse(data: bytes) -> tuple[pretty_midi.PrettyMIDI, _Clock]:
-    """A Standard MIDI File's song, on a clock of its own, and that clock."""
-    if data[:4] != b"MThd" or len(data) < 14:
-        raise ValueError("it does not begin with a MIDI header")
-    count, division = int.from_bytes(data[10:12], "big"), int.from_bytes(data[12:14], "big", signed=True)
-    end = 8 + int.from_bytes(data[4:8], "big")
-    tracks: list[list[_Event]] = []
-    tempos: list[_Tempo] = []
-    while len(tracks) < count:
-        kind, start = data[end : end + 4], end + 8
-        end = start + int.from_bytes(data[end + 4 : start], "big")
-        if len(data) < max(start, end):
-            raise ValueError(f"it breaks off before the end of track {len(tracks) + 1} of {count}")
-        if kind == b"MTrk":
-            events, changes = _events(data[start:end])
-            tempos = tempos if tracks else changes  # only the first track's count, as in pretty_midi
-            tracks.append(events)
-    return _song(tracks, _clock(division, tempos))
-
-
-def _events(track: bytes) -> tuple[list[_Event], list[_Tempo]]:
-    """A track's notes, programs, controllers and pitch bends, and its changes of tempo."""
-    events: list[_Event] = []
-    tempos: list[_Tempo] = []
-    at = tick = running = 0
-    try:
-        while at < len(track):
-            delta, at = _variable_length(track, at)
-            tick += delta
-            status = track[at]
-            at += status >= 0x80
-            if status < 0xF0:  # a channel's event; one that begins with a data byte repeats the last one's status
-                running = status if status >= 0x80 else running
-                size = 1 if running >> 4 in (0xC, 0xD) else 2
-                first, second = track[at], track[at + size - 1]
-                if not running or first >= 0x80 or second >= 0x80:
-                    raise ValueError(f"track byte {at} stands where no event has one")
-                at += size
-                if running >> 4 in _MESSAGES:
-                    events.append((tick, running, first, second))
-            elif status in (_SYSEX, _ESCAPE, _META):
-                meta = track[at] if status == _META else None
-                size, start = _variable_length(track, at + (status == _META))
-                at = start + size
-                if meta == _SET_TEMPO and size >= 3:
-                    tempos.append((tick, int.from_bytes(track[start : start + 3], "big")))
-            else:
-                at += _SYSTEM_DATA_BYTES.get(status, 0)
-        if at > len(track):
-            raise IndexError
-    except IndexError:
-        raise ValueError("a track ends in the middle of an event") from None
-    return events, tempos
-
-
-def _variable_length(track: bytes, at: int) -> tuple[int, int]:
-    """The number that stands at a place in one to four bytes, seven bits in each, and the place after it."""
-    value = 0
-    for place in range(at, at + 4):
-        value = value << 7 | track[place] & 0x7F
-        if track[place] < 0x80:
-            return value, place + 1
-    raise ValueError(f"the number at track byte {at} does not end")
-
-
-def _clock(division: int, tempos: Sequence[_Tempo]) -> _Clock:
-    """Ticks to seconds, in pretty_midi's arithmetic.
-
-    division is the header's: ticks to the quarter note or, if negative, SMPTE frames and ticks to the frame.
-    """
-    if division < 0:
-        rate, ticks_per_frame = -(division >> 8), division & 0xFF
-        if rate not in _SMPTE_RATES or not ticks_per_frame:
-            raise ValueError(f"its header divides time into {rate} frames of {ticks_per_frame} ticks")
-        return lambda ticks: ticks / (_SMPTE_RATES[rate] * ticks_per_frame)
-    if not division or not all(tempo for _, tempo in tempos):
-        raise ValueError("it has a quarter note of 0 ticks or 0 microseconds")
-    ticks, seconds_per_tick = [0], [60.0 / (120.0 * division)]
-    for tick, tempo in tempos:
-        scale = 60.0 / ((6e7 / tempo) * division)
-        if tick == 0:
-            seconds_per_tick = [scale]
-        elif scale != seconds_per_tick[-1]:
-            ticks.append(tick)
-            seconds_per_tick.append(scale)
-    start, scales = np.array(ticks), np.array(seconds_per_tick)
-    start_s = np.concatenate([[0.0], np.cumsum(scales[:-1] * np.diff(start))])
-
-    def seconds(times: _Floats) -> _Floats:
-        tempo = start.searchsorted(times, "right") - 1
-        result: _Floats = start_s[tempo] + scales[tempo] * (times - start[tempo])
-        return result
-
-    return seconds
-
-
-def _song(tracks: Sequence[Sequence[_Event]], clock: _Clock) -> tuple[pretty_midi.PrettyMIDI, _Clock]:
-    """What pretty_midi makes of the events, on a clock that ticks only when something happens, and that clock.
-
-    pretty_midi keeps a table of all ticks: on this clock no song is too long for it.
-    """
-    ticks = np.unique(np.array([event[0] for track in tracks for event in track], np.float64))
-    places = {tick: place for place, tick in enumerate(ticks.tolist())}
-    file = mido.MidiFile(ticks_per_beat=1)
-    file.add_track().append(mido.MetaMessage("set_tempo", tempo=1_000_000))  # a tick a second
-    for events in filter(None, tracks):  # pretty_midi takes no empty track
-        track, last = file.add_track(), 0
-        for tick, status, first, second in events:
-            values = {"note": first, "velocity": second, "control": first, "value": second, "program": first}
-            name, delta = _MESSAGES[status >> 4], places[tick] - last
-            track.append(SimpleNamespace(type=name, time=delta, channel=status & 0xF, pitch=first, **values))
-            last = places[tick]
-    at_s = clock(ticks)
-    return pretty_midi.PrettyMIDI(mido_object=file), lambda times: at_s[times.astype(np.int64)]
-
-
-def _notes(song: pretty_midi.PrettyMIDI, clock: _Clock) -> Notes:
-    """The notes of a song; those of pitched instruments held by their pedal."""
-    tables, pedals, ends = [np.empty((0, 6))], [np.empty((0, 2))], [0.0]
-    read: dict[int, _Floats] = {}  # the instruments of a channel may share one long list of controls
+def _of_pretty_midi(song: pretty_midi.PrettyMIDI) -> list[_Instrument]:
+    """The instruments of a PrettyMIDI object."""
+    pedals: dict[int, _Floats] = {}  # the instruments of a channel may share one long list of controls
+    instruments = []
     for instrument in song.instruments:
         kind = instrument.program, instrument.is_drum
         notes = [(note.start, note.end, note.pitch, note.velocity, *kind) for note in instrument.notes]
-        table = np.array(notes, np.float64).reshape(-1, 6)
-        table[:, :2] = clock(table[:, :2])
         controls = instrument.control_changes
-        if id(controls) not in read:
-            changes = [(x.time, x.value) for x in controls if x.number == SUSTAIN]
-            read[id(controls)] = np.array(changes, np.float64).reshape(-1, 2)
-            read[id(controls)][:, 0] = clock(read[id(controls)][:, 0])
-        pedal = read[id(controls)]
-        ends += [pedal[:, 0].max(initial=0.0), 0.0 if instrument.is_drum else table[:, 1].max(initial=0.0)]
+        if id(controls) not in pedals:
+            moves = [(x.time, x.value) for x in controls if x.number == SUSTAIN]
+            pedals[id(controls)] = np.array(moves, np.float64).reshape(-1, 2)
+        instruments.append((np.array(notes, np.float64).reshape(-1, 6), pedals[id(controls)]))
+    return instruments
+
+
+def _of_file(events: Events, clock: Clock) -> list[_Instrument]:
+    """The instruments of a file: an instrument is what one program of a part plays."""
+    part = _part(events)
+    program = _programs(events, part)
+    instrument = part << 7 | program  # of whatever happens at an event
+    struck, ended = _pairs(events, part)
+    by_instrument = np.lexsort((ended, instrument[ended]))
+    struck, ended = struck[by_instrument], ended[by_instrument]
+    keys, starts = np.unique(instrument[ended], return_index=True)
+    if not len(keys):
+        return []
+    moves, bounds = _pedals(events, part, instrument, keys, ended[starts])
+    at_s = clock(events.tick.astype(np.float64))
+    columns = at_s[struck], at_s[ended], events.first[struck], events.second[struck], program[ended]
+    notes = np.column_stack([*columns, events.channel[ended] == DRUMS])
+    pedal = np.column_stack([at_s[moves], events.second[moves]])
+    tables = np.split(notes, starts[1:])
+    return [(table, pedal[start:end]) for table, (start, end) in zip(tables, bounds.tolist(), strict=True)]
+
+
+def _part(events: Events) -> _Ints:
+    """The part [E] of each event: what has a program, notes that are open and controls of its own.
+
+    A part is a channel in a track. MIDI itself gives a channel one such state, whatever the tracks; that each track
+    begins with its own is pretty_midi's rule, and so that of diffusers' tokens. Only this function knows of tracks.
+    """
+    return events.track << 4 | events.channel
+
+
+def _programs(events: Events, part: _Ints) -> _Ints:
+    """The program [E] of each event's part at that event: that of its last change, 0 before any."""
+    order = np.argsort(part, kind="stable")  # a part's events stay in order of time
+    is_change = events.kind[order] == PROGRAM
+    set_anew = is_change | (np.diff(part[order], prepend=-1) != 0)
+    last = np.maximum.accumulate(np.where(set_anew, np.arange(len(order)), 0))
+    program = np.empty_like(part)
+    program[order] = np.where(is_change, events.first[order], 0)[last]
+    return program
+
+
+def _pairs(events: Events, part: _Ints) -> tuple[_Ints, _Ints]:
+    """The events that strike and end each note; notes that nothing ends are dropped.
+
+    A note-off ends every open note of its part and pitch, save those struck at its own tick: these it leaves open
+    if it ended another, and drops if it did not.
+    """
+    row = np.flatnonzero((events.kind == NOTE_ON) | (events.kind == NOTE_OFF))
+    key = part[row] << 7 | events.first[row]
+    order = np.argsort(key, kind="stable")  # a key's events stay in order of time
+    row, key = row[order], np.append(key[order], -1)  # the last one stands for a note-off that is nobody's
+    tick = np.append(events.tick[row], -1)
+    is_on = (events.kind[row] == NOTE_ON) & (events.second[row] > 0)
+    on, off = np.flatnonzero(is_on), np.flatnonzero(np.append(~is_on, True))
+
+    following = off.searchsorted(on)  # of each note-on: which note-off comes next
+    has_off = key[off[following]] == key[on]
+    on, following = on[has_off], following[has_off]
+    same_tick = tick[off[following]] == tick[on]
+
+    # Of each note-off: whether notes were struck since the last one, before its tick and at it.
+    before, at_it = np.zeros((2, len(off)), np.bool_)
+    before[following[~same_tick]] = True
+    at_it[following[same_tick]] = True
+    later = (np.diff(key[off], prepend=-1) == 0) & (np.diff(tick[off], prepend=-1) > 0)  # than its key's last note-off
+    # One leaves notes open if some were struck at it, and it ends others: from before, or that the last one left open.
+    depends = at_it & ~before & later
+    decided = np.maximum.accumulate(np.where(depends, 0, np.arange(len(off))))
+    leaves = (at_it & before)[decided]
+
+    left = same_tick & leaves[following]
+    following = following + left
+    is_ended = ~same_tick | left & later[following]
+    return row[on[is_ended]], row[off[following[is_ended]]]
+
+
+def _pedals(events: Events, part: _Ints, instrument: _Ints, keys: _Ints, born: _Ints) -> tuple[_Ints, _Ints]:
+    """The sustain pedal of each instrument: moves, which are events, and between which of them [., 2] its own lie.
+
+    keys are the instruments' in rising order, born the events of their first notes' ends. A control or bend is its
+    instrument's; before that is born it is its part's, and whatever is born later in a part that has such strays
+    shares them, and those to come, in the place of controls of its own.
+    """
+    control = np.flatnonzero((events.kind == CONTROL) | (events.kind == BEND))
+    place = np.minimum(keys.searchsorted(instrument[control]), len(keys) - 1)
+    is_born = (keys[place] == instrument[control]) & (born[place] < control)
+    stray = control[~is_born]
+    first_stray = np.full(part.max() + 1, len(part))
+    np.minimum.at(first_stray, part[stray], stray)
+
+    of_part = keys >> 7
+    owner = np.where(born > first_stray[of_part], -1 - of_part, np.arange(len(keys)))  # parts count down from -1
+    owner_of_control = np.where(is_born, owner[place], -1 - part[control])
+    is_pedal = (events.kind[control] == CONTROL) & (events.first[control] == SUSTAIN)
+    moves, owner_of_move = control[is_pedal], owner_of_control[is_pedal]
+    order = np.argsort(owner_of_move, kind="stable")
+    bounds = [owner_of_move[order].searchsorted(owner, side) for side in ("left", "right")]
+    return moves[order], np.stack(bounds, axis=1)
+
+
+def _held(instruments: Iterable[_Instrument]) -> Notes:
+    """A song of all instruments; the notes of the pitched ones held by their pedal."""
+    tables, pedals, ends = [np.empty((0, 6))], [np.empty((0, 2))], [0.0]
+    for table, pedal in instruments:
+        is_drum = bool(table[:, 5].any())
+        ends += [pedal[:, 0].max(initial=0.0), 0.0 if is_drum else table[:, 1].max(initial=0.0)]
         tables.append(table)
-        pedals.append(pedal[:0] if instrument.is_drum else pedal)
+        pedals.append(pedal[:0] if is_drum else pedal)
     end_s = max(ends)
     held = np.concatenate([_hold(*one, end_s) for one in zip(tables, pedals, strict=True)])
     if not np.isfinite(held).all():
         raise ValueError("a note's time, pitch, velocity or program is no number")
-    return Notes(*held.T)
+    # A PrettyMIDI object may have fractions in the place of whole numbers: they are cut, as a file could not hold them.
+    columns = *held[:, :2].T, *np.trunc(held[:, 2:5]).T, held[:, 5] != 0
+    return Notes(*columns)
 
 
 def _hold(table: _Floats, pedal: _Floats, end_s: float) -> _Floats:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-if TYPE_CHECKING:
-    from notewave.backends.device.driver import CudaDevice
+from notewave.backends.device.driver import CudaDevice
 
 ALIGNMENT = 256  # bytes: what TensorRT asks of its memory, and more than 128-bit access does
 
