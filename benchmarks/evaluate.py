@@ -33,7 +33,7 @@ from notewave.benchmarks.judges import (
     patches,
     seam_score,
 )
-from notewave.benchmarks.report import machine, text_table, voice_sha256
+from notewave.benchmarks.report import check_counts, machine, text_table, voice_sha256
 from notewave.errors import MidiError, OutputError, ToolError
 from notewave.export.material.excerpts import HELD_OUT, held_out_tokens
 from notewave.export.material.songs import SEGMENT_SAMPLES, SOUNDFONT, fluidsynth
@@ -155,8 +155,10 @@ def evaluate(
 
     The first ``max_segments`` segments of each song count. The folder ``out`` gets report.json and each song's picture:
     FluidSynth's mel and the voice's. soundfont: what FluidSynth plays on. voice, backend, threads, vocoder, options: as
-    in ``Synthesizer`` and its ``render``. Raises ToolError when a tool is missing, and what those raise.
+    in ``Synthesizer`` and its ``render``. Raises ToolError when a tool is missing, ArgumentError for no segments,
+    and what those raise.
     """
+    check_counts(segments=max_segments)
     check_tools(soundfont)
     if out is not None:
         _make_folder(out)

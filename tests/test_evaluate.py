@@ -8,7 +8,7 @@ import pytest
 
 from notewave.benchmarks import judges
 from notewave.benchmarks.evaluate import evaluate
-from notewave.errors import MidiError, OutputError, ToolError
+from notewave.errors import ArgumentError, MidiError, OutputError, ToolError
 from notewave.export.material.excerpts import HELD_OUT, held_out_tokens
 from notewave.export.material.pieces import CORPUS_WEIGHTS
 from notewave.export.material.songs import SOUNDFONT
@@ -195,6 +195,11 @@ def test_a_missing_tool_is_named_with_its_cure(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ModuleNotFoundError, match="onnxruntime"):  # which the command says how to install
         judges.Transcriber()
+
+
+def test_no_segments_cannot_be_judged():
+    with pytest.raises(ArgumentError, match="0 segments"):
+        evaluate("band", max_segments=0)
 
 
 @needs_fluidsynth
