@@ -38,9 +38,10 @@ def _open(name: str, voice: Voice, threads: int | None, options: dict[str, Any])
     if name == "tensorrt":
         from notewave.backends.trt.backend import open_tensorrt
 
+        backend = open_tensorrt(voice, options)
         if threads is not None:
             log.warning("threads=%d is of no use to backend tensorrt, which runs on the GPU", threads)
-        return open_tensorrt(voice, options)
+        return backend
     from notewave.backends.ort.backend import OrtBackend
 
     return OrtBackend(voice, name, threads, options)
