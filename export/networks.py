@@ -255,3 +255,32 @@ class SpectrogramDiffusion(nn.Module):
         keys_values = list(self.cross_attention(self.note_encoder(tokens), self.context_encoder(context)))
         keys_values[1::2] = [values * conditioned[:, None, None, None] for values in keys_values[1::2]]
         return self.decoder(x, self.time_embedding(time), masked_bias(keep), *keys_values)
+
+
+def modules(model: SpectrogramDiffusion) -> dict[str, nn.Module]:
+    """The module behind each network but the vocoder; the unconditional decoder is the decoder without keys."""
+    names = ("note_encoder", "context_encoder", "cross_attention", "time_embedding", "decoder")
+    return {name: model.get_submodule(name) for name in names} | {"unconditional_decoder": model.decoder}
+
+
+def realistic_inputs(model: SpectrogramDiffusion, tokens: int = 200) -> dict[str, tuple[Tensor, ...]]:
+    """Inputs of every network as a render would give them: seeded random tokens [1, N], mel, noise and noise times."""
+    generator = torch.Generator().manual_seed(0)
+    size = model.size
+    ids = torch.randint(1, size.vocabulary, (1, tokens), generator=generator, dtype=torch.int32)
+    mel = torch.rand(1, size.frames, size.mels, generator=generator) * 2 - 1
+    x = torch.randn(1, size.frames, size.mels, generator=generator)
+    times = torch.tensor([0.05, 0.5, 0.95])
+    keep = torch.ones(1, tokens + size.frames, dtype=torch.bool)
+    keep[:, tokens - 8 : tokens] = False
+    with torch.inference_mode():
+        memory = (model.note_encoder(ids), model.context_encoder(mel))
+        film = model.time_embedding(times)[1:2]
+        return {
+            "note_encoder": (ids,),
+            "context_encoder": (mel,),
+            "cross_attention": memory,
+            "time_embedding": (times,),
+            "decoder": (x, film, masked_bias(keep), *model.cross_attention(*memory)),
+            "unconditional_decoder": (x, film),
+        }

@@ -24,7 +24,7 @@ from notewave.benchmarks.quality import Way, ways
 from notewave.benchmarks.report import Case, Result, Spread, compare
 from notewave.benchmarks.roofline import CARDS, Product, operations, predict, products, trace, windows
 from notewave.errors import NotewaveError, OutputError, SamplingError
-from notewave.export.checkpoints.diffusers import RANDOM_SIZES
+from notewave.export.checkpoints.seeded import RANDOM_SIZES
 from notewave.export.material.songs import SOUNDFONT
 from notewave.song.codec import EOS
 from notewave.song.midi import read_midi, tokenize

@@ -13,19 +13,12 @@ import torch
 from torch import nn
 
 from notewave.errors import VoiceError
+from notewave.export.graphs.vocoder import adopt_onnx_vocoder, export_vocoder_onnx, receptive_field
 from notewave.export.material.pieces import as_notes
 from notewave.export.material.songs import SEGMENT_SAMPLES, Song, save_song
 from notewave.export.training.config import VocoderTraining
 from notewave.export.training.vocoder import Crops, Recording, Trainer, load_recordings, log_mel, train_vocoder
-from notewave.export.vocoders import (
-    MelGAN,
-    Tonewheel,
-    adopt_onnx_vocoder,
-    export_vocoder_onnx,
-    load_vocoder,
-    receptive_field,
-    save_vocoder,
-)
+from notewave.export.vocoders import MelGAN, Tonewheel, load_vocoder, save_vocoder
 from notewave.song.codec import encode_notes
 from notewave.sound.mel import FRAMES, HOP, MELS
 from notewave.sound.mel import log_mel as reference_log_mel
