@@ -79,7 +79,7 @@ class Judge:
         """Raises what ``evaluate`` raises."""
         from notewave.benchmarks.evaluate import check_tools, play_reference, song_tokens
         from notewave.benchmarks.judges import PitchedNotes, Transcriber
-        from notewave.export.material.songs import SOUNDFONT
+        from notewave.export.material.fluidsynth import SOUNDFONT
 
         check_tools(SOUNDFONT)
         self.transcriber = Transcriber()

@@ -25,7 +25,7 @@ from notewave.benchmarks.report import Case, Result, Spread, compare
 from notewave.benchmarks.roofline import CARDS, Product, operations, predict, products, trace, windows
 from notewave.errors import NotewaveError, OutputError, SamplingError
 from notewave.export.checkpoints.seeded import RANDOM_SIZES
-from notewave.export.material.songs import SOUNDFONT
+from notewave.export.material.fluidsynth import SOUNDFONT
 from notewave.song.codec import EOS
 from notewave.song.midi import read_midi, tokenize
 from notewave.sound.mel import FRAMES, HOP

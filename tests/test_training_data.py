@@ -5,29 +5,21 @@ import numpy as np
 import pytest
 
 from notewave.errors import TrainingError
-from notewave.export.material.pieces import (
-    HELD_OUT_SCORES,
-    PIANO,
-    PROGRAMS,
-    Instrument,
-    as_notes,
-    band,
-    compose,
-    corpus_paths,
-    held_out,
-    medley,
-)
+from notewave.export.material.fluidsynth import SOUNDFONT
+from notewave.export.material.pieces import PIANO, PROGRAMS, Instrument, as_notes, band, compose
+from notewave.export.material.scores import HELD_OUT_SCORES, corpus_paths, medley
 from notewave.export.material.songs import (
     SEGMENT_SAMPLES,
-    SOUNDFONT,
+    Data,
     Segments,
     Song,
+    held_out,
     load_song,
     make_data,
     render_song,
     save_song,
 )
-from notewave.export.training.config import CONFIGS, Data, load_config, parse_config
+from notewave.export.training.config import CONFIGS, load_config, parse_config
 from notewave.export.training.symbolic import (
     PARTS,
     part_rolls,

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from notewave.errors import TrainingError, VoiceError
 from notewave.export.material.pieces import PIANO, compose
-from notewave.export.material.songs import SEGMENT_SAMPLES, Song, load_song, save_song
+from notewave.export.material.songs import SEGMENT_SAMPLES, Data, Song, load_song, save_song
 from notewave.export.networks import SpectrogramDiffusion
-from notewave.export.training.config import Config, Data, Stage
+from notewave.export.training.config import Config, Stage
 from notewave.export.training.diffusion import MelBatch, predict
 from notewave.export.training.loop import plain_state, scale_queries
 from notewave.export.training.pairs import make_pairs

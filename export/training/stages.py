@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from notewave.errors import VoiceError
 from notewave.export.graphs.restore import restore_voice
-from notewave.export.material.pieces import held_out
-from notewave.export.material.songs import HELD_OUT_SECONDS, Segments, load_song
+from notewave.export.material.songs import HELD_OUT_SECONDS, Segments, held_out, load_song
 from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.config import Config, Stage
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE, MelBatch, mel_batch, mel_loss, mel_scores
