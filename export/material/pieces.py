@@ -24,8 +24,8 @@ DRUM_KEYS = {
     "fill": (41, 43, 45, 47, 48, 50, 49, 57),
 }
 
-# Bars of music: (onset, duration) in beats and pitch
-Event = tuple[float, float, int]
+Row = tuple[float, float, int, int, bool]  # of a song: onset and offset in s, pitch, program, is drum
+Event = tuple[float, float, int]  # of a bar: onset and duration in beats, pitch
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def band(rng: np.random.Generator) -> tuple[Instrument, ...]:
 
 def compose(rng: np.random.Generator, ensemble: Sequence[Instrument], seconds: float) -> Notes:
     """A procedural piece of about the given length: sections of 8 to 30 s in changing keys, tempi and textures."""
-    rows: list[tuple[float, float, int, int, bool]] = []
+    rows: list[Row] = []
     start = 0.0
     while start < seconds:
         beat_s = 60.0 / rng.uniform(50, 190)
@@ -93,7 +93,7 @@ def compose(rng: np.random.Generator, ensemble: Sequence[Instrument], seconds: f
     return as_notes([row for row in rows if row[0] < seconds])
 
 
-def as_notes(rows: Sequence[tuple[float, float, int, int, bool]]) -> Notes:
+def as_notes(rows: Sequence[Row]) -> Notes:
     """Rows as a table on the 10 ms grid, each note cut where its key sounds anew."""
     steps = sorted((round(on * STEPS_PER_SECOND), round(off * STEPS_PER_SECOND), *key) for on, off, *key in rows)
     last: dict[tuple[object, ...], int] = {}  # key to index of its latest note

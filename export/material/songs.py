@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from notewave.export.material.fluidsynth import fluidsynth
+from notewave.export.material.fluidsynth import check_fluidsynth, fluidsynth
 from notewave.export.material.pieces import PIANO, as_notes, band, compose
-from notewave.export.material.scores import HELD_OUT_SCORES, medley, score_notes
+from notewave.export.material.scores import HELD_OUT_SCORES, medley, music21, score_notes
 from notewave.files import atomic_file
 from notewave.song.codec import MAX_TOKENS, PROGRAM, encode_notes
 from notewave.song.notes import Notes
@@ -100,11 +100,17 @@ def held_out(index: int, seconds: float, bands: bool = False) -> Notes:
 
 
 def make_data(folder: Path, data: Data, processes: int = 1) -> None:
-    """Render the songs that the folder still lacks, as ``train-00000.npz`` ... and ``heldout-00000.npz`` ..."""
+    """Render the songs that the folder still lacks, as ``train-00000.npz`` ... and ``heldout-00000.npz`` ...
+
+    Raises ToolError where FluidSynth, its soundfont or music21 is missing, before anything is rendered.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [(folder / f"heldout-{index:05d}.npz", index, True) for index in range(data.held_out_songs)]
     wanted += [(folder / f"train-{index:05d}.npz", index, False) for index in range(data.songs)]
     missing = [song for song in wanted if not song[0].exists()]
+    if missing:
+        check_fluidsynth()
+        music21()
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         for (path, _, _), said in zip(missing, pool.map(partial(_make_file, data), missing), strict=True):
             log.info("%s: %s", path.name, said)

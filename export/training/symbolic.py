@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from notewave.export.material.pieces import DRUM_KEYS, PIANO, PROGRAMS, as_notes, band, compose
+from notewave.export.material.pieces import DRUM_KEYS, PIANO, PROGRAMS, Row, as_notes, band, compose
 from notewave.export.networks import RMSNorm, SpectrogramDiffusion, masked_bias, split_heads
 from notewave.song.codec import DRUM, PAD, PITCH, PROGRAM, SHIFT, STEPS_PER_SECOND, TIE, VELOCITY, encode_notes
 from notewave.song.notes import Notes
@@ -62,7 +62,7 @@ def random_voices(rng: np.random.Generator, seconds: float, programs: Sequence[i
 
     Where there are several programs, one voice may be random drums.
     """
-    rows: list[tuple[float, float, int, int, bool]] = []
+    rows: list[Row] = []
     if len(programs) > 1 and rng.random() < 0.5:
         times = np.cumsum(rng.exponential(np.exp(rng.uniform(np.log(0.08), np.log(0.6))), int(seconds / 0.1)))
         keys = rng.choice([key for kind in DRUM_KEYS.values() for key in kind], int(rng.integers(1, 6)))
