@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from notewave.export.material.pieces import DRUM_KEYS, PIANO, PROGRAMS, Row, as_notes, band, compose
-from notewave.export.networks import RMSNorm, SpectrogramDiffusion, masked_bias, split_heads
+from notewave.export.networks import RMSNorm, SpectrogramDiffusion, in_pairs, masked_bias, split_heads
 from notewave.song.codec import DRUM, PAD, PITCH, PROGRAM, SHIFT, STEPS_PER_SECOND, TIE, VELOCITY, encode_notes
 from notewave.song.notes import Notes
 from notewave.sound.mel import FRAMES, SEGMENT_SECONDS
@@ -194,11 +194,8 @@ def symbolic_forward(
     keys_values = [split_heads(F.linear(notes, weight), size.heads) for weight in rows]
     film = model.time_embedding(torch.ones(1, device=noise.device))
     frames = offsets[:, None] + torch.arange(noise.shape[1], device=noise.device)
-    x = model.decoder.input(noise) + model.decoder.positions[frames]
     mask = masked_bias(tokens != PAD)
-    for index, layer in enumerate(model.decoder.layers[:SYMBOLIC_LAYERS]):
-        x = layer(x, film[:, index], (keys_values[2 * index], keys_values[2 * index + 1]), mask)
-    x = heads.frame_norm(x)
+    x = heads.frame_norm(model.decoder.walk(noise, film, mask, in_pairs(keys_values), frames, SYMBOLIC_LAYERS))
     pitches, parts = heads.frames(x).unflatten(-1, (2, PITCHES)), heads.parts(x).unflatten(-1, (PARTS, PITCHES))
     return pitches, parts, heads.tokens(notes)
 
