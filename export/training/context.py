@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from notewave.export.networks import SpectrogramDiffusion, masked_bias, modulate
+from notewave.export.networks import SpectrogramDiffusion, masked_bias
 from notewave.song.codec import EOS, PAD
 
 EOS_LOGIT, NOTES_LOGIT, CONTEXT_LOGIT = 8.0, -12.0, -14.0  # of a context head: late in a segment it rests on EOS,
@@ -46,10 +47,41 @@ def attend_to_context(model: SpectrogramDiffusion, tokens: Tensor, context: Tens
     the frames that need it, and adds nothing until training has learned how.
     """
     size, head = model.size, model.size.heads - 1
-    rows = slice(head * size.head_width, (head + 1) * size.head_width)
     notes, frames = model.note_encoder(tokens), model.context_encoder(context)
-    age = torch.arange(size.frames - 1, -1, -1, device=tokens.device)
-    early = torch.exp(-torch.arange(size.frames, device=tokens.device) / EARLY_FRAMES)
+    fit = _fit(tokens, context, notes, frames, size.head_width)
+    parts = model.cross_attention.projection.weight.chunk(2 * size.decoder_layers)
+    film = model.time_embedding(torch.ones(1, device=tokens.device))
+    layers: Any = model.decoder.layers
+
+    def turn(index: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn a layer's heads, for the frames that come to it; its keys and values then."""
+        layer, values = layers[index], parts[2 * index + 1]
+        normed = layer.cross_norm(layer.attend_to_itself(hidden, film[:, index]))
+        keys = parts[2 * index].unflatten(0, (size.heads, -1))
+        mean_query = layer.cross_queries(normed).mean(dim=(0, 1)).unflatten(0, (size.heads, -1))
+        keys += (mean_query / mean_query.square().sum(dim=1, keepdim=True))[..., None] * fit.away
+        if index >= first_layer:
+            rows = slice(head * size.head_width, (head + 1) * size.head_width)
+            _bring_context(layer, rows, normed, keys[head], values[rows], fit)
+        return model.cross_attention(notes, frames)[2 * index : 2 * index + 2]
+
+    seen = torch.cat([tokens != PAD, torch.ones_like(context[..., 0], dtype=torch.bool)], dim=1)
+    model.decoder.walk(torch.randn_like(context), film, masked_bias(seen), turn)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What heads are set to, as weights of the encoders' D dimensions."""
+
+    always: Tensor  # [D], keys of the context head: it rests on EOS
+    at_first: Tensor  # [D], on top of them in the first frames: it attends to the context's end
+    away: Tensor  # [D], keys of all other heads: away from the context
+    mel: Tensor  # [K - 1, D], values: the mel of a context frame, by its principal components
+    end: Tensor  # [D], what EOS is encoded as
+
+
+def _fit(tokens: Tensor, context: Tensor, notes: Tensor, frames: Tensor, head_width: int) -> _Fit:
+    """Fit the weights to tokens [B, N], context mel [B, T, M] and their encodings [B, N, D] and [B, T, D]."""
     memory = torch.cat([notes, frames], dim=1)
     seen = torch.cat([tokens != PAD, torch.ones_like(context[..., 0], dtype=torch.bool)], dim=1)
 
@@ -57,41 +89,36 @@ def attend_to_context(model: SpectrogramDiffusion, tokens: Tensor, context: Tens
         """Weights that give each token and each context frame its logit."""
         return _least_squares(memory[seen], torch.cat([of_tokens, of_frames.expand(len(tokens), -1)], dim=1)[seen])
 
-    nothing, ones = torch.zeros_like(tokens, dtype=frames.dtype), torch.ones_like(early)
-    always = key(torch.where(tokens == EOS, EOS_LOGIT, NOTES_LOGIT), CONTEXT_LOGIT * ones)
-    at_first = key(nothing, END_LOGIT * torch.exp(-age / END_FRAMES))
-    away = key(nothing, AWAY_LOGIT * ones)
+    age = torch.arange(context.shape[1] - 1, -1, -1, device=tokens.device)
+    nothing, ones = torch.zeros_like(tokens, dtype=frames.dtype), torch.ones(context.shape[1], device=tokens.device)
     ends, others = notes[tokens == EOS], notes[(tokens != PAD) & (tokens != EOS)]
-    end = ends.mean(dim=0)
-    mel = _principal_components(context.flatten(0, 1), size.head_width - 1) * MEL_GAIN
+    mel = _principal_components(context.flatten(0, 1), head_width - 1) * MEL_GAIN
     vectors = torch.cat([frames.flatten(0, 1), END_WEIGHT * ends, NOTES_WEIGHT * others])
-    brought = _least_squares(vectors, F.pad(mel, (0, 0, 0, len(ends) + len(others))), ridge=1e-9).T
-    parts = model.cross_attention.projection.weight.chunk(2 * size.decoder_layers)
-    mask = masked_bias(seen)
-    hidden = model.decoder.input(torch.randn_like(context)) + model.decoder.positions
-    film = model.time_embedding(torch.ones(1, device=tokens.device))
-    layers: Any = model.decoder.layers
-    for index, layer in enumerate(layers):
-        attended = hidden + layer.attention(modulate(layer.attention_norm(hidden), film[:, index, 0]))
-        normed = layer.cross_norm(attended)
-        keys = parts[2 * index].unflatten(0, (size.heads, -1))
-        mean_query = layer.cross_queries(normed).mean(dim=(0, 1)).unflatten(0, (size.heads, -1))
-        keys += (mean_query / mean_query.square().sum(dim=1, keepdim=True))[..., None] * away
-        if index >= first_layer:
-            queries = torch.randn(size.head_width, size.width, device=normed.device) * 0.02
-            weight = (1 + EARLY_WEIGHT * early).sqrt().expand(len(tokens), -1)
-            rated = (normed * weight[..., None]).flatten(0, 1)
-            queries[:2] = torch.stack([_least_squares(rated, (wanted * weight).flatten()) for wanted in (ones, early)])
-            unscale = math.sqrt(size.head_width) if hasattr(layer.cross_queries, "parametrizations") else 1.0
-            _trained_weight(layer.cross_queries)[rows] = queries * unscale
-            keys[head] = torch.randn_like(queries) * 0.02
-            keys[head, :2] = torch.stack([always, at_first])
-            rest = layer.cross_out.weight[:, rows] @ (parts[2 * index + 1][rows] @ end)
-            parts[2 * index + 1][rows] = torch.cat([brought, end[None] / end.square().sum()])
-            layer.cross_out.weight[:, rows] = 0.0  # the mel is at hand, but says nothing yet
-            layer.cross_out.weight[:, rows][:, -1] = rest  # resting on EOS adds what it did
-        pair = model.cross_attention(notes, frames)[2 * index : 2 * index + 2]
-        hidden = layer(hidden, film[:, index], pair, mask)
+    return _Fit(
+        always=key(torch.where(tokens == EOS, EOS_LOGIT, NOTES_LOGIT), CONTEXT_LOGIT * ones),
+        at_first=key(nothing, END_LOGIT * torch.exp(-age / END_FRAMES)),
+        away=key(nothing, AWAY_LOGIT * ones),
+        mel=_least_squares(vectors, F.pad(mel, (0, 0, 0, len(ends) + len(others))), ridge=1e-9).T,
+        end=ends.mean(dim=0),
+    )
+
+
+def _bring_context(layer: Any, rows: slice, normed: Tensor, keys: Tensor, values: Tensor, fit: _Fit) -> None:
+    """Make a layer's head of these rows a context head, with its keys and values [K, D], for frames [B, T, D]."""
+    early = torch.exp(-torch.arange(normed.shape[1], device=normed.device) / EARLY_FRAMES)
+    weight = (1 + EARLY_WEIGHT * early).sqrt().expand(len(normed), -1)
+    rated = (normed * weight[..., None]).flatten(0, 1)
+    wanted = (torch.ones_like(early), early)
+    queries = torch.randn(keys.shape, device=normed.device) * 0.02
+    queries[:2] = torch.stack([_least_squares(rated, (each * weight).flatten()) for each in wanted])
+    unscale = math.sqrt(len(keys)) if hasattr(layer.cross_queries, "parametrizations") else 1.0
+    _trained_weight(layer.cross_queries)[rows] = queries * unscale
+    keys.copy_(torch.randn_like(queries) * 0.02)
+    keys[:2] = torch.stack([fit.always, fit.at_first])
+    rest = layer.cross_out.weight[:, rows] @ (values @ fit.end)
+    values.copy_(torch.cat([fit.mel, fit.end[None] / fit.end.square().sum()]))
+    layer.cross_out.weight[:, rows] = 0.0  # the mel is at hand, but says nothing yet
+    layer.cross_out.weight[:, rows][:, -1] = rest  # resting on EOS adds what it did
 
 
 def _least_squares(vectors: Tensor, wanted: Tensor, ridge: float = 1e-4) -> Tensor:

@@ -52,6 +52,7 @@ from notewave.song.codec import (
     VELOCITY,
 )
 from notewave.sound.mel import HOP, SAMPLE_RATE
+from notewave.voice.contracts import Dimensions
 
 FRAMES_PER_STEP = SAMPLE_RATE / HOP / STEPS_PER_SECOND  # frames in one shift step
 COPYING_HEADS = 4  # of the note encoder's first layer
@@ -62,8 +63,10 @@ MIN_WIDTH, MIN_HEADS, MIN_HEAD_WIDTH = 256, 4, 64
 
 @torch.no_grad()
 def structure(model: SpectrogramDiffusion, symbolic_layers: int = 2) -> None:
-    """Set a model's weights to the structured start, the first ``symbolic_layers`` decoder layers in full."""
-    _plain(model)
+    """Set a model's weights to the structured start, the first ``symbolic_layers`` decoder layers in full.
+
+    Raises TrainingError where the networks are too small for it.
+    """
     size = model.size
     if (
         size.width < MIN_WIDTH
@@ -74,6 +77,7 @@ def structure(model: SpectrogramDiffusion, symbolic_layers: int = 2) -> None:
         raise TrainingError(
             "the structured start needs width 256, 4 heads of 64 and 2 note-encoder layers, or more of each."
         )
+    _plain(model)
     _embed_tokens(model)
     _encode_notes(model)
     _embed_frames(model)
@@ -120,10 +124,20 @@ def _embed_tokens(model: SpectrogramDiffusion) -> None:
 
 def _encode_notes(model: SpectrogramDiffusion) -> None:
     """Layer 0: preceding shift's time, velocity and program; layer 1: the note-off's time."""
-    size, width = model.size, model.size.width
-    first = norm_gain(width, 2 * CODE_POWER + 2 * MARK**2)  # order and content codes, constant and mark
-    second = norm_gain(width, 4.5 * CODE_POWER + 2 * MARK**2)  # a pitch that has its time, velocity and program
-    every = np.arange(24)
+    layers: Any = model.note_encoder.layers
+    _copy_preceding(layers[0].attention, model.size)
+    _tell_held_notes(layers[0].attention, model.size)
+    _pair_notes(layers[1].attention, model.size)
+
+
+def _token_gain(width: int) -> float:
+    """Of the norm of a token that no layer has added to: order and content codes, constant and mark."""
+    return norm_gain(width, 2 * CODE_POWER + 2 * MARK**2)
+
+
+def _copy_preceding(attention: Any, size: Dimensions) -> None:
+    """The first heads of layer 0 copy to each token the time, velocity and program that were said last."""
+    width, gain = size.width, _token_gain(size.width)
 
     def preceding(slope: float) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
         return lambda d: np.where(d > 0, -slope * np.log1p(np.maximum(d - 1, 0) / 8), -60.0)
@@ -131,8 +145,6 @@ def _encode_notes(model: SpectrogramDiffusion) -> None:
     def near(d: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.where(d == 0, 0.0, np.where(d > 0, 3 / (1 + (d / 8) ** 2), 0.5 / (1 + (d / 6) ** 2)) + 0.005)
 
-    layers: Any = model.note_encoder.layers
-    attention = layers[0].attention
     others = (Slots.IS_SHIFT, Slots.IS_VELOCITY, Slots.IS_PITCH, Slots.IS_PROGRAM, Slots.IS_TIE)
     copies = (
         (Slots.TIME, 40.0, {Slots.IS_SHIFT: 110.0, Slots.IS_TIE: 110.0}),
@@ -140,10 +152,9 @@ def _encode_notes(model: SpectrogramDiffusion) -> None:
         # of one instrument alone, only the first note has the program before it
         (Slots.PROGRAM, 20.0, {**dict.fromkeys(others, -90.0), Slots.IS_PROGRAM: 110.0}),
     )
-    gain = 1.0 / first
     for head, (source, slope, marks) in enumerate(copies):
-        logits = Head(width, size.head_width, first, first)
-        logits.difference(Slots.ORDER, Slots.ORDER, ORDER_FREQUENCIES, every, preceding(slope), REACH, near)
+        logits = Head(width, size.head_width, gain, gain)
+        logits.difference(Slots.ORDER, Slots.ORDER, ORDER_FREQUENCIES, np.arange(24), preceding(slope), REACH, near)
         logits.marks(Slots.CONST, marks)
         own = np.zeros((1, width))
         own[0, Slots.IS_EOS] = math.sqrt(150.0) / MARK
@@ -151,25 +162,40 @@ def _encode_notes(model: SpectrogramDiffusion) -> None:
         set_head(attention, head, logits)
         values, outputs = np.zeros((size.head_width, width)), np.zeros((width, size.head_width))
         span = source.stop - source.start
-        values[np.arange(span), np.arange(source.start, source.stop)] = gain
+        values[np.arange(span), np.arange(source.start, source.stop)] = 1.0 / gain
         outputs[np.arange(source.start, source.stop), np.arange(span)] = 1.0
         if source == Slots.PROGRAM:
             outputs *= math.sqrt(0.5)
         set_values(attention, head, values, outputs)
 
-    # A note that the tie follows is held from before; the times and velocities copied to it are those of notes to come,
-    # so this must be louder. All others attend to the end, from which they learn nothing.
-    logits = Head(width, size.head_width, first, first)
-    logits.difference(
-        Slots.ORDER, Slots.ORDER, ORDER_FREQUENCIES, every, lambda d: np.where(d < 0, 0.0, -60.0), REACH, _near_zero
-    )
+
+def _tell_held_notes(attention: Any, size: Dimensions) -> None:
+    """The last of the copying heads of layer 0 tells notes that the tie follows that they are held from before.
+
+    The times and velocities copied to them are those of notes to come, so this must be louder. All others attend to
+    the end, from which they learn nothing.
+    """
+    width, gain = size.width, _token_gain(size.width)
+
+    def following(d: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(d < 0, 0.0, -60.0)
+
+    logits = Head(width, size.head_width, gain, gain)
+    logits.difference(Slots.ORDER, Slots.ORDER, ORDER_FREQUENCIES, np.arange(24), following, REACH, _near_zero)
     logits.marks(Slots.CONST, {Slots.IS_TIE: 60.0, Slots.IS_EOS: 30.0})
     set_head(attention, COPYING_HEADS - 1, logits)
     values, outputs = np.zeros((size.head_width, width)), np.zeros((width, size.head_width))
-    values[0, Slots.IS_TIE] = 2 * gain / MARK
+    values[0, Slots.IS_TIE] = 2 * (1.0 / gain) / MARK
     outputs[Slots.TIME, 0] = code(np.full((), HELD_TIME), TIME_FREQUENCIES)
     outputs[Slots.SIGN, 0] = math.sqrt(CODE_POWER)
     set_values(attention, COPYING_HEADS - 1, values, outputs)
+
+
+def _pair_notes(attention: Any, size: Dimensions) -> None:
+    """A head of layer 1 pairs each pitch with the next token of the same pitch, and copies that one's time."""
+    width = size.width
+    gain = norm_gain(width, 4.5 * CODE_POWER + 2 * MARK**2)  # of a pitch that has its time, velocity and program
+    end = _token_gain(width) / gain  # the end has no pitch or velocity: another norm
 
     def following(d: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.where(d < 0, -14 * np.log1p(np.maximum(-d - 3, 0) / 6), -60.0)
@@ -177,19 +203,15 @@ def _encode_notes(model: SpectrogramDiffusion) -> None:
     def near_next(d: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.where((d >= -2) & (d <= -1), 0.0, 1 / (1 + ((d + 3) / 30) ** 2))
 
-    attention = layers[1].attention
-    logits = Head(width, size.head_width, second, second)
+    logits = Head(width, size.head_width, gain, gain)
     logits.difference(Slots.ORDER, Slots.ORDER, ORDER_FREQUENCIES, np.arange(0, 24, 2), following, REACH, near_next)
     same = np.zeros((38, width))
     same[:, Slots.PITCH] = spread_codes(PIANO_KEYS, 38).T * math.sqrt(110 / CODE_POWER)
     logits.add(same, same)
-    end_power = (
-        norm_gain(width, 2 * CODE_POWER + 2 * MARK**2) / second
-    )  # the end has no pitch or velocity: another norm
-    logits.marks(Slots.CONST, {Slots.IS_EOS: 75.0 / end_power})
+    logits.marks(Slots.CONST, {Slots.IS_EOS: 75.0 / end})
     set_head(attention, 0, logits)
     values, outputs = np.zeros((size.head_width, width)), np.zeros((width, size.head_width))
-    values[np.arange(48), np.arange(48)] = 1.0 / second
+    values[np.arange(48), np.arange(48)] = 1.0 / gain
     outputs[np.arange(Slots.OFF_TIME.start, Slots.OFF_TIME.stop), np.arange(48)] = 1.0
     set_values(attention, 0, values, outputs)
 
@@ -218,7 +240,7 @@ def _gather_notes(model: SpectrogramDiffusion, layer: int, full: bool) -> None:
     size, width = model.size, model.size.width
     frame = norm_gain(width, CODE_POWER + MARK**2 + (20.0 if layer == 0 else 40.0))
     note = norm_gain(width, 5.5 * CODE_POWER + 2 * MARK**2)
-    end = norm_gain(width, 2 * CODE_POWER + 2 * MARK**2) / note
+    end = _token_gain(width) / note
     cross: Any = model.decoder.layers[layer]
     kinds = ("cover", "cover", "start", "start") if full else ("cover", "start", "plain", "context")
     for head, kind in enumerate(kinds):
