@@ -17,8 +17,8 @@ from notewave.export.material.songs import SEGMENT_SAMPLES, Data, Song, load_son
 from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.config import Config, Stage
 from notewave.export.training.diffusion import MelBatch, predict_crops
-from notewave.export.training.loop import plain_state, scale_queries
 from notewave.export.training.pairs import make_pairs
+from notewave.export.training.queries import plain_state, scale_queries
 from notewave.export.training.stages import (
     fresh_model,
     plot_log,

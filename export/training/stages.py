@@ -20,7 +20,8 @@ from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.config import Config, Stage
 from notewave.export.training.context import attend_to_context, hold_film, pass_on_heads
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE, MelBatch, mel_batch, mel_loss, mel_scores
-from notewave.export.training.loop import Run, low_precision, parameter_groups, plain_state, scale_queries
+from notewave.export.training.loop import Run, low_precision, parameter_groups
+from notewave.export.training.queries import plain_state, scale_queries
 from notewave.export.training.structure import COPYING_HEADS, structure
 from notewave.export.training.symbolic import (
     SYMBOLIC_LAYERS,
