@@ -20,7 +20,7 @@ from notewave.sampling.schedule import NoiseSchedule
 from notewave.voice.contracts import Dimensions
 
 PARTS = ("notes_encoder", "continuous_encoder", "decoder")
-WEIGHTS = "diffusion_pytorch_model"  # .safetensors or .bin
+STEM = "diffusion_pytorch_model"  # of the files of weights: .safetensors or .bin
 SCHEDULER = "scheduler/scheduler_config.json"
 VOCODER = "melgan/model.onnx"
 CONFIGS = (*(f"{part}/config.json" for part in PARTS), SCHEDULER)
@@ -79,7 +79,7 @@ def load_diffusers(source: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _read_part(folder: Path) -> dict[str, Stored]:
-    safetensors, pickled = folder / f"{WEIGHTS}.safetensors", folder / f"{WEIGHTS}.bin"
+    safetensors, pickled = folder / f"{STEM}.safetensors", folder / f"{STEM}.bin"
     if safetensors.is_file():
         return _open_safetensors(safetensors)
     if pickled.is_file():
@@ -162,9 +162,9 @@ def _download(repository: str) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise VoiceError(f"there is no checkpoint at {repository!r}: it is no folder, and no hub id like owner/name.")
     try:
-        folder = _fetch(repository, [*CONFIGS, VOCODER, *(f"{part}/{WEIGHTS}.safetensors" for part in PARTS)])
-        pickled = [part for part in PARTS if not (folder / part / f"{WEIGHTS}.safetensors").is_file()]
-        return _fetch(repository, [f"{part}/{WEIGHTS}.bin" for part in pickled]) if pickled else folder
+        folder = _fetch(repository, [*CONFIGS, VOCODER, *(f"{part}/{STEM}.safetensors" for part in PARTS)])
+        pickled = [part for part in PARTS if not (folder / part / f"{STEM}.safetensors").is_file()]
+        return _fetch(repository, [f"{part}/{STEM}.bin" for part in pickled]) if pickled else folder
     except Exception as error:  # the hub's client raises many types of its own
         raise VoiceError(
             f"{repository!r} is no folder here, and could not be fetched from the Hugging Face hub "

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from notewave.errors import VoiceError
+from notewave.export.graphs.precision import weight_of
 from notewave.export.graphs.translate import EMBEDDED_BYTES, export_graph, relative_error
 from notewave.export.vocoders import MelGAN, Tonewheel
 from notewave.files import atomic_file
@@ -34,7 +35,7 @@ def export_vocoder_onnx(module: Tonewheel | MelGAN, path: Path) -> float:
     """
     module = module.folded() if isinstance(module, MelGAN) else module
     model = export_graph(module.eval(), _contract(module.traits.positional))
-    _store_half(model.graph)
+    _store_exact_halves(model.graph)
     generator = torch.Generator().manual_seed(0)
     mel = torch.randn(2, 50, MELS, generator=generator) * 2 - 4
     inputs = (mel, torch.tensor([123456])) if module.traits.positional else (mel,)
@@ -55,11 +56,10 @@ def _contract(positional: bool) -> Contract:
     return contracts(smallest, positional)["vocoder"]
 
 
-def _store_half(graph: ir.Graph) -> None:
+def _store_exact_halves(graph: ir.Graph) -> None:
     """Store float32 weights that lose nothing by it as float16, each behind a Cast that runtimes fold at load."""
     for name, value in list(graph.initializers.items()):
-        assert value.const_value is not None
-        content = value.const_value.numpy()
+        content = weight_of(value)
         with np.errstate(over="ignore"):
             half = content.astype(np.float16)
         if content.dtype != np.float32 or content.nbytes < EMBEDDED_BYTES or (half != content).any():

@@ -12,7 +12,7 @@ from torch import Tensor
 from notewave.export.material.songs import Segments
 from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.config import Stage
-from notewave.export.training.symbolic import pad_tokens
+from notewave.export.training.symbolic import token_batch
 from notewave.sampling.loop import denoise
 from notewave.sampling.samplers import SamplerTable, sampler_table
 from notewave.sampling.schedule import NoiseSchedule, alpha_bars
@@ -60,7 +60,7 @@ def mel_batch(data: Segments, seed: int, step: int, phase: Stage, share: slice =
         context = torch.from_numpy(np.clip(noisy + past_drift, -1, 1).astype(np.float32))
         context *= torch.from_numpy(keep)[:, None, None]
         mel = (mel + torch.from_numpy(drift * keep[:, None, None]).float()).clamp(-1, 1)
-    return MelBatch(pad_tokens([data.tokens[index] for index in chosen]), mel, context, torch.from_numpy(keep))
+    return MelBatch(token_batch([data.tokens[index] for index in chosen]), mel, context, torch.from_numpy(keep))
 
 
 def drifts(rng: np.random.Generator, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -126,7 +126,7 @@ def generate(
     for index in range(max(map(len, songs))):
         going = [song for song, segments in enumerate(songs) if index < len(segments)]
         before = torch.from_numpy(np.stack([done[song][-1] for song in going])).to(device) if index else None
-        tokens = pad_tokens([songs[song][index] for song in going]).to(device)
+        tokens = token_batch([songs[song][index] for song in going]).to(device)
         x = torch.randn(len(going), FRAMES, MELS, generator=generator).numpy()
         _denoise(model, table, x, tokens, before)
         for song, segment in zip(going, x, strict=True):

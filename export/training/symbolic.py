@@ -16,7 +16,19 @@ from torch import Tensor, nn
 
 from notewave.export.material.pieces import DRUM_KEYS, PIANO, PROGRAMS, Row, as_notes, band, compose
 from notewave.export.networks import RMSNorm, SpectrogramDiffusion, in_pairs, masked_bias, split_heads
-from notewave.song.codec import DRUM, PAD, PITCH, PROGRAM, SHIFT, STEPS_PER_SECOND, TIE, VELOCITY, encode_notes
+from notewave.song.codec import (
+    DRUM,
+    PAD,
+    PITCH,
+    PROGRAM,
+    SHIFT,
+    STEPS_PER_SECOND,
+    TIE,
+    VELOCITY,
+    Tokens,
+    encode_notes,
+    pad_tokens,
+)
 from notewave.song.notes import Notes
 from notewave.sound.mel import FRAMES, SEGMENT_SECONDS
 
@@ -159,19 +171,16 @@ def symbolic_batch(rng: np.random.Generator, segments: int, token_budget: int, b
     return collate(list(chosen), np.stack(rolls), np.stack(parts) if bands else None)
 
 
-def pad_tokens(tokens: list[NDArray[np.int32]]) -> Tensor:
+def token_batch(tokens: Sequence[Tokens]) -> Tensor:
     """Tokens int64 [B, N], padded to the longest."""
-    padded = torch.full((len(tokens), max(map(len, tokens))), PAD)
-    for row, segment in zip(padded, tokens, strict=True):
-        row[: len(segment)] = torch.from_numpy(segment)
-    return padded
+    return torch.from_numpy(pad_tokens(tokens)).long()
 
 
 def collate(
     tokens: list[NDArray[np.int32]], rolls: NDArray[np.float32], parts: NDArray[np.float32] | None = None
 ) -> SymbolicBatch:
     """A batch of segments, their rolls [B, T, 2, 128] and those of each instrument [B, T, PARTS, 128]."""
-    padded = pad_tokens(tokens)
+    padded = token_batch(tokens)
     targets = torch.zeros(*padded.shape, TOKEN_TARGETS)
     mask = torch.zeros(*padded.shape, 2, dtype=torch.bool)
     for index, segment in enumerate(tokens):
