@@ -36,7 +36,8 @@ from notewave.benchmarks.judges import (
 from notewave.benchmarks.report import check_counts, machine, text_table, voice_sha256
 from notewave.errors import MidiError, OutputError, ToolError
 from notewave.export.material.excerpts import HELD_OUT, held_out_tokens
-from notewave.export.material.songs import SEGMENT_SAMPLES, SOUNDFONT, fluidsynth
+from notewave.export.material.fluidsynth import SOUNDFONT, fluidsynth
+from notewave.export.material.songs import SEGMENT_SAMPLES
 from notewave.files import atomic_file
 from notewave.sampling.options import SamplingOptions
 from notewave.song.codec import Tokens, decode_tokens

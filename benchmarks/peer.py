@@ -46,7 +46,7 @@ from notewave.synthesizer import Synthesizer
 from notewave.voice.folder import DESCRIPTION, STORED_PRECISIONS, Voice
 
 if TYPE_CHECKING:
-    from notewave.export.checkpoints.diffusers import Checkpoint
+    from notewave.export.checkpoints.assemble import Checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ from notewave.benchmarks.report import (
     save_plot,
     voice_sums,
 )
-from notewave.export.material.songs import SOUNDFONT
+from notewave.export.material.fluidsynth import SOUNDFONT
 from notewave.sampling.options import SamplingOptions
 from notewave.sampling.samplers import SAMPLERS
 from notewave.song.codec import Tokens

@@ -269,7 +269,7 @@ def _fill_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def _fill_evaluate(parser: argparse.ArgumentParser) -> None:
-    from notewave.export.material.songs import SOUNDFONT
+    from notewave.export.material.fluidsynth import SOUNDFONT
 
     parser.add_argument("voice", metavar="VOICE")
     parser.add_argument("songs", metavar="SONG", nargs="*", default=["piano"], help="MIDI files, or piano, or band")

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-import torch
 from torch import Tensor, nn
 
 from notewave.errors import OutputError, VoiceError
-from notewave.export.checkpoints.diffusers import load_diffusers, random_checkpoint
+from notewave.export.checkpoints.diffusers import load_diffusers
+from notewave.export.checkpoints.seeded import random_checkpoint
 from notewave.export.checkpoints.t5x import find_t5x, load_t5x
 from notewave.export.graphs.precision import store_half, store_int8
+from notewave.export.graphs.restore import restore_voice
 from notewave.export.graphs.translate import WeightFile, export_graph, relative_error
-from notewave.export.networks import SpectrogramDiffusion, masked_bias
-from notewave.export.vocoders import MelGAN, Tonewheel, adopt_onnx_vocoder, export_vocoder_onnx
+from notewave.export.graphs.vocoder import adopt_onnx_vocoder, export_vocoder_onnx
+from notewave.export.networks import SpectrogramDiffusion, modules, realistic_inputs
+from notewave.export.vocoders import MelGAN, Tonewheel
 from notewave.files import atomic_folder
 from notewave.sampling.options import Sampling
 from notewave.sampling.schedule import NoiseSchedule
@@ -73,8 +75,6 @@ def export_checkpoint(
 
 
 def _convert_voice(voice: Voice, out: str | os.PathLike[str], precision: str, vocoder: Path | None) -> Voice:
-    from notewave.export.graphs.restore import restore_voice  # here, as it imports this module
-
     return export_voice(
         restore_voice(voice),
         out,
@@ -168,35 +168,6 @@ def _error_of(exported: ir.Model, module: nn.Module, inputs: tuple[Tensor, ...])
         path = Path(folder) / "graph.onnx"
         ir.save(exported, path)
         return relative_error(path, module, inputs)
-
-
-def modules(model: SpectrogramDiffusion) -> dict[str, nn.Module]:
-    """The module behind each network but the vocoder; the unconditional decoder is the decoder without keys."""
-    names = ("note_encoder", "context_encoder", "cross_attention", "time_embedding", "decoder")
-    return {name: model.get_submodule(name) for name in names} | {"unconditional_decoder": model.decoder}
-
-
-def realistic_inputs(model: SpectrogramDiffusion, tokens: int = 200) -> dict[str, tuple[Tensor, ...]]:
-    """Inputs of every network as a render would give them: seeded random tokens [1, N], mel, noise and noise times."""
-    generator = torch.Generator().manual_seed(0)
-    size = model.size
-    ids = torch.randint(1, size.vocabulary, (1, tokens), generator=generator, dtype=torch.int32)
-    mel = torch.rand(1, size.frames, size.mels, generator=generator) * 2 - 1
-    x = torch.randn(1, size.frames, size.mels, generator=generator)
-    times = torch.tensor([0.05, 0.5, 0.95])
-    keep = torch.ones(1, tokens + size.frames, dtype=torch.bool)
-    keep[:, tokens - 8 : tokens] = False
-    with torch.inference_mode():
-        memory = (model.note_encoder(ids), model.context_encoder(mel))
-        film = model.time_embedding(times)[1:2]
-        return {
-            "note_encoder": (ids,),
-            "context_encoder": (mel,),
-            "cross_attention": memory,
-            "time_embedding": (times,),
-            "decoder": (x, film, masked_bias(keep), *model.cross_attention(*memory)),
-            "unconditional_decoder": (x, film),
-        }
 
 
 def _write_vocoder(

@@ -8,6 +8,7 @@ step.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from notewave.song.codec import PAD
 from notewave.voice.contracts import Dimensions
 
+Pairs = Callable[[int, Tensor], tuple[Tensor, Tensor] | None]  # a layer's number and its input: its keys and values
 MAX_NOISE_TIME = (
     20000.0  # noise time t in [0, 1) reaches the sinusoids as t * 20000; also their longest period / (2 pi)
 )
@@ -201,11 +203,20 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, film: Tensor, keys_values: tuple[Tensor, Tensor] | None, mask: Tensor | None
     ) -> Tensor:
         """x [B, T, D], film [1 or B, 2, 2, D], keys and values [B, H, J, K] or none at all -> [B, T, D]."""
-        x = x + self.attention(modulate(self.attention_norm(x), film[:, 0]))
+        x = self.attend_to_itself(x, film)
         if keys_values is not None:
             queries = split_heads(self.cross_queries(self.cross_norm(x)), self.heads)
             x = x + self.cross_out(attend(queries, *keys_values, mask))
         return x + self.feed_forward(modulate(self.feed_forward_norm(x), film[:, 1]))
+
+    def attend_to_itself(self, x: Tensor, film: Tensor) -> Tensor:
+        """The layer up to its cross-attention: x [B, T, D], film [1 or B, 2, 2, D] -> [B, T, D]."""
+        return x + self.attention(modulate(self.attention_norm(x), film[:, 0]))
+
+
+def in_pairs(keys_values: Sequence[Tensor]) -> Pairs:
+    """Keys and values of layer 0, of layer 1, ... as ``Decoder.walk`` asks for them; of none, that there are none."""
+    return lambda index, hidden: (keys_values[2 * index], keys_values[2 * index + 1]) if keys_values else None
 
 
 class Decoder(nn.Module):
@@ -219,16 +230,33 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(size.width)
         self.output = nn.Linear(size.width, size.mels, bias=False)
 
-    def forward(self, x: Tensor, film: Tensor, mask: Tensor | None = None, *keys_values: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, film: Tensor, mask: Tensor | None = None, *keys_values: Tensor, frames: Tensor | None = None
+    ) -> Tensor:
         """x [B, T, M], film [1 or B, L, 2, 2, D], mask [B, 1, 1, J], 2 L keys and values -> prediction [B, T, M].
 
-        Without keys and values the cross-attention adds nothing: the unconditional pass of guidance.
+        Without keys and values the cross-attention adds nothing: the unconditional pass of guidance. frames: int64
+        [B, T], which frames of their segments x are, where not the first.
         """
-        hidden = self.input(x) + self.positions[: x.shape[1]]
-        for index, layer in enumerate(self.layers):
-            pair = (keys_values[2 * index], keys_values[2 * index + 1]) if keys_values else None
-            hidden = layer(hidden, film[:, index], pair, mask)
-        return self.output(self.norm(hidden))
+        return self.output(self.norm(self.walk(x, film, mask, in_pairs(keys_values), frames)))
+
+    def walk(
+        self,
+        x: Tensor,
+        film: Tensor,
+        mask: Tensor | None,
+        pairs: Pairs,
+        frames: Tensor | None = None,
+        layers: int | None = None,
+    ) -> Tensor:
+        """Inputs as of ``forward`` -> what the first ``layers`` layers, or all, make of x, [B, T, D].
+
+        pairs: asked for a layer's keys and values right before it, with the [B, T, D] that it is about to take.
+        """
+        hidden = self.input(x) + self.positions[slice(x.shape[1]) if frames is None else frames]
+        for index in range(len(self.layers) if layers is None else layers):
+            hidden = self.layers[index](hidden, film[:, index], pairs(index, hidden), mask)
+        return hidden
 
 
 class SpectrogramDiffusion(nn.Module):
@@ -244,14 +272,64 @@ class SpectrogramDiffusion(nn.Module):
         self.decoder = Decoder(size)
 
     def forward(
-        self, x: Tensor, time: Tensor, tokens: Tensor, context: Tensor, context_keep: Tensor, conditioned: Tensor
+        self,
+        x: Tensor,
+        time: Tensor,
+        tokens: Tensor,
+        context: Tensor | None,
+        context_keep: Tensor,
+        conditioned: Tensor,
+        offsets: Tensor | None = None,
     ) -> Tensor:
-        """Training's view of one step, for a batch of unrelated segments at unrelated noise times.
+        """Training's view of one step, for crops of unrelated segments at unrelated noise times.
 
-        x [B, T, M], time [B], tokens [B, N], context mel [B, C, M], context_keep bool [B] (false: no previous segment),
-        conditioned bool [B] (false: the cross-attention adds nothing, as in guidance) -> prediction [B, T, M].
+        Of B segments: tokens [B, N], context mel [B, T, M] or None, context_keep bool [B] (false: no previous segment),
+        conditioned bool [B] (false: the cross-attention adds nothing, as in guidance). Of as many crops of each, side
+        by side: x [B C, F, M], time [B C], offsets int64 [B C], their first frames (None: 0).
+        Returns the prediction [B C, F, M].
         """
-        keep = torch.cat([tokens != PAD, context_keep[:, None].expand(-1, context.shape[1])], dim=1)
-        keys_values = list(self.cross_attention(self.note_encoder(tokens), self.context_encoder(context)))
+        keys_values, mask = self.condition(tokens, context, context_keep)
         keys_values[1::2] = [values * conditioned[:, None, None, None] for values in keys_values[1::2]]
-        return self.decoder(x, self.time_embedding(time), masked_bias(keep), *keys_values)
+        crops = len(x) // len(tokens)
+        keys_values = [part.repeat_interleave(crops, dim=0) for part in keys_values]
+        frames = None if offsets is None else offsets[:, None] + torch.arange(x.shape[1], device=x.device)
+        mask, film = mask.repeat_interleave(crops, dim=0), self.time_embedding(time)
+        return self.decoder(x, film, mask, *keys_values, frames=frames)
+
+    def condition(self, tokens: Tensor, context: Tensor | None, context_keep: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What the decoder attends to at every step: 2 L keys and values [B, H, J, K], and their mask [B, 1, 1, J]."""
+        notes, keep = self.note_encoder(tokens), tokens != PAD
+        past = notes[:, :0]
+        if context is not None:
+            past = self.context_encoder(context)
+            keep = torch.cat([keep, context_keep[:, None].expand(-1, context.shape[1])], dim=1)
+        return list(self.cross_attention(notes, past)), masked_bias(keep)
+
+
+def modules(model: SpectrogramDiffusion) -> dict[str, nn.Module]:
+    """The module behind each network but the vocoder; the unconditional decoder is the decoder without keys."""
+    names = ("note_encoder", "context_encoder", "cross_attention", "time_embedding", "decoder")
+    return {name: model.get_submodule(name) for name in names} | {"unconditional_decoder": model.decoder}
+
+
+def realistic_inputs(model: SpectrogramDiffusion, tokens: int = 200) -> dict[str, tuple[Tensor, ...]]:
+    """Inputs of every network as a render would give them: seeded random tokens [1, N], mel, noise and noise times."""
+    generator = torch.Generator().manual_seed(0)
+    size = model.size
+    ids = torch.randint(1, size.vocabulary, (1, tokens), generator=generator, dtype=torch.int32)
+    mel = torch.rand(1, size.frames, size.mels, generator=generator) * 2 - 1
+    x = torch.randn(1, size.frames, size.mels, generator=generator)
+    times = torch.tensor([0.05, 0.5, 0.95])
+    keep = torch.ones(1, tokens + size.frames, dtype=torch.bool)
+    keep[:, tokens - 8 : tokens] = False
+    with torch.inference_mode():
+        memory = (model.note_encoder(ids), model.context_encoder(mel))
+        film = model.time_embedding(times)[1:2]
+        return {
+            "note_encoder": (ids,),
+            "context_encoder": (mel,),
+            "cross_attention": memory,
+            "time_embedding": (times,),
+            "decoder": (x, film, masked_bias(keep), *model.cross_attention(*memory)),
+            "unconditional_decoder": (x, film),
+        }

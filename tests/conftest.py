@@ -27,7 +27,8 @@ def reference_voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def vocoded_voice(reference_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference voice with a small random vocoder."""
-    from notewave.export.vocoders import Tonewheel, export_vocoder_onnx
+    from notewave.export.graphs.vocoder import export_vocoder_onnx
+    from notewave.export.vocoders import Tonewheel
     from notewave.voice.folder import FileRecord, Voice
 
     folder = Path(shutil.copytree(reference_voice, tmp_path_factory.mktemp("voices") / "vocoded"))

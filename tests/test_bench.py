@@ -23,7 +23,7 @@ from notewave.benchmarks.report import Case, Result, Spread, compare
 from notewave.benchmarks.speed import benchmark, launch, save_stage_plot, synthetic_song
 from notewave.benchmarks.trial import Settings, StageTimer, Trial
 from notewave.errors import ArgumentError, NotewaveError, OutputError
-from notewave.export.material.songs import SOUNDFONT
+from notewave.export.material.fluidsynth import SOUNDFONT
 from notewave.session import Session
 from notewave.song.codec import EOS
 from notewave.sound.mel import SEGMENT_SECONDS

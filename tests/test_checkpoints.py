@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from notewave.errors import VoiceError
-from notewave.export.checkpoints.diffusers import RANDOM_SIZES, load_diffusers, random_checkpoint
+from notewave.export.checkpoints.diffusers import load_diffusers
+from notewave.export.checkpoints.seeded import RANDOM_SIZES, random_checkpoint
 from notewave.export.networks import SpectrogramDiffusion
 from notewave.sampling.schedule import NoiseSchedule
 

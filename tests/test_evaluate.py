@@ -10,8 +10,8 @@ from notewave.benchmarks import judges
 from notewave.benchmarks.evaluate import evaluate
 from notewave.errors import ArgumentError, MidiError, OutputError, ToolError
 from notewave.export.material.excerpts import HELD_OUT, held_out_tokens
-from notewave.export.material.pieces import CORPUS_WEIGHTS
-from notewave.export.material.songs import SOUNDFONT
+from notewave.export.material.fluidsynth import SOUNDFONT
+from notewave.export.material.scores import CORPUS_WEIGHTS
 from notewave.song.codec import decode_tokens
 from notewave.song.notes import Notes
 from notewave.sound.mel import FRAMES, MELS, SAMPLE_RATE, log_mel

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from notewave.errors import OutputError, VoiceError
-from notewave.export.checkpoints.diffusers import load_diffusers, random_checkpoint
+from notewave.export.checkpoints.diffusers import load_diffusers
+from notewave.export.checkpoints.seeded import random_checkpoint
 from notewave.export.convert import export_checkpoint, export_voice
 from notewave.export.graphs.precision import store_half, store_int8
 from notewave.export.graphs.translate import WeightFile, export_graph, relative_error
@@ -259,7 +260,8 @@ def test_weights_beyond_two_gigabytes(tmp_path: Path) -> None:
 
 def test_random_int8_voice_with_a_published_vocoder(vocoded_voice: Path, tmp_path: Path) -> None:
     """The whole way that the command goes, replacing an older voice."""
-    from notewave.export.vocoders import MelGAN, export_vocoder_onnx
+    from notewave.export.graphs.vocoder import export_vocoder_onnx
+    from notewave.export.vocoders import MelGAN
 
     decoder = tmp_path / "decoder.onnx"
     export_vocoder_onnx(MelGAN(width=32), decoder)

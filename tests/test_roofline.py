@@ -16,7 +16,7 @@ from notewave.benchmarks.report import Case, Result, Spread
 from notewave.benchmarks.roofline import CARDS, Product, datasheet_times, operations, products, trace, windows
 from notewave.benchmarks.speed import synthetic_song
 from notewave.benchmarks.trial import Settings, Trial
-from notewave.export.checkpoints.diffusers import RANDOM_SIZES
+from notewave.export.checkpoints.seeded import RANDOM_SIZES
 from notewave.sound.mel import FRAMES, HOP
 from notewave.sound.stream import VocoderTraits
 from notewave.voice.contracts import NETWORKS, contracts

@@ -1,33 +1,28 @@
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from notewave.errors import TrainingError
-from notewave.export.material.pieces import (
-    HELD_OUT_SCORES,
-    PIANO,
-    PROGRAMS,
-    Instrument,
-    as_notes,
-    band,
-    compose,
-    corpus_paths,
-    held_out,
-    medley,
-)
+from notewave.errors import ToolError, TrainingError
+from notewave.export.material.excerpts import HELD_OUT, held_out_tokens
+from notewave.export.material.fluidsynth import SOUNDFONT, fluidsynth
+from notewave.export.material.pieces import PIANO, PROGRAMS, Instrument, as_notes, band, compose
+from notewave.export.material.scores import HELD_OUT_SCORES, corpus_paths, medley, read_score
 from notewave.export.material.songs import (
     SEGMENT_SAMPLES,
-    SOUNDFONT,
+    Data,
     Segments,
     Song,
+    held_out,
     load_song,
     make_data,
     render_song,
     save_song,
 )
-from notewave.export.training.config import CONFIGS, Data, load_config, parse_config
+from notewave.export.training.config import CONFIGS, load_config, parse_config
 from notewave.export.training.symbolic import (
     PARTS,
     part_rolls,
@@ -188,6 +183,42 @@ def test_a_set_is_rendered_once(tmp_path: Path) -> None:
     before = (tmp_path / "train-00000.npz").stat().st_mtime_ns
     make_data(tmp_path, Data(songs=1, held_out_songs=0, seconds=6.0))
     assert (tmp_path / "train-00000.npz").stat().st_mtime_ns == before
+
+
+def test_a_missing_program_or_soundfont_is_named_before_anything_is_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = as_notes([(0.0, 0.1, 60, 0, False)])
+    if shutil.which("fluidsynth"):
+        with pytest.raises(ToolError, match=r"soundfont.*apt install"):
+            fluidsynth(notes, tmp_path / "missing.sf2")
+        (tmp_path / "text.sf2").write_text("no soundfont")
+        with pytest.raises(ToolError, match=r"rendered nothing .*Check that .*text\.sf2 is a soundfont"):
+            fluidsynth(notes, tmp_path / "text.sf2")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ToolError, match=r"fluidsynth is not installed.*apt install"):
+        make_data(tmp_path / "songs", Data(songs=1))
+    assert list((tmp_path / "songs").iterdir()) == []
+
+
+def test_a_missing_music21_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_score.cache_clear()
+    monkeypatch.setitem(sys.modules, "music21", None)
+    for read in (lambda: held_out_tokens(HELD_OUT["piano"][0]), lambda: held_out(0, 5.0)):
+        with pytest.raises(ToolError, match=r"music21.*missing.*notewave\[train\]"):
+            read()
+
+
+def test_material_needs_no_torch() -> None:
+    program = (
+        "import importlib, pkgutil, sys, notewave.export.material as material\n"
+        "names = [found.name for found in pkgutil.iter_modules(material.__path__, 'notewave.export.material.')]\n"
+        "assert 'notewave.export.material.songs' in names\n"
+        "for name in names:\n    importlib.import_module(name)\n"
+        "heavy = {'torch', 'music21', 'notewave.export.training'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.json")))

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from notewave.errors import TrainingError, VoiceError
 from notewave.export.material.pieces import PIANO, compose
-from notewave.export.material.songs import SEGMENT_SAMPLES, Song, load_song, save_song
+from notewave.export.material.songs import SEGMENT_SAMPLES, Data, Song, load_song, save_song
 from notewave.export.networks import SpectrogramDiffusion
-from notewave.export.training.config import Config, Data, Stage
-from notewave.export.training.diffusion import MelBatch, predict
-from notewave.export.training.loop import plain_state, scale_queries
+from notewave.export.training.config import Config, Stage
+from notewave.export.training.diffusion import MelBatch, predict_crops
 from notewave.export.training.pairs import make_pairs
+from notewave.export.training.queries import plain_state, scale_queries
 from notewave.export.training.stages import (
     fresh_model,
     plot_log,
@@ -151,7 +151,7 @@ def test_crops_at_the_start_of_a_whole_segment_are_the_networks_own_forward() ->
     time, keep = torch.tensor([0.3, 0.9]), torch.tensor([True, False])
     with torch.no_grad():
         whole = model(x, time, tokens, context, keep, ~keep)
-        crop = predict(
+        crop = predict_crops(
             model,
             MelBatch(tokens, x, context, keep),
             x[:, None],

@@ -8,14 +8,9 @@ from torch import Tensor
 from notewave.errors import TrainingError
 from notewave.export.material.pieces import PIANO, band, compose
 from notewave.export.networks import SpectrogramDiffusion, masked_bias
-from notewave.export.training.structure import (
-    TIME_FREQUENCIES,
-    Slots,
-    attend_to_context,
-    code,
-    spread_codes,
-    structure,
-)
+from notewave.export.training.codes import TIME_FREQUENCIES, Slots, code, spread_codes
+from notewave.export.training.context import attend_to_context
+from notewave.export.training.structure import structure
 from notewave.export.training.symbolic import SymbolicBatch, SymbolicHeads, collate, piano_rolls, symbolic_forward
 from notewave.song.codec import DRUM, PAD, PROGRAM, SLAKH_PROGRAM, encode_notes
 from notewave.voice.contracts import Dimensions

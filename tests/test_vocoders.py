@@ -13,22 +13,14 @@ import torch
 from torch import nn
 
 from notewave.errors import VoiceError
+from notewave.export.graphs.vocoder import adopt_onnx_vocoder, export_vocoder_onnx, receptive_field
 from notewave.export.material.pieces import as_notes
 from notewave.export.material.songs import SEGMENT_SAMPLES, Song, save_song
 from notewave.export.training.config import VocoderTraining
-from notewave.export.training.vocoder import Crops, Recording, Trainer, load_recordings, log_mel, train_vocoder
-from notewave.export.vocoders import (
-    MelGAN,
-    Tonewheel,
-    adopt_onnx_vocoder,
-    export_vocoder_onnx,
-    load_vocoder,
-    receptive_field,
-    save_vocoder,
-)
+from notewave.export.training.vocoder import Crops, Recording, Trainer, load_recordings, mel_of, train_vocoder
+from notewave.export.vocoders import MelGAN, Tonewheel, load_vocoder, save_vocoder
 from notewave.song.codec import encode_notes
-from notewave.sound.mel import FRAMES, HOP, MELS
-from notewave.sound.mel import log_mel as reference_log_mel
+from notewave.sound.mel import FRAMES, HOP, MELS, log_mel
 from notewave.sound.stream import VocoderStream
 
 SMALL = {"width": 16, "blocks": 2, "hertz": 100.0, "cents": 100.0}
@@ -121,7 +113,7 @@ def test_saved_vocoder_loads_the_same(tonewheel: Tonewheel, melgan: MelGAN, tmp_
 def test_training_mel_is_the_engines(tmp_path: Path) -> None:
     audio = np.random.default_rng(0).normal(0, 0.1, 12 * HOP).astype(np.float32)
     padded = torch.from_numpy(np.pad(audio, (0, HOP)))[None]
-    np.testing.assert_allclose(log_mel(padded)[0].numpy(), reference_log_mel(audio), atol=2e-3)
+    np.testing.assert_allclose(mel_of(padded)[0].numpy(), log_mel(audio), atol=2e-3)
 
 
 def songs(folder: Path, kind: str, count: int) -> None:

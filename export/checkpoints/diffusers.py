@@ -1,37 +1,26 @@
-"""Checkpoints to ``SpectrogramDiffusion``: the diffusers layout, or seeded random weights.
-
-Checkpoints are untrusted: nothing in them is executed, and sizes are checked before memory is taken for them. Missing,
-extra and misshapen tensors are named, all in one error.
-"""
+"""Checkpoints in the diffusers layout, from a folder or the Hugging Face hub."""
 
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from notewave.errors import VoiceError
-from notewave.export.networks import MAX_NOISE_TIME, DecoderLayer, RMSNorm, SelfAttention, SpectrogramDiffusion
-from notewave.sampling.options import Sampling
+from notewave.export.checkpoints.assemble import MAX_LAYERS, Checkpoint, Stored, assemble, read_json
+from notewave.export.networks import MAX_NOISE_TIME
 from notewave.sampling.schedule import NoiseSchedule
 from notewave.voice.contracts import Dimensions
 
-MAX_JSON_BYTES = 1 << 20
-MAX_LAYERS = 256
-MAX_PARAMETERS = 4_000_000_000  # ten times the largest published model
-MAX_NAMED = 8  # tensors named in one error, of each kind
-
 PARTS = ("notes_encoder", "continuous_encoder", "decoder")
-WEIGHTS = "diffusion_pytorch_model"  # .safetensors or .bin
+STEM = "diffusion_pytorch_model"  # of the files of weights: .safetensors or .bin
 SCHEDULER = "scheduler/scheduler_config.json"
 VOCODER = "melgan/model.onnx"
 CONFIGS = (*(f"{part}/config.json" for part in PARTS), SCHEDULER)
@@ -39,8 +28,7 @@ CONFIGS = (*(f"{part}/config.json" for part in PARTS), SCHEDULER)
 PREDICTION_TYPES = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}  # diffusers' name: ours
 SCHEDULER_DEMANDS = {"beta_schedule": "squaredcos_cap_v2", "trained_betas": None, "clip_sample": True}
 
-# Parameter here: diffusers' tensor. "*" is the layer; of "{a,b}" the rows of a, then of b are stacked. Where only the
-# checkpoint's name has a layer, the rows of all layers are stacked.
+# Parameter here: diffusers' tensor, in the notation of notewave.export.checkpoints.assemble.
 _ENCODER = {
     "positions": "position_encoding.weight",
     "layers.*.attention_norm.weight": "encoders.*.layer.0.layer_norm.weight",
@@ -75,35 +63,6 @@ NAMES = {
     "decoder.output.weight": "decoder/spec_out.weight",
 }
 
-RANDOM_SIZES = {
-    "base": Dimensions(768, 12, 64, 2048, 12, 12, 12),
-    "small": Dimensions(512, 6, 64, 1024, 8, 8, 8),
-    "tiny": Dimensions(64, 4, 16, 128, 2, 2, 2),
-}
-
-
-# What a voice of published weights recommends: diffusers' own 100 steps of DDPM are there for the asking.
-SAMPLING = Sampling("dpmpp-2m", steps=15)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A tensor that lies in a checkpoint, not read yet."""
-
-    shape: tuple[int, ...]
-    read: Callable[[], Tensor]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Everything that a checkpoint says about a voice."""
-
-    model: SpectrogramDiffusion
-    prediction: str = "epsilon"  # one of notewave.sampling.samplers.PREDICTIONS
-    schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
-    sampling: Sampling = SAMPLING
-    vocoder: Path | None = None  # the ONNX mel decoder that lies beside it
-
 
 def load_diffusers(source: str | os.PathLike[str]) -> Checkpoint:
     """Load a checkpoint in the diffusers layout: a local folder, or a repository id of the Hugging Face hub.
@@ -119,99 +78,8 @@ def load_diffusers(source: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(model, prediction, schedule, vocoder=vocoder if vocoder.is_file() else None)
 
 
-def random_checkpoint(name: str, seed: int = 0) -> Checkpoint:
-    """Seeded random weights of a published size ("base", "small") or a "tiny" one, at T5's initial scales."""
-    if name not in RANDOM_SIZES:
-        raise VoiceError(f"there is no random voice {name!r}. Choose one of {', '.join(RANDOM_SIZES)}.")
-    with torch.device("meta"):
-        model = SpectrogramDiffusion(RANDOM_SIZES[name])
-    model.to_empty(device="cpu").requires_grad_(False)
-    generator = torch.Generator().manual_seed(seed)
-    scale_down = RANDOM_SIZES[name].head_width ** -0.5  # of queries: T5 has no scaling of the dot products
-    for module in model.modules():
-        for weight in module.parameters(recurse=False):
-            if isinstance(module, RMSNorm):
-                weight.fill_(1.0)
-            else:
-                deviation = weight.shape[1] ** -0.5 if isinstance(module, nn.Linear) else 1.0
-                weight.normal_(0.0, deviation, generator=generator)
-    for module in model.modules():
-        if isinstance(module, SelfAttention):
-            module.qkv.weight[: module.qkv.out_features // 3] *= scale_down
-        if isinstance(module, DecoderLayer):
-            module.cross_queries.weight *= scale_down
-    return Checkpoint(model)
-
-
-def assemble(size: Dimensions, names: Mapping[str, str], stored: Mapping[str, Stored]) -> SpectrogramDiffusion:
-    """Build the networks from stored tensors, by a table of names like NAMES.
-
-    Raises VoiceError that names every missing, extra or misshapen tensor, before any is read.
-    """
-    with torch.device("meta"):
-        model = SpectrogramDiffusion(size)
-    if sum(parameter.numel() for parameter in model.parameters()) > MAX_PARAMETERS:
-        raise VoiceError(f"the checkpoint's sizes ask for more than {MAX_PARAMETERS} weights. Check its configuration.")
-    parts = {name: _spell(name, names, size.decoder_layers) for name in model.state_dict()}
-    expected: dict[str, tuple[int, ...]] = {}
-    for name, parameter in model.state_dict().items():
-        rows = len(parameter) // len(parts[name])
-        expected |= dict.fromkeys(parts[name], (rows, *parameter.shape[1:]))
-    _compare(expected, {name: tensor.shape for name, tensor in stored.items()})
-    model.load_state_dict({name: _stack([stored[part] for part in parts[name]]) for name in parts}, assign=True)
-    return model.requires_grad_(False)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of bounded size; raises VoiceError."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise VoiceError(f"{path} has more than {MAX_JSON_BYTES} bytes; it is no configuration. Download it again.")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise VoiceError(f"{path} is not readable JSON ({error}). Is this a complete checkpoint?") from error
-    if not isinstance(content, dict):
-        raise VoiceError(f"{path} holds a {type(content).__name__}, not an object. Is this a complete checkpoint?")
-    return content
-
-
-def _spell(name: str, names: Mapping[str, str], decoder_layers: int) -> list[str]:
-    """Names of the stored tensors whose rows a parameter stacks, in order."""
-    layer = re.search(r"\.(\d+)\.", name)
-    pattern = names[name.replace(layer[0], ".*.") if layer else name]
-    layers = [layer[1]] if layer else [str(index) for index in range(decoder_layers if "*" in pattern else 1)]
-    braces = re.search(r"{(.*)}", pattern)
-    choices = [pattern.replace(braces[0], choice) for choice in braces[1].split(",")] if braces else [pattern]
-    return [choice.replace("*", index) for index in layers for choice in choices]
-
-
-def _compare(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
-    misshapen = [
-        f"{name} {list(found[name])} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    problems = {"missing": missing, "extra": extra, "misshapen": misshapen}
-    if any(problems.values()):
-        listed = "; ".join(f"{kind}: {_enumerate(names)}" for kind, names in problems.items() if names)
-        raise VoiceError(
-            f"the checkpoint's tensors are not those that its configuration asks for ({listed}). "
-            "Check that it is whole, and a Spectrogram Diffusion checkpoint with context."
-        )
-
-
-def _enumerate(items: list[str]) -> str:
-    rest = f" and {len(items) - MAX_NAMED} more" if len(items) > MAX_NAMED else ""
-    return ", ".join(items[:MAX_NAMED]) + rest
-
-
-def _stack(parts: list[Stored]) -> Tensor:
-    return torch.cat([part.read().to(torch.float32) for part in parts])
-
-
 def _read_part(folder: Path) -> dict[str, Stored]:
-    safetensors, pickled = folder / f"{WEIGHTS}.safetensors", folder / f"{WEIGHTS}.bin"
+    safetensors, pickled = folder / f"{STEM}.safetensors", folder / f"{STEM}.bin"
     if safetensors.is_file():
         return _open_safetensors(safetensors)
     if pickled.is_file():
@@ -294,9 +162,9 @@ def _download(repository: str) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise VoiceError(f"there is no checkpoint at {repository!r}: it is no folder, and no hub id like owner/name.")
     try:
-        folder = _fetch(repository, [*CONFIGS, VOCODER, *(f"{part}/{WEIGHTS}.safetensors" for part in PARTS)])
-        pickled = [part for part in PARTS if not (folder / part / f"{WEIGHTS}.safetensors").is_file()]
-        return _fetch(repository, [f"{part}/{WEIGHTS}.bin" for part in pickled]) if pickled else folder
+        folder = _fetch(repository, [*CONFIGS, VOCODER, *(f"{part}/{STEM}.safetensors" for part in PARTS)])
+        pickled = [part for part in PARTS if not (folder / part / f"{STEM}.safetensors").is_file()]
+        return _fetch(repository, [f"{part}/{STEM}.bin" for part in pickled]) if pickled else folder
     except Exception as error:  # the hub's client raises many types of its own
         raise VoiceError(
             f"{repository!r} is no folder here, and could not be fetched from the Hugging Face hub "

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from notewave.errors import VoiceError
-from notewave.export.checkpoints.diffusers import MAX_JSON_BYTES, SAMPLING, Checkpoint, Stored, assemble, read_json
+from notewave.export.checkpoints.assemble import MAX_JSON_BYTES, SAMPLING, Checkpoint, Stored, assemble, read_json
 from notewave.sampling.schedule import NoiseSchedule
 from notewave.voice.contracts import Dimensions
 
@@ -32,7 +32,7 @@ GUIDANCE = 2.0  # as in the original's demo
 _DTYPES = {"<f4": "<f4", "<f2": "<f2", "bfloat16": "<i2"}  # zarr's name: NumPy's of the same width
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 
-# Parameter here: T5X's array, in the notation of notewave.export.checkpoints.diffusers. A kernel is a torch weight
+# Parameter here: T5X's array, in the notation of notewave.export.checkpoints.assemble. A kernel is a torch weight
 # transposed.
 _ENCODER = {
     "positions": "Embed_0.embedding",

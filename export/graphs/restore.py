@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from notewave.errors import VoiceError
-from notewave.export.convert import modules
 from notewave.export.graphs.precision import store_half, weight_of
 from notewave.export.graphs.translate import export_graph
-from notewave.export.networks import SpectrogramDiffusion
+from notewave.export.networks import SpectrogramDiffusion, modules
 from notewave.voice.contracts import Contract, contracts
 from notewave.voice.folder import Voice, graph_name
 

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from notewave.errors import BackendError
-from notewave.export.material.pieces import as_notes
+from notewave.export.material.pieces import Row, as_notes
+from notewave.export.material.scores import part_notes, read_score
 from notewave.song.codec import Tokens, encode_notes
 
 PIANO, GUITAR, BASS, STRINGS, FLUTE = 0, 24, 33, 48, 73  # programs, each the first of its Slakh class
 LOW_DRUM, SNARE, HI_HAT = 36, 38, 42  # General MIDI drum keys
 QUARTET = (FLUTE, GUITAR, STRINGS, BASS)  # for first violin, second violin, viola, cello
 EXCERPT_SECONDS = 40.0
-
-Row = tuple[float, float, int, int, bool]  # onset and offset in s, pitch, program, is drum
 
 
 @dataclass(frozen=True)
@@ -53,21 +51,12 @@ HELD_OUT = {
 
 
 def held_out_tokens(excerpt: Excerpt) -> list[Tokens]:
-    """Tokens of an excerpt's segments. Raises BackendError when music21 is missing."""
-    try:
-        from music21 import corpus
-    except ImportError as error:
-        raise BackendError(
-            "The held-out songs cannot be read: music21, whose corpus has them, is missing. Install notewave[evaluate]."
-        ) from error
+    """Tokens of an excerpt's segments. Raises ToolError when music21 is missing."""
     quarter_s = 60.0 / excerpt.tempo
     rows: list[Row] = []
-    parts = corpus.parse(excerpt.score).parts
+    parts = read_score(excerpt.score).parts
     for part, program in zip(parts, excerpt.programs or [PIANO] * len(parts), strict=True):
-        for note in part.stripTies().flatten().notes:
-            onset_s, length_s = float(note.offset) * quarter_s, float(note.quarterLength) * quarter_s
-            if length_s and onset_s < EXCERPT_SECONDS:  # grace notes have no length
-                rows += [(onset_s, onset_s + length_s, pitch.midi, program, False) for pitch in note.pitches]
+        rows += [row for row in part_notes(part, quarter_s, program) if row[0] < EXCERPT_SECONDS]
     if excerpt.drums:
         rows += _beat(max(row[0] for row in rows), quarter_s)
     return encode_notes(as_notes(rows))

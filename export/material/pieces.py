@@ -1,4 +1,4 @@
-"""Songs to train on: procedural pieces for any ensemble, and public-domain scores of music21's corpus.
+"""Songs to train on: procedural pieces for any ensemble.
 
 Every song is a ``Notes`` table on the codec's 10 ms grid, so that audio rendered from it and tokens made of it agree
 exactly. No two notes of one program and pitch overlap. Velocity is fixed, as the vocabulary has no loudness.
@@ -6,10 +6,8 @@ exactly. No two notes of one program and pitch overlap. Velocity is fixed, as th
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -26,8 +24,8 @@ DRUM_KEYS = {
     "fill": (41, 43, 45, 47, 48, 50, 49, 57),
 }
 
-# Bars of music: (onset, duration) in beats and pitch
-Event = tuple[float, float, int]
+Row = tuple[float, float, int, int, bool]  # of a song: onset and offset in s, pitch, program, is drum
+Event = tuple[float, float, int]  # of a bar: onset and duration in beats, pitch
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def band(rng: np.random.Generator) -> tuple[Instrument, ...]:
 
 def compose(rng: np.random.Generator, ensemble: Sequence[Instrument], seconds: float) -> Notes:
     """A procedural piece of about the given length: sections of 8 to 30 s in changing keys, tempi and textures."""
-    rows: list[tuple[float, float, int, int, bool]] = []
+    rows: list[Row] = []
     start = 0.0
     while start < seconds:
         beat_s = 60.0 / rng.uniform(50, 190)
@@ -95,7 +93,7 @@ def compose(rng: np.random.Generator, ensemble: Sequence[Instrument], seconds: f
     return as_notes([row for row in rows if row[0] < seconds])
 
 
-def as_notes(rows: Sequence[tuple[float, float, int, int, bool]]) -> Notes:
+def as_notes(rows: Sequence[Row]) -> Notes:
     """Rows as a table on the 10 ms grid, each note cut where its key sounds anew."""
     steps = sorted((round(on * STEPS_PER_SECOND), round(off * STEPS_PER_SECOND), *key) for on, off, *key in rows)
     last: dict[tuple[object, ...], int] = {}  # key to index of its latest note
@@ -308,85 +306,3 @@ ROLES: dict[str, tuple[Texture, ...]] = {
     "bass": (_bass, _melody),
     "drums": (_drums,),
 }
-
-CORPUS_WEIGHTS = {"bach": 6.0, "palestrina": 2.0, "monteverdi": 2.0, "ryansMammoth": 1.0, "essenFolksong": 0.5}
-SCORE_SUFFIXES = (".mxl", ".xml", ".krn", ".abc")
-HELD_OUT_SCORES = ("bach/bwv66.6", "bach/bwv269", "bach/bwv302", "palestrina/Kyrie_2", "monteverdi/madrigal.3.1")
-
-
-@functools.cache
-def corpus_paths() -> dict[str, tuple[str, ...]]:
-    """Folder of music21's corpus to its scores that may be trained on."""
-    from music21 import corpus
-
-    paths = {}
-    for folder in CORPUS_WEIGHTS:
-        found = sorted(path for path in map(str, corpus.getComposer(folder)) if path.endswith(SCORE_SUFFIXES))
-        paths[folder] = tuple(path for path in found if not any(_same_score(path, held) for held in HELD_OUT_SCORES))
-    return paths
-
-
-def _same_score(path: str, name: str) -> bool:
-    folder, stem = name.split("/")
-    return f"/{folder}/{stem}." in path
-
-
-@functools.lru_cache(maxsize=64)  # a collection of tunes takes seconds to read
-def _read_score(path: str) -> Any:
-    from music21 import converter, corpus
-
-    return corpus.parse(path) if not path.startswith("/") else converter.parse(path)
-
-
-def score_notes(
-    path: str, rng: np.random.Generator, programs: Sequence[int] = (0,)
-) -> list[tuple[float, float, int, int, bool]]:
-    """Rows for ``as_notes`` of one score, at a random tempo and transposition; of a collection, one tune.
-
-    The programs take its parts in turn, from the highest part down.
-    """
-    from music21 import stream
-
-    score = _read_score(path)
-    if isinstance(score, stream.Opus):
-        tunes = list(score.scores)
-        score = tunes[rng.integers(len(tunes))]
-    quarter_s, shift = 60.0 / rng.uniform(55, 150), int(rng.integers(-7, 8))
-    rows = []
-    for index, part in enumerate(score.parts or [score]):
-        program = programs[index % len(programs)]
-        for note in part.stripTies().flatten().notes:
-            onset_s, length_s = float(note.offset) * quarter_s, float(note.quarterLength) * quarter_s
-            pitches = [pitch.midi + shift for pitch in getattr(note, "pitches", ())]
-            rows += [
-                (onset_s, onset_s + length_s, pitch, program, False)
-                for pitch in pitches
-                if length_s and 21 <= pitch <= 108
-            ]
-    return rows
-
-
-def medley(rng: np.random.Generator, seconds: float, ensemble: Sequence[Instrument] = PIANO) -> Notes:
-    """Scores of the corpus one after the other until the time is full, chorales most often; drums pause."""
-    pitched = sorted((one for one in ensemble if not one.is_drum), key=lambda one: -one.low)
-    folders = corpus_paths()
-    weights = np.array([CORPUS_WEIGHTS[folder] for folder in folders])
-    rows: list[tuple[float, float, int, int, bool]] = []
-    start = 0.0
-    while start < seconds:
-        scores = folders[list(folders)[rng.choice(len(weights), p=weights / weights.sum())]]
-        tune = score_notes(scores[rng.integers(len(scores))], rng, [one.program for one in pitched] or [0])
-        rows += [(start + on, start + off, *key) for on, off, *key in tune if on < 60 and start + on < seconds]  # type: ignore[misc]
-        start += min(60.0, max((row[1] for row in tune), default=0.0)) + rng.uniform(0.2, 1.0)
-    return as_notes(rows)
-
-
-def held_out(index: int, seconds: float, bands: bool = False) -> Notes:
-    """Songs never trained on: the held-out scores on a piano, then procedural pieces from a random stream of their own.
-
-    The procedural pieces are played by bands if there are any.
-    """
-    rng = np.random.default_rng((7, index))
-    if index < len(HELD_OUT_SCORES):
-        return as_notes([row for row in score_notes(HELD_OUT_SCORES[index], rng) if row[0] < seconds])
-    return compose(rng, band(rng) if bands else PIANO, seconds)

@@ -8,8 +8,6 @@ One ``.npz`` a song of S segments: ``samples`` int16 [S * 81920], mono at 16 kHz
 from __future__ import annotations
 
 import logging
-import subprocess
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,23 +15,32 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import pretty_midi
 from numpy.typing import NDArray
 
-from notewave.export.material.pieces import PIANO, VELOCITY, band, compose, held_out, medley
-from notewave.export.training.config import Data
+from notewave.export.material.fluidsynth import check_fluidsynth, fluidsynth
+from notewave.export.material.pieces import PIANO, as_notes, band, compose
+from notewave.export.material.scores import HELD_OUT_SCORES, medley, music21, score_notes
 from notewave.files import atomic_file
 from notewave.song.codec import MAX_TOKENS, PROGRAM, encode_notes
 from notewave.song.notes import Notes
-from notewave.sound.mel import FRAMES, HOP, MELS, SAMPLE_RATE, log_mel
+from notewave.sound.mel import FRAMES, HOP, MELS, log_mel
 
 log = logging.getLogger(__name__)
 
-SOUNDFONT = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")  # Debian's fluid-soundfont-gm, MIT licence
 SEGMENT_SAMPLES = FRAMES * HOP
 HELD_OUT_SECONDS = 41.0
 TRAINED_TOKENS = 900  # of a segment, at most: the few longer ones would take most of the time
-TICKS_PER_BEAT = 500  # at 120 beats a minute one tick is 1 ms, so the codec's grid is exact
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rendered songs."""
+
+    songs: int = 400  # for training
+    held_out_songs: int = 8
+    seconds: float = 160.0  # of a song
+    seed: int = 0
+    bands: float = 0.0  # share of the songs that a band plays; a piano plays the others
 
 
 @dataclass(frozen=True)
@@ -43,29 +50,6 @@ class Song:
     samples: NDArray[np.int16]
     mel: NDArray[np.float16]
     tokens: list[NDArray[np.int32]]
-
-
-def write_midi(notes: Notes, path: Path) -> None:
-    """Write a song as MIDI with every onset and offset on its 10 ms step."""
-    midi = pretty_midi.PrettyMIDI(resolution=TICKS_PER_BEAT, initial_tempo=120.0)
-    for program, is_drum in sorted(set(zip(notes.program.tolist(), notes.is_drum.tolist(), strict=True))):
-        instrument = pretty_midi.Instrument(program, is_drum)
-        for index in np.flatnonzero((notes.program == program) & (notes.is_drum == is_drum)):
-            start, end = float(notes.onset_s[index]), float(notes.offset_s[index])
-            instrument.notes.append(pretty_midi.Note(VELOCITY, int(notes.pitch[index]), start, end))
-        midi.instruments.append(instrument)
-    midi.write(str(path))
-
-
-def fluidsynth(notes: Notes, soundfont: Path = SOUNDFONT) -> NDArray[np.float32]:
-    """Render a song dry (no reverb, no chorus): mono float32 [n] at 16 kHz, of whatever length its last note needs."""
-    with tempfile.TemporaryDirectory() as folder:
-        midi, raw = Path(folder) / "song.mid", Path(folder) / "song.raw"
-        write_midi(notes, midi)
-        options = ["-R", "0", "-C", "0", "-g", "1.0", "-r", str(SAMPLE_RATE), "-O", "float", "-T", "raw"]
-        command = ["fluidsynth", "-ni", *options, "-F", str(raw), str(soundfont), str(midi)]
-        subprocess.run(command, check=True, capture_output=True)
-        return np.fromfile(raw, np.float32).reshape(-1, 2).mean(axis=1)
 
 
 def render_song(notes: Notes) -> Song:
@@ -104,12 +88,29 @@ def make_song(index: int, seed: int, seconds: float, bands: float = 0.0) -> Note
     return compose(rng, ensemble, seconds) if index % 5 < 3 else medley(rng, seconds, ensemble)
 
 
+def held_out(index: int, seconds: float, bands: bool = False) -> Notes:
+    """Songs never trained on: the held-out scores on a piano, then procedural pieces from a random stream of their own.
+
+    The procedural pieces are played by bands if there are any.
+    """
+    rng = np.random.default_rng((7, index))
+    if index < len(HELD_OUT_SCORES):
+        return as_notes([row for row in score_notes(HELD_OUT_SCORES[index], rng) if row[0] < seconds])
+    return compose(rng, band(rng) if bands else PIANO, seconds)
+
+
 def make_data(folder: Path, data: Data, processes: int = 1) -> None:
-    """Render the songs that the folder still lacks, as ``train-00000.npz`` ... and ``heldout-00000.npz`` ..."""
+    """Render the songs that the folder still lacks, as ``train-00000.npz`` ... and ``heldout-00000.npz`` ...
+
+    Raises ToolError where FluidSynth, its soundfont or music21 is missing, before anything is rendered.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [(folder / f"heldout-{index:05d}.npz", index, True) for index in range(data.held_out_songs)]
     wanted += [(folder / f"train-{index:05d}.npz", index, False) for index in range(data.songs)]
     missing = [song for song in wanted if not song[0].exists()]
+    if missing:
+        check_fluidsynth()
+        music21()
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         for (path, _, _), said in zip(missing, pool.map(partial(_make_file, data), missing), strict=True):
             log.info("%s: %s", path.name, said)

@@ -8,20 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from notewave.errors import TrainingError
+from notewave.export.material.songs import Data
 from notewave.voice.contracts import Dimensions
 
 CONFIGS = Path(__file__).parent / "configs"
-
-
-@dataclass(frozen=True)
-class Data:
-    """The rendered songs."""
-
-    songs: int = 400  # for training
-    held_out_songs: int = 8
-    seconds: float = 160.0  # of a song
-    seed: int = 0
-    bands: float = 0.0  # share of the songs that a band plays; a piano plays the others
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from notewave.export.material.songs import Segments
-from notewave.export.networks import SpectrogramDiffusion, masked_bias
+from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.config import Stage
-from notewave.export.training.symbolic import pad_tokens
-from notewave.kernels.reference import sampler_step
-from notewave.sampling.samplers import sampler_table
+from notewave.export.training.symbolic import token_batch
+from notewave.sampling.loop import denoise
+from notewave.sampling.samplers import SamplerTable, sampler_table
 from notewave.sampling.schedule import NoiseSchedule, alpha_bars
-from notewave.song.codec import PAD
-from notewave.sound.mel import FRAMES, MELS, from_network, to_network
+from notewave.sound.mel import FRAMES, MELS, FloatArray, from_network, to_network
 
 PREDICTION, SCHEDULE = "x0", NoiseSchedule("squaredcos_cap_v2", 1000)
 SORTED = 8  # batches that are drawn together
@@ -61,7 +60,7 @@ def mel_batch(data: Segments, seed: int, step: int, phase: Stage, share: slice =
         context = torch.from_numpy(np.clip(noisy + past_drift, -1, 1).astype(np.float32))
         context *= torch.from_numpy(keep)[:, None, None]
         mel = (mel + torch.from_numpy(drift * keep[:, None, None]).float()).clamp(-1, 1)
-    return MelBatch(pad_tokens([data.tokens[index] for index in chosen]), mel, context, torch.from_numpy(keep))
+    return MelBatch(token_batch([data.tokens[index] for index in chosen]), mel, context, torch.from_numpy(keep))
 
 
 def drifts(rng: np.random.Generator, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -81,29 +80,15 @@ def drifts(rng: np.random.Generator, count: int) -> tuple[NDArray[np.float64], N
     return shape * past, shape * np.exp(-(frames + 1) / DRIFT_FRAMES)
 
 
-def predict(
+def predict_crops(
     model: SpectrogramDiffusion, batch: MelBatch, x: Tensor, time: Tensor, offsets: Tensor, conditioned: Tensor
 ) -> Tensor:
     """The networks' prediction [B, C, F, M] for C crops of each segment.
 
     x [B, C, F, M]; noise times and first frames of the crops [B, C]; conditioned bool [B].
     """
-    size, (segments, crops, frames, _) = model.size, x.shape
-    memory, keep = model.note_encoder(batch.tokens), batch.tokens != PAD
-    context = torch.zeros(segments, 0, size.width, dtype=memory.dtype, device=x.device)
-    if batch.context is not None:
-        context = model.context_encoder(batch.context)
-        keep = torch.cat([keep, batch.context_keep[:, None].expand(-1, FRAMES)], dim=1)
-    keys_values = list(model.cross_attention(memory, context))
-    keys_values[1::2] = [values * conditioned[:, None, None, None] for values in keys_values[1::2]]
-    keys_values = [part.repeat_interleave(crops, dim=0) for part in keys_values]
-    mask = masked_bias(keep).repeat_interleave(crops, dim=0)
-    film = model.time_embedding(time.flatten())
-    window = offsets.flatten()[:, None] + torch.arange(frames, device=x.device)
-    hidden = model.decoder.input(x.flatten(0, 1)) + model.decoder.positions[window]
-    for index, layer in enumerate(model.decoder.layers):
-        hidden = layer(hidden, film[:, index], (keys_values[2 * index], keys_values[2 * index + 1]), mask)
-    return model.decoder.output(model.decoder.norm(hidden)).unflatten(0, (segments, crops))
+    flat = (x.flatten(0, 1), time.flatten(), batch.tokens, batch.context, batch.context_keep, conditioned)
+    return model(*flat, offsets.flatten()).unflatten(0, time.shape)
 
 
 def mel_loss(model: SpectrogramDiffusion, batch: MelBatch, phase: Stage, generator: torch.Generator) -> Tensor:
@@ -124,7 +109,8 @@ def mel_loss(model: SpectrogramDiffusion, batch: MelBatch, phase: Stage, generat
     bar = torch.from_numpy(bars)[level].float().to(device)[..., None, None]
     x = bar.sqrt() * clean + (1 - bar).sqrt() * noise
     fed = torch.from_numpy(times)[level].float().to(device)
-    error = predict(model, batch, x, fed, offsets.to(device), conditioned.to(device)).float() - clean
+    predicted = predict_crops(model, batch, x, fed, offsets.to(device), conditioned.to(device))
+    error = predicted.float() - clean
     weight = 1 + FIRST_WEIGHT * torch.exp(-window.to(device)[..., None] / FIRST_FRAMES)
     return (weight * (error.abs() + error**2)).mean() / weight.mean()
 
@@ -132,33 +118,40 @@ def mel_loss(model: SpectrogramDiffusion, batch: MelBatch, phase: Stage, generat
 @torch.no_grad()
 def generate(
     model: SpectrogramDiffusion, songs: list[list[NDArray[np.int32]]], steps: int = 20, seed: int = 0
-) -> list[NDArray[np.float32]]:
+) -> list[FloatArray]:
     """Log-mels [S, T, M] of songs given as tokens of their segments; all songs at once, segment after segment."""
     device, table = model.decoder.positions.device, sampler_table("dpmpp-2m", steps, SCHEDULE, PREDICTION)
     generator = torch.Generator().manual_seed(seed)
-    done: list[list[NDArray[np.float32]]] = [[] for _ in songs]
+    done: list[list[FloatArray]] = [[] for _ in songs]
     for index in range(max(map(len, songs))):
         going = [song for song, segments in enumerate(songs) if index < len(segments)]
         before = torch.from_numpy(np.stack([done[song][-1] for song in going])).to(device) if index else None
-        tokens = pad_tokens([songs[song][index] for song in going]).to(device)
-        every = torch.ones(len(going), dtype=torch.bool, device=device)
-        batch = MelBatch(tokens, torch.zeros(0), before, every)
+        tokens = token_batch([songs[song][index] for song in going]).to(device)
         x = torch.randn(len(going), FRAMES, MELS, generator=generator).numpy()
-        previous = np.zeros_like(x)
-        for time, row in zip(table.time, table.rows, strict=True):
-            fed = torch.full((len(going), 1), float(time), device=device)
-            mel = torch.from_numpy(x)[:, None].to(device)
-            predicted = predict(model, batch, mel, fed, torch.zeros_like(fed, dtype=torch.long), every)
-            sampler_step(x, previous, predicted[:, 0].float().cpu().numpy(), row)
+        _denoise(model, table, x, tokens, before)
         for song, segment in zip(going, x, strict=True):
             done[song].append(np.clip(segment, -1, 1))
     return [from_network(np.stack(mels)) for mels in done]
 
 
+def _denoise(
+    model: SpectrogramDiffusion, table: SamplerTable, x: FloatArray, tokens: Tensor, context: Tensor | None
+) -> None:
+    """Denoise x [B, T, M], in place, to the mels of segments with tokens [B, N] after context mels [B, T, M] if any."""
+    keys_values, mask = model.condition(tokens, context, torch.ones(len(x), dtype=torch.bool, device=tokens.device))
+
+    def predict(step: int) -> tuple[FloatArray, None]:
+        film = model.time_embedding(torch.full((len(x),), float(table.time[step]), device=tokens.device))
+        mel = torch.from_numpy(x).to(tokens.device)
+        return model.decoder(mel, film, mask, *keys_values).float().cpu().numpy(), None
+
+    denoise(table, x, predict)
+
+
 def mel_scores(
     model: SpectrogramDiffusion,
-    data: list[tuple[list[NDArray[np.int32]], NDArray[np.float32]]],
-    mean: NDArray[np.float32],
+    data: list[tuple[list[NDArray[np.int32]], FloatArray]],
+    mean: FloatArray,
 ) -> dict[str, float]:
     """Log-mel error in nats on held-out songs, its ratio to the error of the mean mel [M], and the seam score.
 
@@ -171,7 +164,7 @@ def mel_scores(
     return {"mel_error": error, "mel_ratio": error / control, "seam": seams, "seam_of_truth": true_seams}
 
 
-def _seam(mels: list[NDArray[np.float32]]) -> float:
+def _seam(mels: list[FloatArray]) -> float:
     """Mean absolute change from frame to frame at segment joins over that elsewhere."""
     jumps = [np.abs(np.diff(mel.reshape(-1, MELS), axis=0)).mean(axis=1) for mel in mels]
     at_join = [(np.arange(1, len(jump) + 1) % FRAMES) == 0 for jump in jumps]

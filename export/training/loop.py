@@ -18,10 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from notewave.errors import TrainingError
-from notewave.export.networks import SelfAttention, SpectrogramDiffusion
 from notewave.export.training.config import Config, Stage
 from notewave.files import atomic_file
 from notewave.voice.contracts import Dimensions
@@ -41,49 +39,6 @@ def low_precision(device: str) -> torch.autocast:
     """Context that computes in bfloat16 where the device has instructions for it; elsewhere it would be far slower."""
     capable = device != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
     return torch.autocast(device, torch.bfloat16, enabled=capable, cache_enabled=False)
-
-
-class ScaledQueries(nn.Module):
-    """Trains query weights as if dot products were divided by sqrt(K), which T5's attention does not do."""
-
-    def __init__(self, queries: int, rows: int, head_width: int) -> None:
-        super().__init__()
-        scale = torch.ones(rows, 1)
-        scale[:queries] = 1 / math.sqrt(head_width)
-        self.register_buffer("scale", scale, persistent=False)
-        self.scale: Tensor
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """What the optimiser holds -> what the network uses."""
-        return weight * self.scale
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """What the network uses -> what the optimiser holds."""
-        return weight / self.scale
-
-
-def scale_queries(model: SpectrogramDiffusion) -> None:
-    """Let all attention of a model be trained with scaled queries, its function unchanged."""
-    inner, head_width = model.size.heads * model.size.head_width, model.size.head_width
-    layers: Any = model.decoder.layers
-    for module in list(model.modules()):
-        if isinstance(module, SelfAttention):
-            parametrize.register_parametrization(module.qkv, "weight", ScaledQueries(inner, 3 * inner, head_width))
-    for layer in layers:
-        parametrize.register_parametrization(layer.cross_queries, "weight", ScaledQueries(inner, inner, head_width))
-
-
-def plain_state(model: SpectrogramDiffusion, trained: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State of a plain model from the parameters of one with scaled queries."""
-    plain = {}
-    scales = dict(model.named_buffers())
-    for name, value in trained.items():
-        if name.endswith(".parametrizations.weight.original"):
-            stem = name.removesuffix(".parametrizations.weight.original")
-            plain[f"{stem}.weight"] = value * scales[f"{stem}.parametrizations.weight.0.scale"]
-        else:
-            plain[name] = value.clone()
-    return plain
 
 
 def parameter_groups(model: nn.Module, kind_of: Callable[[str], str]) -> list[dict[str, Any]]:

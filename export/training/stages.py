@@ -15,27 +15,22 @@ from torch import Tensor, nn
 
 from notewave.errors import VoiceError
 from notewave.export.graphs.restore import restore_voice
-from notewave.export.material.pieces import held_out
-from notewave.export.material.songs import HELD_OUT_SECONDS, Segments, load_song
+from notewave.export.material.songs import HELD_OUT_SECONDS, Segments, held_out, load_song
 from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.config import Config, Stage
+from notewave.export.training.context import attend_to_context, hold_film, pass_on_heads
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE, MelBatch, mel_batch, mel_loss, mel_scores
-from notewave.export.training.loop import Run, low_precision, parameter_groups, plain_state, scale_queries
-from notewave.export.training.structure import (
-    COPYING_HEADS,
-    attend_to_context,
-    hold_film,
-    pass_on_heads,
-    structure,
-)
+from notewave.export.training.loop import Run, low_precision, parameter_groups
+from notewave.export.training.queries import plain_state, scale_queries
+from notewave.export.training.structure import COPYING_HEADS, structure
 from notewave.export.training.symbolic import (
     SYMBOLIC_LAYERS,
     SymbolicBatch,
     SymbolicHeads,
-    pad_tokens,
     symbolic_batch,
     symbolic_loss,
     symbolic_scores,
+    token_batch,
 )
 from notewave.files import atomic_file
 from notewave.sound.mel import to_network
@@ -59,7 +54,7 @@ def fresh_model(config: Config) -> SpectrogramDiffusion:
 
 
 def kind_of(name: str) -> str:
-    """Which learning rate a parameter has: that of new, of pretrained or of slow layers."""
+    """Which learning rate a parameter has in the mel stage: that of new, of pretrained or of slow layers."""
     if name.startswith(("time_embedding.", "context_encoder.")):
         return "slow"
     early = tuple(f"decoder.layers.{index}." for index in range(SYMBOLIC_LAYERS))
@@ -67,8 +62,11 @@ def kind_of(name: str) -> str:
     return "pretrained" if name.startswith(seen) else "new"
 
 
-def _symbolic_kind(name: str) -> str:
-    """The read-outs are new. What the structured start set must move slowly, or the noise of early steps undoes it."""
+def symbolic_kind_of(name: str) -> str:
+    """As ``kind_of``, in the symbolic stage: only the read-outs are new.
+
+    What the structured start set must move slowly, or the noise of early steps undoes it.
+    """
     return "new" if name.startswith("heads.") else "pretrained"
 
 
@@ -76,13 +74,7 @@ def train_symbolic(config: Config, folder: Path) -> SpectrogramDiffusion | None:
     """Run or resume the symbolic stage; returns the networks with averaged weights, or None if it was stopped."""
     model, heads = fresh_model(config), SymbolicHeads(config.dimensions.width)
     both = nn.ModuleDict({"model": model, "heads": heads}).to(config.device)
-    run = Run(
-        folder,
-        "symbolic",
-        config,
-        both,
-        parameter_groups(both, lambda name: "new" if name.startswith("heads.") else "pretrained"),
-    )
+    run = Run(folder, "symbolic", config, both, parameter_groups(both, symbolic_kind_of))
     layers: Any = model.note_encoder.layers
     copying: Tensor = layers[0].attention.qkv.parametrizations.weight.original
     copying.register_hook(lambda gradient: _pin(gradient, config.dimensions) if run.pinned else gradient)
@@ -115,7 +107,7 @@ def prepare_for_mel(model: SpectrogramDiffusion, config: Config, data: Path) -> 
         pass_on_heads(model, SYMBOLIC_LAYERS)
         segments = Segments(data, "train", FITTED_SONGS)
         later = [index for index, first in enumerate(segments.first) if not first]
-        tokens = pad_tokens([segments.tokens[index] for index in later])
+        tokens = token_batch([segments.tokens[index] for index in later])
         before = np.stack([to_network(segments.mels[index - 1].astype(np.float32)) for index in later])
         attend_to_context(model, tokens.to(config.device), torch.from_numpy(before).to(config.device), SYMBOLIC_LAYERS)
 

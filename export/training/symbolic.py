@@ -14,9 +14,21 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from notewave.export.material.pieces import DRUM_KEYS, PIANO, PROGRAMS, as_notes, band, compose
-from notewave.export.networks import RMSNorm, SpectrogramDiffusion, masked_bias, split_heads
-from notewave.song.codec import DRUM, PAD, PITCH, PROGRAM, SHIFT, STEPS_PER_SECOND, TIE, VELOCITY, encode_notes
+from notewave.export.material.pieces import DRUM_KEYS, PIANO, PROGRAMS, Row, as_notes, band, compose
+from notewave.export.networks import RMSNorm, SpectrogramDiffusion, in_pairs, masked_bias, split_heads
+from notewave.song.codec import (
+    DRUM,
+    PAD,
+    PITCH,
+    PROGRAM,
+    SHIFT,
+    STEPS_PER_SECOND,
+    TIE,
+    VELOCITY,
+    Tokens,
+    encode_notes,
+    pad_tokens,
+)
 from notewave.song.notes import Notes
 from notewave.sound.mel import FRAMES, SEGMENT_SECONDS
 
@@ -62,7 +74,7 @@ def random_voices(rng: np.random.Generator, seconds: float, programs: Sequence[i
 
     Where there are several programs, one voice may be random drums.
     """
-    rows: list[tuple[float, float, int, int, bool]] = []
+    rows: list[Row] = []
     if len(programs) > 1 and rng.random() < 0.5:
         times = np.cumsum(rng.exponential(np.exp(rng.uniform(np.log(0.08), np.log(0.6))), int(seconds / 0.1)))
         keys = rng.choice([key for kind in DRUM_KEYS.values() for key in kind], int(rng.integers(1, 6)))
@@ -159,19 +171,16 @@ def symbolic_batch(rng: np.random.Generator, segments: int, token_budget: int, b
     return collate(list(chosen), np.stack(rolls), np.stack(parts) if bands else None)
 
 
-def pad_tokens(tokens: list[NDArray[np.int32]]) -> Tensor:
+def token_batch(tokens: Sequence[Tokens]) -> Tensor:
     """Tokens int64 [B, N], padded to the longest."""
-    padded = torch.full((len(tokens), max(map(len, tokens))), PAD)
-    for row, segment in zip(padded, tokens, strict=True):
-        row[: len(segment)] = torch.from_numpy(segment)
-    return padded
+    return torch.from_numpy(pad_tokens(tokens)).long()
 
 
 def collate(
     tokens: list[NDArray[np.int32]], rolls: NDArray[np.float32], parts: NDArray[np.float32] | None = None
 ) -> SymbolicBatch:
     """A batch of segments, their rolls [B, T, 2, 128] and those of each instrument [B, T, PARTS, 128]."""
-    padded = pad_tokens(tokens)
+    padded = token_batch(tokens)
     targets = torch.zeros(*padded.shape, TOKEN_TARGETS)
     mask = torch.zeros(*padded.shape, 2, dtype=torch.bool)
     for index, segment in enumerate(tokens):
@@ -194,11 +203,8 @@ def symbolic_forward(
     keys_values = [split_heads(F.linear(notes, weight), size.heads) for weight in rows]
     film = model.time_embedding(torch.ones(1, device=noise.device))
     frames = offsets[:, None] + torch.arange(noise.shape[1], device=noise.device)
-    x = model.decoder.input(noise) + model.decoder.positions[frames]
     mask = masked_bias(tokens != PAD)
-    for index, layer in enumerate(model.decoder.layers[:SYMBOLIC_LAYERS]):
-        x = layer(x, film[:, index], (keys_values[2 * index], keys_values[2 * index + 1]), mask)
-    x = heads.frame_norm(x)
+    x = heads.frame_norm(model.decoder.walk(noise, film, mask, in_pairs(keys_values), frames, SYMBOLIC_LAYERS))
     pitches, parts = heads.frames(x).unflatten(-1, (2, PITCHES)), heads.parts(x).unflatten(-1, (PARTS, PITCHES))
     return pitches, parts, heads.tokens(notes)
 

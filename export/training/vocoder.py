@@ -45,7 +45,7 @@ EDGE = 4  # frames at both ends of a crop that the losses leave out
 MAGNITUDE_FLOOR = 1e-3  # added to STFT magnitudes before the logarithm: about -110 dB of full scale
 
 
-def log_mel(audio: Tensor) -> Tensor:
+def mel_of(audio: Tensor) -> Tensor:
     """``notewave.sound.mel.log_mel`` with gradients: audio [B, HOP (V - 1) + WINDOW] -> log-mel [B, V, M]."""
     window, weights = _analysis()
     magnitude = torch.fft.rfft(audio.unfold(-1, WINDOW, HOP) * window, FFT).abs()
@@ -119,7 +119,7 @@ class Crops:
         rng = np.random.default_rng((self.config.seed, step))
         samples, given, packed = zip(*(self._crop(rng) for _ in range(self.config.batch)), strict=True)
         audio = torch.from_numpy(np.stack(samples))
-        mel = log_mel(audio)
+        mel = mel_of(audio)
         for row, own in enumerate(given):
             if own is not None:
                 mel[row] = torch.from_numpy(own)
@@ -220,7 +220,7 @@ class Trainer:
         predicted, true = predicted[:, inner], batch.audio[:, :-HOP][:, inner]
         sizes = [size for size in RESOLUTIONS if size <= true.shape[1]]
         losses = {f"stft_{size}": spectral_loss(predicted, true, size) for size in sizes}
-        mel_loss = F.l1_loss(log_mel(predicted), log_mel(true))
+        mel_loss = F.l1_loss(mel_of(predicted), mel_of(true))
         sound = torch.stack(list(losses.values())).mean() + self.config.mel_weight * mel_loss
         losses |= {"mel": mel_loss}
         if self.config.naming_steps:  # the listener has learned something
@@ -245,10 +245,10 @@ class Trainer:
         for recording in recordings:
             samples = recording.samples[: int(seconds * SAMPLE_RATE) // HOP * HOP] / np.float32(32767)
             audio = torch.from_numpy(samples)[None]
-            true = log_mel(F.pad(audio, (0, HOP)))
+            true = mel_of(F.pad(audio, (0, HOP)))
             predicted = self.average(true, torch.zeros(1, dtype=torch.int64))
             stft.append(stft_loss(predicted[0].numpy(), samples))
-            mel.append(float((log_mel(F.pad(predicted, (0, HOP))) - true).abs()[true > -8].mean()))
+            mel.append(float((mel_of(F.pad(predicted, (0, HOP))) - true).abs()[true > -8].mean()))
         return {"valid_stft": float(np.mean(stft)), "valid_mel": float(np.mean(mel))}
 
 
