@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,9 +33,9 @@ from notewave.benchmarks.judges import (
     seam_score,
 )
 from notewave.benchmarks.report import check_counts, machine, text_table, voice_sha256
-from notewave.errors import MidiError, OutputError, ToolError
+from notewave.errors import MidiError, OutputError
 from notewave.export.material.excerpts import HELD_OUT, held_out_tokens
-from notewave.export.material.fluidsynth import SOUNDFONT, fluidsynth
+from notewave.export.material.fluidsynth import SOUNDFONT, check_fluidsynth, fluidsynth
 from notewave.export.material.songs import SEGMENT_SAMPLES
 from notewave.files import atomic_file
 from notewave.sampling.options import SamplingOptions
@@ -160,7 +159,7 @@ def evaluate(
     and what those raise.
     """
     check_counts(segments=max_segments)
-    check_tools(soundfont)
+    check_fluidsynth(soundfont)
     if out is not None:
         _make_folder(out)
     tokens = song_tokens(songs)
@@ -206,20 +205,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"The folder {folder} cannot be made: {error.strerror}. Choose another.") from error
-
-
-def check_tools(soundfont: Path) -> None:
-    """Raise ToolError when FluidSynth or its soundfont is missing."""
-    if shutil.which("fluidsynth") is None:
-        raise ToolError(
-            "The voice cannot be judged: the program fluidsynth, which it is compared with, is not installed. "
-            "Install it (Debian: apt install fluidsynth fluid-soundfont-gm)."
-        )
-    if not soundfont.is_file():
-        raise ToolError(
-            f"The voice cannot be judged: FluidSynth needs a soundfont, and there is none at {soundfont}. "
-            "Install it (Debian: apt install fluid-soundfont-gm) or name the one that the voice was trained on."
-        )
 
 
 def song_tokens(songs: Sequence[str | os.PathLike[str]]) -> dict[str, list[Tokens]]:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from notewave.benchmarks.clock import add_clock_arguments, set_clock
 from notewave.benchmarks.evaluate import (
-    check_tools,
     mean_scores,
     pitched_f1,
     play_song,
@@ -40,7 +39,7 @@ from notewave.benchmarks.report import (
     save_plot,
     voice_sums,
 )
-from notewave.export.material.fluidsynth import SOUNDFONT
+from notewave.export.material.fluidsynth import SOUNDFONT, check_fluidsynth
 from notewave.sampling.options import SamplingOptions
 from notewave.sampling.samplers import SAMPLERS
 from notewave.song.codec import Tokens
@@ -89,7 +88,7 @@ class Judge:
 
     def __init__(self, songs: Sequence[str], most_songs: int, segments: int) -> None:
         """Raises what ``evaluate`` raises."""
-        check_tools(SOUNDFONT)
+        check_fluidsynth(SOUNDFONT)
         self.transcriber = Transcriber()
         chosen = [*song_tokens(songs).items()][:most_songs]
         self.names = [name for name, _ in chosen]
