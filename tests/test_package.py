@@ -152,3 +152,16 @@ def test_every_error_is_public() -> None:
         assert getattr(notewave, name) is not None
     with pytest.raises(AttributeError):
         notewave.nothing  # noqa: B018
+
+
+def test_the_maps_name_what_is_there() -> None:
+    """README's and engine/README's tables: every path in them exists, and every room has its line."""
+    for name in ("README.md", "engine/README.md"):
+        text = (ROOT / name).read_text()
+        paths = set(re.findall(r"`((?:engine|kernels|export|benchmarks|tests)/[\w./]*)`", text))
+        assert len(paths) > 5
+        for path in paths:
+            assert (ROOT / path).exists(), f"{name} names {path}"
+    rooms = {path.relative_to(ROOT).parts[1] for path in (ROOT / "engine").iterdir() if path.is_dir()}
+    rooms.discard("__pycache__")
+    assert {room for room in rooms if f"`engine/{room}/`" in text} == rooms
