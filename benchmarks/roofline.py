@@ -126,8 +126,7 @@ def trace(voice: Voice, network: str, sizes: dict[str, int]) -> tuple[list[Produ
 
     contract = voice.contracts()[network]
     inputs: dict[str, NDArray[Any]] = {
-        tensor.name: np.zeros([axis if isinstance(axis, int) else sizes[axis] for axis in tensor.shape], tensor.dtype)
-        for tensor in contract.inputs
+        tensor.name: np.zeros(tensor.shape_at(sizes), tensor.dtype) for tensor in contract.inputs
     }
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1

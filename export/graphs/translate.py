@@ -55,8 +55,7 @@ def export_graph(module: nn.Module, contract: contracts.Contract) -> ir.Model:
 
 
 def _example(tensor: contracts.Tensor) -> Tensor:
-    sizes = [_EXAMPLE_SIZES[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
-    return torch.zeros(sizes, dtype=getattr(torch, tensor.dtype))
+    return torch.zeros(tensor.shape_at(_EXAMPLE_SIZES), dtype=getattr(torch, tensor.dtype))
 
 
 class WeightFile:
