@@ -127,9 +127,9 @@ class Run:
         module then has; when it is due, and after the last step. The log has the mean losses of every ``log_every``
         steps.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
         if self.step >= steps:
             return True
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._forget_later_records()
         losses: list[Figures] = []
         with self._stopping_on_signals():
