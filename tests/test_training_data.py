@@ -234,6 +234,29 @@ def test_a_misspelt_setting_is_named() -> None:
         load_config("no-such-thing")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"crooked\.json is no configuration: it is not readable JSON"),
+        ("\xff", "not readable JSON"),
+        ("[" * 100_000, "not readable JSON"),
+        ("[]", r"a Config is \[\]; it must be an object"),
+        ('{"name": "x"}', "a Config lacks dimensions"),
+        ('{"dimensions": {"width": 64}}', "a Dimensions lacks heads, head_width, "),
+        ('{"mel": {"steps": 1}}', "mel of a Config is {'steps': 1}; it must be "),
+        ('{"mel": [{"steps": "1", "segments": 2}]}', "steps of a Stage is '1'; it must be int"),
+        ('{"mel": [{"steps": true, "segments": 2}]}', "steps of a Stage is True; it must be int"),
+        ('{"mel": [{"steps": 1, "segments": 2, "pianos": []}]}', r"pianos of a Stage is \[\]; it must be float"),
+        ('{"vocoder": {"gain_db": [1.0]}}', r"gain_db of a VocoderTraining is \[1\.0\]"),
+        ('{"data": {"seconds": NaN}}', "seconds of a Data is nan; it must be float"),
+    ],
+)
+def test_a_crooked_configuration_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "crooked.json").write_text(text, encoding="latin-1")
+    with pytest.raises(TrainingError, match=message):
+        load_config(tmp_path / "crooked.json")
+
+
 def test_log_mel_is_the_stated_formula() -> None:
     """STFT by SciPy, mel triangles written out by hand: frames of 640 at hop 320, FFT of 1024, HTK mel, magnitudes."""
     from scipy.signal import get_window

@@ -15,19 +15,20 @@ from notewave.errors import TrainingError, VoiceError
 from notewave.export.material.pieces import PIANO, compose
 from notewave.export.material.songs import SEGMENT_SAMPLES, Data, Song, load_song, save_song
 from notewave.export.networks import SpectrogramDiffusion
-from notewave.export.training.config import Config, Stage
+from notewave.export.training.config import Config, Stage, load_config
 from notewave.export.training.diffusion import MelBatch, predict_crops
+from notewave.export.training.loop import plot_log
 from notewave.export.training.pairs import make_pairs
 from notewave.export.training.queries import plain_state, scale_queries
 from notewave.export.training.stages import (
     fresh_model,
-    plot_log,
     prepare_for_mel,
     train_mel,
     train_symbolic,
     trained_model,
 )
-from notewave.export.training.train import write_voice
+from notewave.export.training.train import train, write_voice
+from notewave.export.training.vocoder import Batch, Crops, train_vocoder
 from notewave.song.codec import encode_notes
 from notewave.sound.mel import FRAMES, LOG_MIN, MELS
 from notewave.voice.contracts import Dimensions
@@ -129,6 +130,52 @@ def test_a_checkpoint_of_other_dimensions_is_refused(tmp_path: Path, data: Path)
     other = dataclasses.replace(config(1, 1), dimensions=dataclasses.replace(TINY, feed_forward=64))
     with pytest.raises(TrainingError, match="other dimensions"):
         train_symbolic(other, tmp_path)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "symbolic.pt").write_bytes(b"cut short")
+    with pytest.raises(TrainingError, match=r"symbolic\.pt is damaged.*Remove it"):
+        train_symbolic(config(1, 1), tmp_path)
+
+
+def test_training_killed_while_its_vocoder_learns_goes_on_to_the_same_voice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index, name in enumerate(["train-00000", "train-00001", "heldout-00000"]):
+        tokens = encode_notes(compose(np.random.default_rng(index), PIANO, 8.0))
+        tone = 9000 * np.sin(np.arange(len(tokens) * SEGMENT_SAMPLES) * (0.1 + 0.1 * index))
+        mel = np.full((len(tokens), FRAMES, MELS), LOG_MIN / 2, np.float16)
+        save_song(Song(tone.astype(np.int16), mel, tokens), tmp_path / f"{name}.npz")
+    small = {"width": 16, "blocks": 2, "hertz": 100.0, "cents": 100.0}
+    settings = {
+        "name": "tiny",
+        "dimensions": {name: size for name, size in dataclasses.asdict(TINY).items() if name not in ("frames", "mels")},
+        "symbolic": [{"steps": 1, "segments": 4, "tokens": 1800, "frames": 32}],
+        "mel": [{"steps": 1, "segments": 2, "frames": 48}],
+        "vocoder": {"steps": 4, "batch": 2, "frames": 24, "warm_up": 1, "model": small},
+        "data": {"songs": 2, "held_out_songs": 0},
+        "structured": False,
+    }
+    (tmp_path / "tiny.json").write_text(json.dumps(settings))
+    draw, state = Crops.draw, tmp_path / "state"
+
+    def draw_and_kill(crops: Crops, step: int) -> Batch:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(crops, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Crops, "draw", draw_and_kill)
+        assert train(tmp_path / "tiny.json", tmp_path / "voice", state=state, data=tmp_path) is None
+    assert not (tmp_path / "voice").exists()
+    assert torch.load(state / "vocoder" / "vocoder.pt", weights_only=True)["step"] == 2
+    voice = train(tmp_path / "tiny.json", tmp_path / "voice", state=state, data=tmp_path)
+    assert voice is not None and voice.vocoder is not None
+    unbroken = load_config(tmp_path / "tiny.json").vocoder
+    assert unbroken is not None
+    train_vocoder(unbroken, {tmp_path: 1.0}, tmp_path / "unbroken", state / "pairs", 2)
+    ends = [(folder / "final.safetensors").read_bytes() for folder in (state / "vocoder", tmp_path / "unbroken")]
+    assert ends[0] == ends[1]
 
 
 def test_scaled_queries_do_not_change_what_the_networks_compute() -> None:

@@ -1,7 +1,9 @@
 """Vocoders: how far they see, their ONNX graphs against PyTorch, streaming, and what adopting refuses."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from notewave.errors import VoiceError
+from notewave.errors import TrainingError, VoiceError
 from notewave.export.graphs.vocoder import adopt_onnx_vocoder, export_vocoder_onnx, receptive_field
 from notewave.export.material.pieces import as_notes
 from notewave.export.material.songs import SEGMENT_SAMPLES, Song, save_song
@@ -155,6 +157,42 @@ def test_training_improves_and_resumes_exactly(tmp_path: Path, naming_steps: int
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
     assert isinstance(load_vocoder(tmp_path / "whole" / "final"), Tonewheel)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_training_with_a_checkpoint_and_it_goes_on_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    songs(tmp_path / "data", "train", 3)
+    songs(tmp_path / "data", "heldout", 1)
+    config, data = replace(CONFIG, checkpoint_seconds=1e9), {tmp_path / "data": 1.0}
+    whole = train_vocoder(config, data, tmp_path / "whole")
+    draw, handler = Crops.draw, signal.getsignal(number)
+
+    def draw_and_signal(crops: Crops, step: int):
+        if step == 2:
+            os.kill(os.getpid(), number)
+        return draw(crops, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Crops, "draw", draw_and_signal)
+        assert train_vocoder(config, data, tmp_path / "stopped") is None
+    assert torch.load(tmp_path / "stopped" / "vocoder.pt", weights_only=True)["step"] == 3
+    assert signal.getsignal(number) is handler
+    resumed = train_vocoder(config, data, tmp_path / "stopped")
+    assert whole is not None and resumed is not None
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
+    ends = [(tmp_path / run / "final.safetensors").read_bytes() for run in ("whole", "stopped")]
+    assert ends[0] == ends[1]
+    records = [json.loads(line) for line in (tmp_path / "stopped" / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    Trainer(CONFIG, tmp_path).save()
+    with pytest.raises(TrainingError, match="other dimensions"):
+        Trainer(replace(CONFIG, model={**SMALL, "blocks": 1}), tmp_path)
 
 
 def test_crops_know_their_pitches(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+import math
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
+from notewave.checks import is_number, quoted
 from notewave.errors import TrainingError
 from notewave.export.material.songs import Data
 from notewave.voice.contracts import Dimensions
@@ -70,8 +73,8 @@ class Config:
 
     name: str
     dimensions: Dimensions
-    symbolic: tuple[Stage, ...]
-    mel: tuple[Stage, ...]
+    symbolic: tuple[Stage, ...] = ()
+    mel: tuple[Stage, ...] = ()
     vocoder: VocoderTraining | None = None  # without, the voice gets none
     data: Data = field(default_factory=Data)
     seed: int = 0
@@ -84,31 +87,62 @@ class Config:
 
 
 def load_config(source: str | Path) -> Config:
-    """Read a configuration, a JSON file or the name of a bundled one. Raises TrainingError."""
+    """Read a configuration, a JSON file or the name of a bundled one.
+
+    Raises TrainingError when it cannot be read or is none, VoiceError for networks of a size that no voice can have.
+    """
     path = Path(source)
     path = path if path.suffix == ".json" else CONFIGS / f"{source}.json"
     if not path.exists():
         bundled = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.json")))
         raise TrainingError(f"there is no configuration {source}: {path} does not exist. Bundled ones: {bundled}.")
-    return parse_config(json.loads(path.read_text()))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise TrainingError(f"{path} is no configuration: it is not readable JSON ({error}). Mend it.") from error
+    return parse_config(values)
 
 
-def parse_config(values: dict[str, Any]) -> Config:
-    """A configuration from JSON's values; ``notes`` at the top is documentation."""
-    values = {key: value for key, value in values.items() if key != "notes"}
-    for name in ("symbolic", "mel"):
-        values[name] = tuple(_build(Stage, stage) for stage in values.get(name, ()))
-    values["dimensions"] = _build(Dimensions, values["dimensions"])
-    values["data"] = _build(Data, values.get("data", {}))
-    if "vocoder" in values:
-        values["vocoder"] = _build(VocoderTraining, values["vocoder"])
-    return _build(Config, values)
+def parse_config(values: Any) -> Config:
+    """A configuration from JSON's values; ``notes`` at the top is documentation. Raises what ``load_config`` raises."""
+    if isinstance(values, dict):
+        values = {key: value for key, value in values.items() if key != "notes"}
+    config: Config = _build(Config, values)
+    return config
 
 
-def _build(kind: type[Any], values: dict[str, Any]) -> Any:
-    unknown = set(values) - {f.name for f in fields(kind)}
+def _build(kind: type[Any], values: Any) -> Any:
+    """A dataclass of JSON's values, its own fields built of theirs."""
+    if not isinstance(values, dict):
+        raise TrainingError(f"a {kind.__name__} is {quoted(values)}; it must be an object of its settings.")
+    known = {f.name: f for f in fields(kind)}
+    unknown = set(values) - set(known)
     if unknown:
-        raise TrainingError(
-            f"a {kind.__name__} has no {', '.join(sorted(unknown))}; it has {', '.join(f.name for f in fields(kind))}."
-        )
-    return kind(**values)
+        raise TrainingError(f"a {kind.__name__} has no {', '.join(sorted(unknown))}; it has {', '.join(known)}.")
+    hints = get_type_hints(kind)
+    built = {  # from the last on: a misspelt setting of a stage is told before dimensions that are left out
+        name: _fitting(f"{name} of a {kind.__name__}", values[name], hints[name])
+        for name in reversed(known)
+        if name in values
+    }
+    lacking = [f.name for f in known.values() if f.default is f.default_factory is MISSING and f.name not in built]
+    if lacking:
+        raise TrainingError(f"a {kind.__name__} lacks {', '.join(lacking)}. Add what it lacks.")
+    return kind(**built)
+
+
+def _fitting(what: str, value: Any, hint: Any) -> Any:
+    """The value as what the type hint of its field asks for."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is UnionType:  # with None
+        return None if value is None else _fitting(what, value, parts[0])
+    if isinstance(hint, type) and is_dataclass(hint):
+        return _build(hint, value)
+    if origin is tuple and isinstance(value, list):
+        kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        if len(kinds) == len(value):
+            return tuple(_fitting(what, item, kind) for item, kind in zip(value, kinds, strict=True))
+    fits = is_number(value, -math.inf, math.inf) if hint is float else type(value) is hint or type(value) is origin
+    if fits:
+        return value
+    raise TrainingError(f"{what} is {quoted(value)}; it must be {getattr(hint, '__name__', hint)}.")

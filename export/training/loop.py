@@ -1,4 +1,4 @@
-"""The machinery of a training run: optimiser, averaged weights, checkpoints, a log, a clean stop."""
+"""The machinery of every training: steps, averaged weights, checkpoints, a log, a clean stop."""
 
 from __future__ import annotations
 
@@ -7,32 +7,30 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from notewave.errors import TrainingError
-from notewave.export.training.config import Config, Stage
 from notewave.files import atomic_file
-from notewave.voice.contracts import Dimensions
 
 log = logging.getLogger(__name__)
 
-BETAS = (0.9, 0.98)
-WARM_UP = 100  # steps
-CLIP = 1.0  # norm of the gradient
-WEIGHT_DECAY = 0.2  # of what feed-forwards and attention add to the residual streams, which would outgrow one another
-SLOW_RATE = 0.03  # factor on the learning rate of what runs away at 1: the time embedding, whose wide layers multiply
-# every stream, and the context encoder, which few frames need and give a direction to
-LOG_EVERY = 20  # steps
+LOG = "log.jsonl"
+SAID_EVERY = 20  # steps between lines of progress
+# fmt: off
+PLOTTED = (
+    "loss", "frame_f1", "onset_f1", "part_f1", "mel_error", "mel_ratio", "seam",
+    "mel", "pitch", "listening", "heard", "valid_stft", "valid_mel",
+)
+# fmt: on
+
+Figures = Mapping[str, float]
 
 
 def low_precision(device: str) -> torch.autocast:
@@ -41,31 +39,66 @@ def low_precision(device: str) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=capable, cache_enabled=False)
 
 
-def parameter_groups(model: nn.Module, kind_of: Callable[[str], str]) -> list[dict[str, Any]]:
-    """The parameters by their kind, which says their learning rate, and by whether their weights decay."""
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        decays = any(part in name for part in (".feed_forward.", ".out.", ".cross_out."))
-        groups.setdefault((kind_of(name), decays), []).append(parameter)
-    return [
-        {"params": parameters, "kind": kind, "weight_decay": WEIGHT_DECAY * decays}
-        for (kind, decays), parameters in groups.items()
-    ]
+class Average:
+    """The exponential moving average of a module's parameters: what is kept of its training."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.module, self.decay = module, decay
+        self.values = {name: value.detach().clone() for name, value in module.named_parameters()}
+
+    def update(self, step: int) -> None:
+        """Take in what the module is after so many optimiser steps; the first ones are soon forgotten."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        present = [parameter.detach() for parameter in self.module.parameters()]
+        torch._foreach_lerp_(list(self.values.values()), present, 1 - decay)
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """The module has the averaged weights inside."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, value in self.module.named_parameters():
+            value.data, self.values[name] = self.values[name], value.data
+
+    def settle(self) -> None:
+        """Give the module the averaged weights for good."""
+        for name, value in self.module.named_parameters():
+            value.data = self.values[name]
 
 
 class Run:
-    """One stage of a training run and its folder. Whatever is random depends on (seed, stage, step) alone."""
+    """One stage of a training and its folder.
+
+    A checkpoint holds everything but the data, and whatever is random depends on (seed, stage, step) alone: killed and
+    started again, a run goes on from its last checkpoint as if nothing had happened.
+    """
 
     def __init__(
-        self, folder: Path, stage: str, config: Config, model: nn.Module, groups: list[dict[str, Any]]
+        self,
+        folder: Path,
+        stage: str,
+        trained: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        average: Average,
+        *,
+        about: dict[str, Any],
+        checkpoint_seconds: float,
     ) -> None:
-        self.folder, self.stage, self.config, self.model = folder, stage, config, model
+        """Begin, or go on from the folder's checkpoint of the stage. Raises TrainingError if it isn't of this run.
+
+        about: what a checkpoint must agree with, the sizes of what is trained.
+        """
+        self.folder, self.stage, self.about = folder, stage, about
+        self.trained, self.optimiser, self.average = trained, optimiser, average
+        self.checkpoint_seconds = checkpoint_seconds
         self.step, self.seconds = 0, 0.0
-        self.optimiser = torch.optim.AdamW(groups, lr=1.0, betas=BETAS, fused=True)
-        self.ema = {name: value.detach().clone() for name, value in model.named_parameters()}
         self.started = self.saved = self.validated = time.monotonic()
         self.stopping = False
-        folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.exists():
             self._load()
 
@@ -75,63 +108,90 @@ class Run:
         return self.folder / f"{self.stage}.pt"
 
     @property
-    def phases(self) -> tuple[Stage, ...]:
-        """Phases of this stage."""
-        return self.config.symbolic if self.stage == "symbolic" else self.config.mel
+    def validation_age(self) -> float:
+        """Seconds since the last validation, or since the run began."""
+        return time.monotonic() - self.validated
 
-    def phase(self) -> tuple[Stage, float] | None:
-        """The phase that the present step belongs to and how far it is in it, 0 to 1; None at the end."""
-        before = 0
-        for phase in self.phases:
-            if self.step < before + phase.steps:
-                return phase, (self.step - before) / phase.steps
-            before += phase.steps
-        return None
+    def train(
+        self,
+        steps: int,
+        advance: Callable[[], Figures],
+        validate: Callable[[], Figures],
+        *,
+        due: Callable[[], bool],
+        log_every: int,
+    ) -> bool:
+        """Go on to that many steps (True), or until SIGTERM or SIGINT (False), then write a checkpoint.
 
-    @property
-    def pinned(self) -> bool:
-        """Whether the present phase keeps the copying heads as they were set."""
-        current = self.phase()
-        return current is not None and self.step < current[0].pinned
-
-    def train(self, loss: Callable[[Stage, int], Tensor], validate: Callable[[], dict[str, float]]) -> bool:
-        """Step until the last phase ends (True) or until SIGTERM or SIGINT (False), then write a checkpoint.
-
-        loss: of one share of the present step's batch; config.threads shares are computed side by side, which
-        suits a busy machine better than threads inside each operation. validate: figures of the averaged weights.
+        advance: one step, which ends with ``update``; its losses. validate: figures of the averaged weights, which the
+        module then has; when it is due, and after the last step. The log has the mean losses of every ``log_every``
+        steps.
         """
-        losses: list[float] = []
-        with self._stopping_on_signals(), ThreadPoolExecutor(self.config.threads) as pool:
-            while (current := self.phase()) is not None and not self.stopping:
-                losses.append(self._differentiate(partial(loss, current[0]), pool))
-                norm = self.update()
-                if self.step % LOG_EVERY == 0:
-                    self.record(loss=float(np.mean(losses)), norm=norm)
-                    losses.clear()
-                now = time.monotonic()
-                if now - self.validated > self.config.validate_seconds or self.phase() is None:
-                    with self.averaged():
-                        self.record(**validate())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.step >= steps:
+            return True
+        self._forget_later_records()
+        losses: list[Figures] = []
+        with self._stopping_on_signals():
+            while self.step < steps and not self.stopping:
+                losses.append(advance())
+                figures: Figures = {}
+                if self.step == steps or due():
+                    with self.average.inside():
+                        figures = validate()
                     self.validated = time.monotonic()
-                if now - self.saved > self.config.checkpoint_seconds:
+                if figures or self.step == steps or self.step % log_every == 0:
+                    self._record({**_means(losses), **figures}, said=bool(figures) or self.step % SAID_EVERY == 0)
+                    losses.clear()
+                if time.monotonic() - self.saved > self.checkpoint_seconds:
                     self.save()
             self.save()
         return not self.stopping
 
-    def _differentiate(self, loss: Callable[[int], Tensor], pool: ThreadPoolExecutor) -> float:
-        """Set the gradients to the mean over the shares; returns the mean loss."""
-        parameters, shares = list(self.model.parameters()), self.config.threads
+    def update(self, clip: float) -> float:
+        """One optimiser step on the gradients there are, clipped to a norm, if they are finite; returns their norm."""
+        norm = float(torch.nn.utils.clip_grad_norm_(self.trained.parameters(), clip))
+        if math.isfinite(norm):
+            self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        self.average.update(self.step)
+        return norm
 
-        def work(share: int) -> tuple[float, tuple[Tensor | None, ...]]:
-            torch.set_num_threads(1)
-            value = loss(share)
-            return float(value.detach()), torch.autograd.grad(value, parameters, allow_unused=True)
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        now = time.monotonic()
+        self.seconds += now - self.started
+        self.started = self.saved = now
+        state = {
+            "about": self.about,
+            "step": self.step,
+            "seconds": self.seconds,
+            "trained": self.trained.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average.values,
+        }
+        with atomic_file(self.checkpoint) as temporary:
+            torch.save(state, temporary)
 
-        values, gradients = zip(*pool.map(work, range(shares)), strict=True)
-        for parameter, *parts in zip(parameters, *gradients, strict=True):
-            present = [part for part in parts if part is not None]
-            parameter.grad = torch.stack(present).sum(dim=0).div_(shares) if present else None
-        return sum(values) / shares
+    def _load(self) -> None:
+        try:
+            state: dict[str, Any] = torch.load(self.checkpoint, weights_only=True)
+            same = state["about"] == self.about
+        except Exception as error:  # torch raises whatever a broken archive runs into
+            reason = str(error).partition("\n")[0]
+            raise TrainingError(
+                f"{self.checkpoint} is damaged, or another version's ({reason}). Remove it to begin its stage anew."
+            ) from error
+        if not same:
+            raise TrainingError(
+                f"{self.checkpoint} holds networks of other dimensions; remove it or use its configuration."
+            )
+        self.trained.load_state_dict(state["trained"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.average.values = state["average"]
+        self.step, self.seconds = state["step"], state["seconds"]
+        log.info("%s resumes at step %d", self.stage, self.step)
 
     @contextmanager
     def _stopping_on_signals(self) -> Iterator[None]:
@@ -147,75 +207,59 @@ class Run:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def generator(self, share: int) -> torch.Generator:
-        """Randomness of one share of the present step."""
-        identity = np.random.SeedSequence((self.config.seed, self.stage == "mel", self.step, share))
-        return torch.Generator().manual_seed(int(identity.generate_state(1)[0]))
-
-    def update(self) -> float:
-        """One optimiser step on the gradients there are; returns their norm."""
-        phase, progress = self.phase() or (self.phases[-1], 1.0)
-        rate = phase.learning_rate_end + 0.5 * (phase.learning_rate - phase.learning_rate_end) * (
-            1 + math.cos(math.pi * progress)
-        )
-        rate *= min(1.0, (self.step + 1) / WARM_UP)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate * {"new": 1.0, "pretrained": phase.pretrained_rate, "slow": SLOW_RATE}[group["kind"]]
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP))
-        if math.isfinite(norm):
-            self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self.step += 1
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.ema.values()), [p.detach() for p in self.model.parameters()], 1 - decay)
-        return norm
-
-    def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
-        now = time.monotonic()
-        self.seconds += now - self.started
-        self.started = self.saved = now
-        state = {
-            "config": asdict(self.config),
-            "step": self.step,
-            "seconds": self.seconds,
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "ema": self.ema,
-        }
-        with atomic_file(self.checkpoint) as temporary:
-            torch.save(state, temporary)
-
-    def _load(self) -> None:
-        state = torch.load(self.checkpoint, weights_only=True)
-        if Dimensions(**state["config"]["dimensions"]) != self.config.dimensions:
-            raise TrainingError(
-                f"{self.checkpoint} holds networks of other dimensions; remove it or use its configuration."
-            )
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.ema = state["ema"]
-        self.step, self.seconds = state["step"], state["seconds"]
-        log.info("%s resumes at step %d", self.stage, self.step)
-
-    def record(self, **values: float) -> None:
-        """Append one line to the run's log."""
+    def _record(self, figures: Figures, said: bool) -> None:
+        """Append one line to the log."""
         seconds = self.seconds + time.monotonic() - self.started
-        entry = {"stage": self.stage, "step": self.step, "seconds": round(seconds, 1), **values}
-        with (self.folder / "log.jsonl").open("a") as file:
+        with (self.folder / LOG).open("a") as file:
+            entry = {"stage": self.stage, "step": self.step, "seconds": round(seconds, 1), **figures}
             file.write(json.dumps(entry) + "\n")
-        figures = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
-        log.info("%s step %d, %.0f s: %s", self.stage, self.step, seconds, figures)
+        if said:
+            listed = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            log.info("%s step %d, %.0f s: %s", self.stage, self.step, seconds, listed)
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The model has the averaged weights inside."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
+    def _forget_later_records(self) -> None:
+        """Drop the records of steps that were made after the last checkpoint and are about to be made again."""
+        if (self.folder / LOG).exists():
+            with atomic_file(self.folder / LOG) as temporary:
+                kept = [entry for entry in read_log(self.folder) if not self._is_ahead(entry)]
+                temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
 
-    def _swap(self) -> None:
-        for name, value in self.model.named_parameters():
-            value.data, self.ema[name] = self.ema[name], value.data
+    def _is_ahead(self, entry: dict[str, Any]) -> bool:
+        return entry["stage"] == self.stage and entry["step"] > self.step
+
+
+def _means(losses: Sequence[Figures]) -> dict[str, float]:
+    """The mean of each figure over the steps that have it."""
+    names = dict.fromkeys(name for step in losses for name in step)
+    return {name: float(np.mean([step[name] for step in losses if name in step])) for name in names}
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The records of a folder's log, each with its stage, step and seconds."""
+    return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+
+
+def plot_log(folder: Path) -> None:
+    """Draw a folder's log as ``curve.png``: losses and validation figures over steps, one panel a stage.
+
+    Without a log there is nothing to draw.
+    """
+    if not (folder / LOG).exists():
+        return
+    import matplotlib.figure
+
+    entries = read_log(folder)
+    stages = list(dict.fromkeys(entry["stage"] for entry in entries))
+    figure = matplotlib.figure.Figure(figsize=(5 * len(stages), 4), layout="tight")
+    for axes, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
+        own = [entry for entry in entries if entry["stage"] == stage]
+        for name in PLOTTED:
+            points = [(entry["step"], entry[name]) for entry in own if name in entry]
+            if points:
+                marker = "." if len(points) < 100 else ""
+                axes.plot(*zip(*points, strict=True), label=name, linewidth=0.8, marker=marker)
+        axes.set(title=stage, xlabel="step", yscale="log")
+        if axes.lines:
+            axes.legend()
+    with atomic_file(folder / "curve.png") as temporary:
+        figure.savefig(temporary)

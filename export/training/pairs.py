@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import load_file
 
 from notewave.export.material.songs import SEGMENT_SAMPLES, Song, load_song, save_song
-from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.diffusion import generate
-from notewave.voice.contracts import Dimensions
-
-
-def load_weights(weights: Path) -> SpectrogramDiffusion:
-    """The networks of a run's averaged weights, ``ema.safetensors``."""
-    about = json.loads(weights.with_suffix(".json").read_text())
-    model = SpectrogramDiffusion(Dimensions(**about["dimensions"]))
-    model.load_state_dict(load_file(weights))
-    return model.eval()
+from notewave.export.training.weights import load_weights
 
 
 def make_pairs(weights: Path, data: Path, out: Path, songs: int, segments: int, steps: int = 20) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from notewave.errors import VoiceError
@@ -20,8 +18,9 @@ from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.config import Config, Stage
 from notewave.export.training.context import attend_to_context, hold_film, pass_on_heads
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE, MelBatch, mel_batch, mel_loss, mel_scores
-from notewave.export.training.loop import Run, low_precision, parameter_groups
-from notewave.export.training.queries import plain_state, scale_queries
+from notewave.export.training.loop import low_precision
+from notewave.export.training.phases import PhasedRun
+from notewave.export.training.queries import scale_queries
 from notewave.export.training.structure import COPYING_HEADS, structure
 from notewave.export.training.symbolic import (
     SYMBOLIC_LAYERS,
@@ -32,7 +31,7 @@ from notewave.export.training.symbolic import (
     symbolic_scores,
     token_batch,
 )
-from notewave.files import atomic_file
+from notewave.export.training.weights import write_weights
 from notewave.sound.mel import to_network
 from notewave.voice.contracts import Dimensions
 from notewave.voice.folder import Voice
@@ -74,7 +73,7 @@ def train_symbolic(config: Config, folder: Path) -> SpectrogramDiffusion | None:
     """Run or resume the symbolic stage; returns the networks with averaged weights, or None if it was stopped."""
     model, heads = fresh_model(config), SymbolicHeads(config.dimensions.width)
     both = nn.ModuleDict({"model": model, "heads": heads}).to(config.device)
-    run = Run(folder, "symbolic", config, both, parameter_groups(both, symbolic_kind_of))
+    run = PhasedRun(folder, "symbolic", config, both, symbolic_kind_of)
     layers: Any = model.note_encoder.layers
     copying: Tensor = layers[0].attention.qkv.parametrizations.weight.original
     copying.register_hook(lambda gradient: _pin(gradient, config.dimensions) if run.pinned else gradient)
@@ -92,10 +91,9 @@ def train_symbolic(config: Config, folder: Path) -> SpectrogramDiffusion | None:
         with low_precision(config.device):
             return symbolic_scores(model, heads, songs, bands > 0) if songs else {}
 
-    if run.phase() is not None and not run.train(loss, validate):
+    if not run.train_phases(loss, validate):
         return None
-    for name, value in both.named_parameters():
-        value.data = run.ema[name]
+    run.average.settle()
     return model
 
 
@@ -126,7 +124,7 @@ def trained_model(config: Config, voice: Voice) -> SpectrogramDiffusion:
 
 def train_mel(config: Config, folder: Path, data: Path, model: SpectrogramDiffusion) -> Path | None:
     """Run or resume the mel stage; returns the file of the averaged weights, or None if it was stopped."""
-    run = Run(folder, "mel", config, model, parameter_groups(model, kind_of))
+    run = PhasedRun(folder, "mel", config, model, kind_of)
     if config.structured:
         _pin_context_heads(model)
     segments = Segments(data, "train", config.data.songs)
@@ -141,12 +139,13 @@ def train_mel(config: Config, folder: Path, data: Path, model: SpectrogramDiffus
             return mel_loss(model, to_device(batch, config.device), phase, run.generator(share))
 
     def validate() -> dict[str, float]:
-        write_weights(run, model, dict(model.named_parameters()))
+        write_weights(folder, config, model, run.step)
         with low_precision(config.device):
             return mel_scores(model, check, mean) if check else {}
 
-    finished = run.train(loss, validate)
-    weights = write_weights(run, model, run.ema)
+    finished = run.train_phases(loss, validate)
+    run.average.settle()
+    weights = write_weights(folder, config, model, run.step)
     return weights if finished else None
 
 
@@ -184,41 +183,3 @@ def to_device(batch: Batch, device: str) -> Batch:
     """The batch with its tensors on a device."""
     tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return replace(batch, **{name: value.to(device) for name, value in tensors.items() if value is not None})
-
-
-def write_weights(run: Run, model: SpectrogramDiffusion, averaged: dict[str, Tensor]) -> Path:
-    """Write the averaged weights as ``ema.safetensors``, a plain model's state, and what they are as ``ema.json``."""
-    target = run.folder / "ema.safetensors"
-    with atomic_file(target) as temporary:
-        save_file({name: value.cpu().contiguous() for name, value in plain_state(model, averaged).items()}, temporary)
-    about = {
-        "dimensions": asdict(run.config.dimensions),
-        "prediction": PREDICTION,
-        "schedule": asdict(SCHEDULE),
-        "steps_trained": run.step,
-        "config": run.config.name,
-        "provenance": f"Trained by notewave train, configuration {run.config.name}, {run.step} mel steps.",
-    }
-    with atomic_file(run.folder / "ema.json") as temporary:
-        temporary.write_text(json.dumps(about, indent=1))
-    return target
-
-
-def plot_log(folder: Path) -> None:
-    """Draw a run's log as ``curve.png``: losses and validation figures over steps, one panel a stage."""
-    import matplotlib.figure
-
-    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    stages = list(dict.fromkeys(entry["stage"] for entry in entries))
-    figure = matplotlib.figure.Figure(figsize=(5 * len(stages), 4), layout="tight")
-    for axes, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
-        own = [entry for entry in entries if entry["stage"] == stage]
-        for name in ("loss", "frame_f1", "onset_f1", "part_f1", "mel_error", "mel_ratio", "seam"):
-            points = [(entry["step"], entry[name]) for entry in own if name in entry]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=name, linewidth=0.8, marker="" if name == "loss" else ".")
-        axes.set(title=stage, xlabel="step", yscale="log")
-        if axes.lines:
-            axes.legend()
-    with atomic_file(folder / "curve.png") as temporary:
-        figure.savefig(temporary)

@@ -10,9 +10,11 @@ from notewave.export.material.songs import make_data
 from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.config import load_config
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE
-from notewave.export.training.pairs import load_weights, make_pairs
-from notewave.export.training.stages import plot_log, prepare_for_mel, train_mel, train_symbolic, trained_model
+from notewave.export.training.loop import plot_log
+from notewave.export.training.pairs import make_pairs
+from notewave.export.training.stages import prepare_for_mel, train_mel, train_symbolic, trained_model
 from notewave.export.training.vocoder import train_vocoder
+from notewave.export.training.weights import load_weights
 from notewave.export.vocoders import load_vocoder
 from notewave.sampling.options import Sampling
 from notewave.voice.folder import Voice
@@ -38,8 +40,9 @@ def train(
     (default: ``out`` with ".training" added). data: folder of rendered songs (default: "data" in the state folder);
     songs that it lacks are rendered. vocoder: file of a trained vocoder, in the place of training one.
     start: folder of a voice whose networks the mel stage starts from; without one the symbolic stage makes them.
-    Stopped by SIGTERM or SIGINT, it saves its state and returns None. Raises TrainingError for a bad configuration,
-    VoiceError for a voice that can't be gone on from.
+    Stopped by SIGTERM or SIGINT while a stage trains, the vocoder's too, it saves its state and returns None; elsewhere
+    it ends at once, and whatever is on the disk is whole. Raises TrainingError for a bad configuration or state,
+    ToolError where FluidSynth or music21 is missing, VoiceError for a voice that can't be gone on from.
     """
     settings = load_config(config)
     folder = Path(state) if state else Path(f"{out}.training")
@@ -50,14 +53,15 @@ def train(
     elif (model := train_symbolic(settings, folder)) is not None:
         prepare_for_mel(model, settings, songs)
     weights = train_mel(settings, folder, songs, model) if model is not None else None
-    if (folder / "log.jsonl").exists():
-        plot_log(folder)
+    plot_log(folder)
     if weights is None:
         return None
     if vocoder is None and settings.vocoder is not None:
         vocoder = folder / "vocoder" / "final"
         make_pairs(weights, songs, folder / "pairs", PAIRED_SONGS, PAIRED_SEGMENTS)
-        train_vocoder(settings.vocoder, {songs: 1.0}, vocoder.parent, folder / "pairs", settings.data.songs)
+        pairs, count = folder / "pairs", settings.data.songs
+        if train_vocoder(settings.vocoder, {songs: 1.0}, vocoder.parent, pairs, count) is None:
+            return None
     return write_voice(weights, Path(out), vocoder, precision)
 
 

@@ -4,17 +4,13 @@ A mel's windows of 40 ms hardly part low pitches, whose overtones and beats must
 teach that slowly, so the trunk must also name the pitches that the song's tokens say sound (a head thrown away later):
 at first nothing else. Meanwhile a listener learns to name them from the sound, and then judges the vocoder's.
 
-Letters: B batch, V frames of a crop, M mel bins, n samples. A checkpoint holds everything but the data: killed and
-started again, training goes on from it as if nothing had happened, as each batch is drawn from (seed, step) alone.
+Letters: B batch, V frames of a crop, M mel bins, n samples.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import logging
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,19 +25,18 @@ from notewave.errors import VoiceError
 from notewave.export.material.songs import load_song
 from notewave.export.training.config import VocoderTraining
 from notewave.export.training.listener import HIGHEST, LOWEST, Listener, hearing_losses
-from notewave.export.training.loop import low_precision
+from notewave.export.training.loop import Average, Figures, Run, low_precision, plot_log
 from notewave.export.training.symbolic import PITCHES, piano_rolls, pitch_loss
 from notewave.export.vocoders import Tonewheel, save_vocoder
-from notewave.files import atomic_file
 from notewave.song.codec import decode_tokens
 from notewave.sound.distance import stft_loss
 from notewave.sound.mel import FFT, HOP, MAGNITUDE_MAX, MAGNITUDE_MIN, MELS, SAMPLE_RATE, WINDOW, hann, mel_weights
 
-logger = logging.getLogger(__name__)
-
 RESOLUTIONS = (256, 1024, 2048, 4096, 8192)  # samples of the training loss's windows, as a crop has room; hop 1/4
 PITCH_HZ = 100.0  # log magnitudes above it count less, as 1 / frequency: octaves alike, where pitches are told apart
 EDGE = 4  # frames at both ends of a crop that the losses leave out
+BETAS, WEIGHT_DECAY = (0.8, 0.99), 1e-3  # of the optimiser
+CLIP = 5.0  # norm of the gradient
 MAGNITUDE_FLOOR = 1e-3  # added to STFT magnitudes before the logarithm: about -110 dB of full scale
 
 
@@ -142,47 +137,31 @@ class Crops:
         return samples, recording.mel[start : start + frames].astype(np.float32) + np.float32(gain), pitches
 
 
-class Trainer:
-    """State of one training: weights, their average, the optimiser's moments, and the step they stand at."""
+class Trainer(Run):
+    """The vocoder's training: its networks, what they are taught by, and their losses."""
 
     def __init__(self, config: VocoderTraining, folder: Path) -> None:
         self.config = config
-        self.folder = folder
         torch.manual_seed(config.seed)
         self.model = Tonewheel(**config.model)
-        self.average = Tonewheel(**config.model)
-        self.average.load_state_dict(self.model.state_dict())
+        Tonewheel(**config.model)  # its draws come before those of the heads: a seed gives what it gave shipped voices
         self.pitches = nn.Linear(self.model.norm.weight.numel(), 2 * PITCHES)
         nn.init.constant_(self.pitches.bias, -3.0)
         self.listener = Listener()
-        self.parameters = [
-            parameter for part in (self.model, self.pitches, self.listener) for parameter in part.parameters()
-        ]
-        self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.8, 0.99), weight_decay=1e-3)
-        self.step = 0
-        if self._checkpoint.exists():
-            state = torch.load(self._checkpoint, weights_only=True)
-            self.model.load_state_dict(state["model"])
-            self.average.load_state_dict(state["average"])
-            self.pitches.load_state_dict(state["pitches"])
-            self.listener.load_state_dict(state["listener"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step = state["step"]
-
-    @property
-    def _checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
-
-    def save(self) -> None:
-        """Write the checkpoint, and the averaged weights as they would ship."""
-        with atomic_file(self._checkpoint) as temporary:
-            parts = {name: getattr(self, name) for name in ("model", "average", "pitches", "listener", "optimizer")}
-            torch.save({"step": self.step} | {name: part.state_dict() for name, part in parts.items()}, temporary)
-        save_vocoder(self.average, self.folder / "final")
+        trained = nn.ModuleDict({"model": self.model, "pitches": self.pitches, "listener": self.listener})
+        super().__init__(
+            folder,
+            "vocoder",
+            trained,
+            torch.optim.AdamW(trained.parameters(), betas=BETAS, weight_decay=WEIGHT_DECAY),
+            Average(self.model, config.average),
+            about=self.model.arguments,
+            checkpoint_seconds=config.checkpoint_seconds,
+        )
 
     def advance(self, batch: Batch) -> dict[str, float]:
         """One optimiser step; returns the losses."""
-        for group in self.optimizer.param_groups:
+        for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate()
         with low_precision("cpu"):  # the amplitudes and the audio stay in float32
             features = self.model.trunk(batch.mel)
@@ -193,15 +172,8 @@ class Trainer:
         self.listener.requires_grad_(naming)
         losses |= self._listening_losses(batch) if naming else self._sound_losses(features, batch)
         losses["loss"] = losses["loss"] + (losses["listening"] if naming else losses["sound"])
-        self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
-        losses["norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, 5.0)
-        self.optimizer.step()
-        with torch.no_grad():
-            weight = 1 - min(self.config.average, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
-        self.step += 1
-        return {name: value.item() for name, value in losses.items()}
+        return {**{name: value.item() for name, value in losses.items()}, "norm": self.update(CLIP)}
 
     def _listening_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Of the pitches that the listener names in the true audio, with noise under it from -40 to -100 dB."""
@@ -240,13 +212,13 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, recordings: Sequence[Recording], seconds: float = 10.0) -> dict[str, float]:
-        """STFT loss and mel L1 (of bins above -8 nats) of the averaged weights on the starts of recordings."""
+        """STFT loss and mel L1 (of bins above -8 nats) on the starts of recordings."""
         stft, mel = [], []
         for recording in recordings:
             samples = recording.samples[: int(seconds * SAMPLE_RATE) // HOP * HOP] / np.float32(32767)
             audio = torch.from_numpy(samples)[None]
             true = mel_of(F.pad(audio, (0, HOP)))
-            predicted = self.average(true, torch.zeros(1, dtype=torch.int64))
+            predicted = self.model(true, torch.zeros(1, dtype=torch.int64))
             stft.append(stft_loss(predicted[0].numpy(), samples))
             mel.append(float((mel_of(F.pad(predicted, (0, HOP))) - true).abs()[true > -8].mean()))
         return {"valid_stft": float(np.mean(stft)), "valid_mel": float(np.mean(mel))}
@@ -258,55 +230,34 @@ def train_vocoder(
     out: Path,
     pairs: Path | None = None,
     songs: int | None = None,
-) -> Tonewheel:
-    """Train to ``config.all_steps``, from ``out``'s checkpoint on where there is one; returns the averaged weights.
+) -> Tonewheel | None:
+    """Train to ``config.all_steps``, from ``out``'s checkpoint on where there is one, and write ``final`` there.
 
-    ``data`` maps folders of songs to their share of each batch. ``pairs`` is a folder in the same format whose mels a
-    voice generated, for the same samples: for fine-tuning on them.
+    Returns the vocoder with averaged weights, or None if SIGTERM or SIGINT stopped it. ``data`` maps folders of songs
+    to their share of each batch. ``pairs`` is a folder in the same format whose mels a voice generated, for the same
+    samples: for fine-tuning on them.
     """
-    out.mkdir(parents=True, exist_ok=True)
     sources = [(load_recordings(folder, songs=songs), share) for folder, share in data.items()]
     if pairs is not None:
         sources = [(recordings, share * (1 - config.pair_fraction)) for recordings, share in sources]
         sources.append((load_recordings(pairs, with_mel=True), config.pair_fraction * sum(data.values())))
     held_out = load_recordings(next(iter(data)), kind="heldout")
     crops, trainer = Crops(config, sources), Trainer(config, out)
-    forget_after(trainer.step, out / "log.jsonl")
-    saved = time.monotonic()
-    while trainer.step < config.all_steps:
-        started = time.monotonic()
-        record = trainer.advance(crops.draw(trainer.step))
-        record |= {"step": trainer.step, "seconds": time.monotonic() - started}
-        if trainer.step % config.validate_every == 0 or trainer.step == config.all_steps:
-            record |= trainer.validate(held_out)
-            logger.info("step %d: %s", trainer.step, {name: round(value, 3) for name, value in record.items()})
-        with (out / "log.jsonl").open("a") as log:
-            log.write(json.dumps(record) + "\n")
-        if time.monotonic() - saved > config.checkpoint_seconds or trainer.step == config.all_steps:
-            trainer.save()
-            plot_losses(out)
-            saved = time.monotonic()
-    return trainer.average
 
+    def validate() -> Figures:
+        save_vocoder(trainer.model, out / "final")
+        return trainer.validate(held_out)
 
-def forget_after(step: int, log: Path) -> None:
-    """Drop the records of steps that were made after the last checkpoint and are about to be made again."""
-    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-    with atomic_file(log) as temporary:
-        temporary.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
-
-
-def plot_losses(folder: Path) -> None:
-    """Draw ``log.jsonl`` of a training folder as ``losses.png``."""
-    import matplotlib.figure
-
-    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    figure = matplotlib.figure.Figure(figsize=(8, 4), layout="tight")
-    axes = figure.subplots()
-    for name in ("loss", "mel", "pitch", "listening", "heard", "valid_stft", "valid_mel"):
-        points = [(record["step"], record[name]) for record in records if name in record]
-        axes.plot(*zip(*points, strict=True), label=name, linewidth=1.5 if name.startswith("valid") else 0.7)
-    axes.set(xlabel="step", ylabel="loss", yscale="log")
-    axes.legend()
-    with atomic_file(folder / "losses.png") as temporary:
-        figure.savefig(temporary)
+    finished = trainer.train(
+        config.all_steps,
+        lambda: trainer.advance(crops.draw(trainer.step)),
+        validate,
+        due=lambda: trainer.step % config.validate_every == 0,
+        log_every=1,
+    )
+    plot_log(out)
+    if not finished:
+        return None
+    trainer.average.settle()
+    save_vocoder(trainer.model, out / "final")
+    return trainer.model

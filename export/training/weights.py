@@ -1,0 +1,43 @@
+"""The averaged weights of a run: written with what they are, and read again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from notewave.export.networks import SpectrogramDiffusion
+from notewave.export.training.config import Config
+from notewave.export.training.diffusion import PREDICTION, SCHEDULE
+from notewave.export.training.queries import plain_state
+from notewave.files import atomic_file
+from notewave.voice.contracts import Dimensions
+
+
+def write_weights(folder: Path, config: Config, model: SpectrogramDiffusion, steps: int) -> Path:
+    """Write a trained model as ``ema.safetensors``, a plain model's state, and what it is as ``ema.json``."""
+    target = folder / "ema.safetensors"
+    state = plain_state(model, dict(model.named_parameters()))
+    with atomic_file(target) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary)
+    about = {
+        "dimensions": asdict(config.dimensions),
+        "prediction": PREDICTION,
+        "schedule": asdict(SCHEDULE),
+        "steps_trained": steps,
+        "config": config.name,
+        "provenance": f"Trained by notewave train, configuration {config.name}, {steps} mel steps.",
+    }
+    with atomic_file(target.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(about, indent=1))
+    return target
+
+
+def load_weights(weights: Path) -> SpectrogramDiffusion:
+    """The networks of a run's averaged weights, ``ema.safetensors``."""
+    about = json.loads(weights.with_suffix(".json").read_text())
+    model = SpectrogramDiffusion(Dimensions(**about["dimensions"]))
+    model.load_state_dict(load_file(weights))
+    return model.eval()
