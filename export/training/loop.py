@@ -235,8 +235,14 @@ def _means(losses: Sequence[Figures]) -> dict[str, float]:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The records of a folder's log, each with its stage, step and seconds."""
-    return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    """The records of a folder's log, each with its stage, step and seconds. Raises TrainingError for another's log."""
+    try:
+        entries = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+        if not all({"stage", "step"} <= entry.keys() for entry in entries):
+            raise ValueError("a line has no stage or no step")
+    except (ValueError, AttributeError) as error:
+        raise TrainingError(f"{folder / LOG} is damaged, or another version's ({error}). Remove it.") from error
+    return entries
 
 
 def plot_log(folder: Path) -> None:
