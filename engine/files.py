@@ -75,6 +75,8 @@ def _target(path: str | os.PathLike[str]) -> Path:
     try:
         target = Path(path)
         target = target.resolve() if target.is_symlink() else target
+        if target.is_symlink():  # from Python 3.13 on, resolving a circle is no error
+            raise RuntimeError("it is a link that leads to itself")
         is_folder = target.is_dir()
     except (OSError, RuntimeError, TypeError, ValueError) as error:  # a link to itself, a name too long, no path at all
         raise OutputError(f"{quoted(path)} was not written: {error}. Give the path of a file.") from error
