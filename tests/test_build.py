@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from default_voice import default_voice
-from simulated_device import SimulatedDevice, SimulatedTensorRT, SimulatedTensorRTRTX, simulated_plan
+from simulated_device import SimulatedDevice
+from simulated_tensorrt import SimulatedTensorRT, SimulatedTensorRTRTX, simulated_plan
 from sounding_voice import sounding_voice
 
 from notewave.backends.device.cache import plans_home

@@ -8,7 +8,8 @@ import onnx_ir as ir
 import pytest
 from default_voice import default_voice
 from onnx import TensorProto
-from simulated_device import SimulatedDevice, SimulatedTensorRTRTX, simulated_plan
+from simulated_device import SimulatedDevice
+from simulated_tensorrt import SimulatedTensorRTRTX, simulated_plan
 from typed_on_cpu import runnable_on_cpu
 
 import notewave

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gpu_at_hand import gpu_at_hand, unusable
-from simulated_device import SimulatedDevice, SimulatedTensorRTRTX, simulated_plan
+from simulated_device import SimulatedDevice
+from simulated_tensorrt import SimulatedTensorRTRTX, simulated_plan
 from sounding_voice import sounding_voice
 
 import notewave

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from plain_runtime import PlainRuntime
 from simulated_device import SimulatedDevice
-from sounding_voice import sounding_voice
 
 import notewave
 from notewave.backends.executor import Capture
@@ -19,11 +18,6 @@ from notewave.song.codec import EOS, Tokens
 from notewave.voice.folder import Voice
 
 STEPS = 3
-
-
-@pytest.fixture(scope="module")
-def voice(reference_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Voice:
-    return sounding_voice(reference_voice, tmp_path_factory.mktemp("voices") / "sounding")
 
 
 @pytest.fixture(scope="module")
