@@ -194,10 +194,14 @@ def test_a_run_that_failed_or_ended_gives_nothing_more(singer: Synthesizer) -> N
             session.take()
         with pytest.raises(BackendError, match="has failed"):
             session.take()
+        with pytest.raises(BackendError, match="has failed"):
+            session.feed([SONG[2]])
     with singer.session(sound=False, **STEPS) as session:
         session.feed([SONG[0]])
     with pytest.raises(BackendError, match="is over"):
         session.take()
+    with pytest.raises(BackendError, match="is over"):
+        session.feed([SONG[0]])
 
 
 def test_mels_are_copies(singer: Synthesizer) -> None:

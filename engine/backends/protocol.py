@@ -14,6 +14,8 @@ from notewave.sampling.job import Job
 from notewave.song.codec import Tokens
 from notewave.sound.mel import FloatArray
 
+OVER = "the run that this was asked of is over, or has failed. Take what it gives before it ends, or begin another."
+
 
 class Pending(Protocol):
     """What was asked of a run, and may not be there yet."""

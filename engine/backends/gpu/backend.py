@@ -21,7 +21,7 @@ from notewave.backends.gpu.program import Denoiser, Recorder
 from notewave.backends.gpu.sound import DeviceSound, Lane
 from notewave.backends.gpu.vocoder import VocoderLane
 from notewave.backends.gpu.workspace import RunShape, Slot
-from notewave.backends.protocol import Pending, Run
+from notewave.backends.protocol import OVER, Pending, Run
 from notewave.errors import BackendError, VoiceError
 from notewave.sampling.job import Job
 from notewave.song.codec import Tokens
@@ -151,13 +151,15 @@ class GpuRun(Run):
 
     def __init__(self, denoiser: Denoiser, job: Job, lane: Lane) -> None:
         self._denoiser, self._space, self._job, self._lane = denoiser, denoiser.space, job, lane
-        self._segment = 0
+        self._segment, self._over = 0, False
         self._slot: Slot | None = None  # of the segment submitted last
         self._report: Callable[[], None] = _nothing
         self._sound: DeviceSound | None = None
 
     def submit(self, tokens: Sequence[Tokens]) -> None:
         """See ``notewave.backends.protocol.Run.submit``; returns while the GPU works."""
+        if self._over:
+            raise BackendError(OVER)
         with self._space.device:
             self._slot = self._denoiser.submit(self._job, self._segment, tokens)
         self._segment += 1
@@ -185,6 +187,7 @@ class GpuRun(Run):
     def end(self) -> None:
         """Let go of the device's memory, within its context; nothing can be asked any more."""
         self._slot = self._sound = None
+        self._over = True
 
     def _vocode(self, slot: Slot, frames: int, last: bool) -> Pending:
         space = self._space
@@ -197,9 +200,7 @@ class GpuRun(Run):
 
     def _submitted(self) -> Slot:
         if self._slot is None:
-            raise BackendError(
-                "no segment was submitted yet, so there is nothing to ask for; or the run is over. Submit one."
-            )
+            raise BackendError(OVER if self._over else "no segment was submitted to this run yet. Submit one.")
         return self._slot
 
     def _pending(self, slot: Slot, ready: Any, memory: FloatArray, copy: Copy) -> Copied:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from notewave.backends.device.driver import CudaDevice
+from notewave.backends.protocol import OVER
 from notewave.errors import BackendError
 from notewave.sound.mel import FloatArray
 
@@ -30,7 +31,7 @@ class Copied:
         """Wait for it."""
         self.collect()
         if self._value is None:
-            raise BackendError("the run that this was asked of is over. Take what it gives before it ends.")
+            raise BackendError(OVER)
         return self._value
 
     def collect(self) -> None:

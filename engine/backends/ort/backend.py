@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from notewave.backends.ort.providers import usable_devices
 from notewave.backends.ort.sessions import Network, Networks, shared_networks
-from notewave.backends.protocol import Run
+from notewave.backends.protocol import OVER, Run
 from notewave.checks import is_integer, quoted
 from notewave.errors import BackendError, VoiceError
 from notewave.kernels.reference import mel_to_context
@@ -158,24 +158,24 @@ def _take(size: int, device: str, ordinal: int) -> tuple[Any, int]:
 class Later:
     """Work that the host does when it is first waited for, after all that was asked of the run before it."""
 
-    def __init__(self, queue: deque[Later], work: Callable[[], FloatArray]) -> None:
-        self._queue, self._work = queue, work
+    def __init__(self, run: OrtRun, work: Callable[[], FloatArray]) -> None:
+        self._run, self._work = run, work
         self._value: FloatArray | None = None
-        queue.append(self)
+        run.asked.append(self)
 
     def result(self) -> FloatArray:
         """See ``notewave.backends.protocol.Pending.result``."""
-        while self._value is None and self._queue:
-            self._queue.popleft()._do()
+        while self._value is None and self._run.asked:
+            self._run.asked.popleft()._do()
         if self._value is None:
-            raise BackendError("the run that this was asked of is over, or has failed. Begin another.")
+            raise BackendError(OVER)
         return self._value
 
     def _do(self) -> None:
         try:
             self._value = self._work()
         except BaseException:
-            self._queue.clear()  # what follows would stand on what is not there
+            self._run.end()  # what follows would stand on what is not there
             raise
 
 
@@ -185,19 +185,21 @@ class OrtRun(Run):
     def __init__(self, voice: Voice, networks: Networks, buffers: Buffers, job: Job) -> None:
         self._networks, self._buffers, self._job = networks, buffers, job
         self._film = networks.film(job)
-        self._segment = 0
-        self._asked: deque[Later] = deque()
+        self._segment, self._over = 0, False
+        self.asked: deque[Later] = deque()
         self._stream = VocoderStream(self._vocode, voice.vocoder) if voice.vocoder else None
         self._voice = voice
 
     def submit(self, tokens: Sequence[Tokens]) -> None:
         """See ``notewave.backends.protocol.Run.submit``."""
+        if self._over:
+            raise BackendError(OVER)
         padded = pad_tokens(tokens)
-        Later(self._asked, lambda: self._denoise(padded))
+        Later(self, lambda: self._denoise(padded))
 
     def mel(self) -> Later:
         """See ``notewave.backends.protocol.Run.mel``."""
-        return Later(self._asked, self._buffers.x.copy)
+        return Later(self, self._buffers.x.copy)
 
     def sound(self, last: bool) -> Later:
         """See ``notewave.backends.protocol.Run.sound``."""
@@ -208,13 +210,14 @@ class OrtRun(Run):
         return self._sounded(lambda: np.empty((self._buffers.batch, 0, MELS), np.float32), last=True)
 
     def end(self) -> None:
-        """Do no more of what was asked: the buffers are another run's."""
-        self._asked.clear()
+        """Do no more of what was asked, nor of what is yet to be: the buffers are another run's."""
+        self.asked.clear()
+        self._over = True
 
     def _sounded(self, mel: Callable[[], FloatArray], last: bool) -> Later:
         if (stream := self._stream) is None:
             raise VoiceError("the voice has no vocoder, so it makes spectrograms only. Ask for its mels.")
-        return Later(self._asked, lambda: stream.push(mel(), last))
+        return Later(self, lambda: stream.push(mel(), last))
 
     def _vocode(self, mel: FloatArray, frame: int) -> FloatArray:
         vocoder = self._networks["vocoder"]
