@@ -32,6 +32,7 @@ class PlainRuntime:
         self.opened = Counter[str]()  # sessions, by network
         self.asked: list[Capture] = []  # who was to capture, of every executor
         self.kept = self.freed = 0
+        self.executors = 0  # that were opened and not freed
 
     def dtype(self, network: str, tensor: str) -> str:
         contract = self.contracts[network]
@@ -69,6 +70,7 @@ class PlainExecutor:
         self, runtime: PlainRuntime, session: onnxruntime.InferenceSession, contract: Contract, stream: Stream
     ) -> None:
         self._runtime, self._session, self._contract, self._stream = runtime, session, contract, stream
+        self._runtime.executors += 1
         self._addresses: dict[str, int] = {}
         self._sizes: Mapping[str, int] = {}
 
@@ -106,3 +108,4 @@ class PlainExecutor:
 
     def free(self) -> None:
         self._addresses.clear()
+        self._runtime.executors -= 1

@@ -15,6 +15,7 @@ from notewave.backends.gpu.backend import KEPT_DENOISERS, GpuBackend
 from notewave.sampling.job import Job
 from notewave.sampling.samplers import sampler_table
 from notewave.song.codec import EOS, Tokens
+from notewave.sound.mel import MELS
 from notewave.voice.folder import Voice
 
 STEPS = 3
@@ -83,6 +84,8 @@ def test_networks_that_belong_to_a_stream_are_found_open_by_the_next_run(voice: 
             run.denoise([song[0]] * len(seeds))
     assert len(shapes) > KEPT_DENOISERS + 1
     assert runtime.opened["decoder"] == KEPT_DENOISERS + 1, "a stream for each run that is kept, and one to go on with"
+    backend.vocode(np.zeros((1, 4, MELS), np.float32), 0)
     backend.close()
+    assert runtime.executors == 0, "each was freed"
     assert runtime.freed == 1 and not backend.device.memories and not backend.device.leaked
     assert not backend.device.streams

@@ -189,6 +189,21 @@ def test_a_segment_gives_both_its_mel_and_its_sound(voice: Voice, home: Path, se
     np.testing.assert_allclose(np.concatenate(chunks), sound, rtol=0, atol=1e-3)
 
 
+def test_the_rest_waits_for_a_place_as_a_segment_would(voice: Voice, home: Path, segments: list[Tokens]) -> None:
+    """Nothing was taken before all was asked for."""
+    backend, _ = opened(voice)
+    expected = sounded(backend, job(voice), segments[:2])
+    with backend.start(job(voice)) as run:
+        asked = []
+        for tokens in segments[:2]:
+            run.submit([tokens])
+            asked.append(run.sound(last=False))
+        asked.append(run.rest())
+        chunks = [one.result()[0] for one in asked]
+    assert [len(chunk) // HOP for chunk in chunks] == [FRAMES - 1, FRAMES, 1]
+    np.testing.assert_allclose(np.concatenate(chunks), expected, rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("missing", ["denoised", "handed_over"])
 def test_streams_that_do_not_wait_for_each_other_are_noticed(
     missing: str, voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
