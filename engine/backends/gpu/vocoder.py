@@ -68,7 +68,6 @@ class VocoderLane:
                 " Give it fewer at once."
             )
         audio = self._audio[: batch * HOP * frames]
-        self.stream.synchronize()  # what is staged may still be read
         self._staging.view("mel", np.float32, mel.shape)[...] = mel
         if self._mel_offset:
             self._staging.view("frame", np.int64, (1,))[...] = frame
