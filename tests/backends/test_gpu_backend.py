@@ -123,6 +123,18 @@ def test_a_third_segment_waits_for_the_first_and_keeps_it(voice: Voice, home: Pa
             np.testing.assert_array_equal(mel.result(), reference)
 
 
+def test_segments_that_nothing_is_asked_of_are_sung_all_the_same(
+    voice: Voice, home: Path, segments: list[Tokens]
+) -> None:
+    """What is staged of the first is not overwritten by the third's before it was read."""
+    backend, _ = opened(voice)
+    expected = sung(backend, job(voice), [segments])
+    with backend.start(job(voice)) as run:
+        for tokens in segments:
+            run.submit([tokens])
+        np.testing.assert_array_equal(run.mel().result(), expected[-1])
+
+
 def test_what_a_run_gives_is_taken_before_it_ends(voice: Voice, home: Path, segments: list[Tokens]) -> None:
     backend, device = opened(voice)
     with backend.start(job(voice)) as run:
