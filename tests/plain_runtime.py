@@ -73,6 +73,7 @@ class PlainExecutor:
         self._runtime.executors += 1
         self._addresses: dict[str, int] = {}
         self._sizes: Mapping[str, int] = {}
+        self._launched: list[Operation] = []
 
     def bind(self, addresses: Mapping[str, int]) -> None:
         self._addresses |= addresses
@@ -104,8 +105,11 @@ class PlainExecutor:
                     bind(tensor.name, "cpu", 0, dtype, shape, address)
             session.run_with_iobinding(binding)
 
-        self._runtime.device.submit(self._stream, Operation("network", lambda: ranges, run))
+        self._launched.append(Operation("network", lambda: ranges, run))
+        self._runtime.device.submit(self._stream, self._launched[-1])
 
     def free(self) -> None:
-        self._addresses.clear()
+        waiting = [entry for _, _, entry in self._stream.queue]
+        assert not any(operation in waiting for operation in self._launched), "it has not finished"
         self._runtime.executors -= 1
+        vars(self).clear()

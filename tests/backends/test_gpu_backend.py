@@ -296,5 +296,9 @@ def test_a_gpu_that_fails_in_a_run_leaks_nothing(
     with pytest.raises(BackendError, match="the GPU failed"), backend.start(job(voice)) as run:
         run.submit(segments[:1])
         monkeypatch.setattr(device, "perform", fails)
-        run.mel().result()
+        held = run.mel()
+        held.result()
     assert not device.memories
+    with pytest.raises(BackendError, match="is over"):
+        held.result()
+    assert held._held is None, "what the caller still has let go of the device's memory"

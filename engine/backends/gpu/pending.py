@@ -40,9 +40,11 @@ class Copied:
             return
         with self._device:
             ready, memory = self._held
-            ready.synchronize()
-            self._value = self._copy(memory)
-            del ready, memory
+            try:
+                ready.synchronize()
+                self._value = self._copy(memory)
+            finally:
+                del ready, memory  # or an exception's traceback would hold them for longer than the context
             self._held = None
         self._taken()
 
