@@ -54,7 +54,7 @@ def test_any_runtime_gives_the_cpu_s_samples(
 
 def test_a_shape_is_captured_after_as_many_runs_as_the_runtime_asks_for(voice: Voice, song: list[Tokens]) -> None:
     backend, runtime = opened(voice)
-    device = backend.device
+    device = backend.shared.device
     with backend.start(job(voice)) as run:
         launched = []
         for tokens in song:
@@ -72,7 +72,7 @@ def test_who_captures_is_told_to_the_engine(
     with backend.start(job(voice)) as run:
         for tokens in song:
             run.denoise([tokens])
-    assert not backend.device.graphs and backend.recorder.capture is Capture[asked]
+    assert not backend.shared.device.graphs and backend.shared.recorder.capture is Capture[asked]
     assert runtime.asked[-1] is Capture[asked]
 
 
@@ -87,5 +87,5 @@ def test_networks_that_belong_to_a_stream_are_found_open_by_the_next_run(voice: 
     backend.vocode(np.zeros((1, 4, MELS), np.float32), 0)
     backend.close()
     assert runtime.executors == 0, "each was freed"
-    assert runtime.freed == 1 and not backend.device.memories and not backend.device.leaked
-    assert not backend.device.streams
+    assert runtime.freed == 1 and not backend.shared.device.memories and not backend.shared.device.leaked
+    assert not backend.shared.device.streams

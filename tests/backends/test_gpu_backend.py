@@ -282,7 +282,7 @@ def test_a_spoilt_capture_is_tried_once_more(
     assert [graph.launches for graph in device.graphs] == [1] and not caplog.records
     failures = 2
     sung(backend, job(voice, seeds=(1, 2)), [segments[:2]] * 2)
-    assert "without CUDA graphs" in caplog.text and backend.recorder.capture is Capture.ENGINE
+    assert "without CUDA graphs" in caplog.text and backend.shared.recorder.capture is Capture.ENGINE
 
 
 def test_a_gpu_that_fails_in_a_run_leaks_nothing(

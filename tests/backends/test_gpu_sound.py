@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from gpu_songs import STEPS, job, opened, sounded, sung
 from simulated_device import Operation, Stream
 
 import notewave
+from notewave.backends.gpu.backend import GpuBackend
 from notewave.backends.gpu.pending import Copied
 from notewave.backends.gpu.sound import DeviceSound
 from notewave.backends.gpu.vocoder import VocoderLane
@@ -105,7 +107,7 @@ def test_chunks_join_whatever_the_vocoder_sees(
     left: int, right: int, voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The windows on the device move as the host's do."""
-    backend, _ = opened(voice)
+    plans, device = opened(voice)
     traits = dataclasses.replace(voice.vocoder, left_frames=left, right_frames=right)
     seen: list[tuple[np.ndarray, int]] = []
 
@@ -122,7 +124,8 @@ def test_chunks_join_whatever_the_vocoder_sees(
         audio[:] = vocode(window, frame)[:, HOP * skipped :][:, : audio.shape[1]]
 
     monkeypatch.setattr(VocoderLane, "enqueue", enqueue)
-    backend.voice = dataclasses.replace(voice, vocoder=traits)
+    seeing = dataclasses.replace(voice, vocoder=traits)
+    backend = GpuBackend(seeing, device, plans.shared.runtime, device.kernels(b"simulated"))
     mine, windows = sounded(backend, job(voice), segments), list(seen)
     seen.clear()
     host = VocoderStream(vocode, traits)
@@ -187,6 +190,33 @@ def test_a_segment_gives_both_its_mel_and_its_sound(voice: Voice, home: Path, se
         chunks.append(run.rest().result()[0])
     assert [len(chunk) // HOP for chunk in chunks] == [FRAMES - 1, FRAMES, FRAMES, 1], "a frame waits for the next"
     np.testing.assert_allclose(np.concatenate(chunks), sound, rtol=0, atol=1e-3)
+
+
+def test_a_song_goes_on_while_another_s_audio_is_waited_for(
+    voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever vocodes from the host's memory holds the vocoder while it is given work, not while that is done."""
+    backend, _ = opened(voice)
+    receive, sounds = VocoderLane.receive, []
+
+    with backend.start(job(voice)) as run:
+        run.submit(segments[:1])
+
+        def received(self: VocoderLane, batch: int, frames: int) -> np.ndarray:
+            thread = threading.Thread(target=lambda: sounds.append(run.sound(last=True)), daemon=True)
+            thread.start()
+            thread.join(10)
+            assert sounds, "the song waits"
+            return receive(self, batch, frames)
+
+        mel = np.random.default_rng(0).standard_normal((1, 9, MELS)).astype(np.float32)
+        expected = backend.vocode(mel, 0)
+        monkeypatch.setattr(VocoderLane, "receive", received)
+        np.testing.assert_array_equal(backend.vocode(mel, 0), expected)
+        audio = sounds[0].result()[0]
+    monkeypatch.undo()
+    monkeypatch.setenv("NOTEWAVE_PLANS", str(home))
+    np.testing.assert_array_equal(audio, sounded(backend, job(voice), segments[:1]))
 
 
 def test_the_rest_waits_for_a_place_as_a_segment_would(voice: Voice, home: Path, segments: list[Tokens]) -> None:

@@ -160,7 +160,7 @@ def test_every_tensorrt_that_is_installed_is_asked_for_plans(
     monkeypatch.setattr(trt, "tensorrt_modules", lambda: modules)
     for folder in spoilable.parent.glob("*-tensorrt-*"):
         shutil.rmtree(folder)
-    assert open_tensorrt(voice, {}, device=device).runtime.folder == spoilable
+    assert open_tensorrt(voice, {}, device=device).shared.runtime.folder == spoilable
     shutil.rmtree(spoilable)
     with pytest.raises(BackendError, match=r"for tensorrt 11.* other TensorRT here: .* for tensorrt_rtx 1\.7"):
         open_tensorrt(voice, {}, device=device)
@@ -168,8 +168,8 @@ def test_every_tensorrt_that_is_installed_is_asked_for_plans(
 
 def test_a_reason_is_the_failed_call_s_own(voice: Voice, home: Path) -> None:
     backend, other = opened(voice)[0], opened(voice)[0]
-    assert backend.runtime._log is other.runtime._log, "TensorRT keeps the first logger it is given"
-    backend.runtime._log.log(SimulatedTensorRT.ILogger.Severity.ERROR, "of long ago")
+    assert backend.shared.runtime._log is other.shared.runtime._log, "TensorRT keeps the first logger it is given"
+    backend.shared.runtime._log.log(SimulatedTensorRT.ILogger.Severity.ERROR, "of long ago")
     with pytest.raises(BackendError, match=r"does not take mel \[1, 0, 128\] \(TensorRT gives no reason\)"):
         other.vocode(np.zeros((1, 0, MELS), np.float32), 0)
 
@@ -181,7 +181,7 @@ def test_what_tensorrt_rtx_compiles_is_kept_for_the_next_start(
     assert (spoilable / "decoder.runtime_cache").read_bytes() == b"compiled"
     backend, _ = opened(voice)
     sung(backend, job(voice), [segments[:1]])
-    assert backend.runtime._caches["decoder"].content == b"compiled"
+    assert backend.shared.runtime._caches["decoder"].content == b"compiled"
 
 
 def test_what_the_vocoder_had_compiled_is_kept_too(voice: Voice, spoilable: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_plan_that_cannot_be_run_is_named_and_leaks_nothing(
     network: str, voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend, device = opened(voice)
-    engine = backend.runtime[network]
+    engine = backend.shared.runtime[network]
     monkeypatch.setattr(engine, "create_execution_context", lambda _: None)
     with pytest.raises(BackendError, match=rf"{network}\.plan cannot be run; \d+ of \d+ MiB of GPU memory are free"):
         if network == "vocoder":

@@ -181,7 +181,7 @@ def test_every_network_is_the_cpu_s(network: str, machine: Machine, voice: Voice
 
 def on_gpu(backend: GpuBackend, network: str, inputs: dict[str, np.ndarray], axes: dict[str, int]) -> list[np.ndarray]:
     """Outputs of a network for host inputs, all as float32, by whatever runs it."""
-    runtime, device, contract = backend.runtime, backend.device, backend.voice.contracts()[network]
+    runtime, device, contract = backend.shared.runtime, backend.shared.device, backend.shared.voice.contracts()[network]
     shapes = {tensor.name: tensor.shape_at(axes) for tensor in (*contract.inputs, *contract.outputs)}
     kinds = {name: runtime.dtype(network, name) for name in shapes}
     sizes = {name: int(np.prod(shape)) * ITEM_BYTES[kinds[name]] for name, shape in shapes.items()}
@@ -260,7 +260,7 @@ def test_many_steps_go_into_several_graphs(
     np.testing.assert_array_equal(mine, sung(eager, work, [same_bucket]))
     assert worst(mine, sung(cpu, work, [same_bucket])) < SEGMENT_RMS[machine.precision]
     assert "without CUDA graphs" not in caplog.text
-    if backend.recorder.capture is Capture.OURS:  # else TensorRT-RTX captures by itself
+    if backend.shared.recorder.capture is Capture.OURS:  # else TensorRT-RTX captures by itself
         (launched,) = backend._idle[0]._programs.values()
         assert len(launched._graphs) == 2
 
@@ -314,7 +314,7 @@ def test_a_run_s_sound_is_its_mels_vocoded(machine: Machine, voice: Voice, segme
     vocoder = VocoderStream(backend.vocode, voice.vocoder)
     expected = np.concatenate([vocoder.push(mel, index == len(mels) - 1) for index, mel in enumerate(mels)])
     assert audio.shape == expected.shape == (len(song) * FRAMES * HOP,)
-    tolerance = 1e-4 if backend.device.capability > TURING else STAGE_ERROR["fp16"]
+    tolerance = 1e-4 if backend.shared.device.capability > TURING else STAGE_ERROR["fp16"]
     np.testing.assert_allclose(audio, expected, rtol=0, atol=tolerance)
 
 

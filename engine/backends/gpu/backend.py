@@ -6,10 +6,11 @@ It knows no engine by name: whatever runs the networks is a ``notewave.backends.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ import numpy as np
 from notewave.backends.device.driver import CudaDevice, Kernel
 from notewave.backends.executor import Runtime
 from notewave.backends.gpu.pending import Copied, Copy
-from notewave.backends.gpu.program import Denoiser, Recorder
+from notewave.backends.gpu.program import Denoiser
+from notewave.backends.gpu.shared import Recorder, Shared
 from notewave.backends.gpu.sound import DeviceSound, Lane
 from notewave.backends.gpu.vocoder import VocoderLane
 from notewave.backends.gpu.workspace import RunShape, Slot
@@ -43,15 +45,13 @@ class GpuBackend:
         self, voice: Voice, device: CudaDevice, runtime: Runtime, kernels: dict[str, Kernel], graphs: bool = True
     ) -> None:
         self.name = runtime.name
-        self.voice, self.device, self.runtime, self.kernels = voice, device, runtime, kernels
-        self.recorder = Recorder(graphs)
+        self.shared = Shared(voice, device, runtime, kernels, Recorder(graphs))
         self._idle: deque[Denoiser] = deque()
         self._vocoders: list[VocoderLane] = []  # none until there is something to vocode, then one
-        self._streams: list[Any] = []  # of denoisers that are gone, where networks were opened that belong to them
-        self._lock, self._vocoder_lock = threading.Lock(), threading.Lock()
-        self._finalizer = weakref.finalize(
-            self, _give_back, device, self._idle, self._vocoders, self._streams, runtime, kernels
-        )
+        self._lock = threading.Lock()
+        self._lane_lock = threading.Lock()  # held while the vocoder is given work, never while that is waited for
+        self._vocode_lock = threading.Lock()  # held by who vocodes from the host's memory
+        self._finalizer = weakref.finalize(self, _give_back, self.shared, self._idle, self._vocoders)
         self._finalizer.atexit = False  # the driver gives all back then
 
     def close(self) -> None:
@@ -63,7 +63,7 @@ class GpuBackend:
         """Begin a batch of songs on buffers that no other run is using, and leave them to the next run."""
         self._check_open()
         shape = RunShape.of(job)
-        with self.device:
+        with self.shared.device:
             denoiser = self._take(shape)
             try:
                 denoiser.space.begin(job)
@@ -74,7 +74,7 @@ class GpuBackend:
         try:
             yield run
         finally:
-            with self.device, self._lock:
+            with self.shared.device, self._lock:
                 run.end()
                 try:
                     denoiser.space.settle()  # a run may be left with segments under way
@@ -88,15 +88,17 @@ class GpuBackend:
     def vocode(self, mel: FloatArray, frame: int) -> FloatArray:
         """See ``notewave.backends.protocol.Backend.vocode``; runs beside a segment that is being denoised."""
         self._check_open()
-        with self.device, self._lane() as lane:
-            return lane(mel, frame)
+        with self.shared.device, self._vocode_lock:
+            with self._lane() as lane:
+                lane.send(mel, frame)
+            return lane.receive(*mel.shape[:2])
 
     @contextlib.contextmanager
     def _lane(self) -> Iterator[VocoderLane]:
-        """The vocoder, for one thread at a time."""
-        with self._vocoder_lock:
+        """The vocoder, to be given work, for one thread at a time."""
+        with self._lane_lock:
             if not self._vocoders:
-                self._vocoders.append(VocoderLane(self.voice, self.runtime, self.device))
+                self._vocoders.append(VocoderLane(self.shared))
             yield self._vocoders[0]
 
     def _check_open(self) -> None:
@@ -110,10 +112,9 @@ class GpuBackend:
                 if denoiser.space.shape == shape:
                     self._idle.remove(denoiser)
                     return denoiser
-            made_of = (self.voice, self.runtime, self.device, self.kernels, shape, self._streams, self.recorder)
             while True:
                 try:
-                    return Denoiser(*made_of)
+                    return Denoiser(self.shared, shape)
                 except BackendError:
                     if not self._idle:
                         raise
@@ -123,27 +124,20 @@ class GpuBackend:
         """Give a denoiser's memory back, but keep its stream if networks belong to it: the next one finds them open."""
         stream = denoiser.space.stream
         denoiser.free()
-        if self.runtime.stream_bound:
-            self._streams.append(stream)
+        if self.shared.runtime.stream_bound:
+            self.shared.streams.append(stream)
 
 
-def _give_back(
-    device: CudaDevice,
-    idle: deque[Denoiser],
-    vocoders: list[VocoderLane],
-    streams: list[Any],
-    runtime: Runtime,
-    kernels: dict[str, Kernel],
-) -> None:
+def _give_back(shared: Shared, idle: deque[Denoiser], vocoders: list[VocoderLane]) -> None:
     """Let go of all that a backend held, where PyCUDA can free it; a GPU that failed holds nothing any more."""
-    with contextlib.suppress(BackendError), device:
+    with contextlib.suppress(BackendError), shared.device:
         for denoiser in idle:
             denoiser.free()
         for vocoder in vocoders:
             vocoder.free()
-        for held in (idle, vocoders, streams, kernels):
+        for held in (idle, vocoders, shared.streams, shared.kernels):
             held.clear()
-        runtime.free()
+        shared.runtime.free()
 
 
 class GpuRun(Run):
@@ -151,9 +145,9 @@ class GpuRun(Run):
 
     def __init__(self, denoiser: Denoiser, job: Job, lane: Lane) -> None:
         self._denoiser, self._space, self._job, self._lane = denoiser, denoiser.space, job, lane
-        self._segment, self._over = 0, False
+        self._segment, self._over = 0, False  # the next segment's number
         self._slot: Slot | None = None  # of the segment submitted last
-        self._report: Callable[[], None] = _nothing
+        self._reported = 0  # segments whose steps were
         self._sound: DeviceSound | None = None
 
     def submit(self, tokens: Sequence[Tokens]) -> None:
@@ -163,7 +157,6 @@ class GpuRun(Run):
         with self._space.device:
             self._slot = self._denoiser.submit(self._job, self._segment, tokens)
         self._segment += 1
-        self._report = _once(self._report_steps)
 
     def mel(self) -> Pending:
         """See ``notewave.backends.protocol.Run.mel``."""
@@ -204,26 +197,20 @@ class GpuRun(Run):
         return self._slot
 
     def _pending(self, slot: Slot, ready: Any, memory: FloatArray, copy: Copy) -> Copied:
-        pending = Copied(self._space.device, ready, memory, copy, self._report)
+        report = functools.partial(self._report_steps, self._segment)
+        pending = Copied(self._space.device, ready, memory, copy, report)
         slot.pending.append(pending)
         return pending
 
-    def _report_steps(self) -> None:
+    def _report_steps(self, segments: int) -> None:
+        """So many segments are done; tell of the steps that were not told of yet."""
+        fresh = max(segments - self._reported, 0)
+        self._reported += fresh
         if self._job.on_step is not None:
-            for _ in range(self._job.table.steps):
+            for _ in range(fresh * self._job.table.steps):
                 self._job.on_step()
 
 
 def _bounded(audio: FloatArray) -> FloatArray:
     """A copy of audio, clipped to [-1, 1]."""
     return np.clip(audio, -1.0, 1.0)
-
-
-def _nothing() -> None:
-    """What there is to report of no segment."""
-
-
-def _once(call: Callable[[], None]) -> Callable[[], None]:
-    """A call that does nothing when it is repeated."""
-    calls = [call]
-    return lambda: calls.pop()() if calls else None

@@ -6,12 +6,11 @@ Letters as in ``notewave.voice.contracts``.
 from __future__ import annotations
 
 import functools
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from notewave.backends.device.driver import CudaDevice, Graph, Kernel
-from notewave.backends.executor import Capture, Executor, Runtime
+from notewave.backends.device.driver import Graph
+from notewave.backends.executor import Capture, Executor
+from notewave.backends.gpu.shared import Shared
 from notewave.backends.gpu.workspace import RunShape, Slot, Workspace
 from notewave.errors import BackendError
 from notewave.kernels.layout import ROW, STEP_KERNELS, ordered
@@ -19,51 +18,20 @@ from notewave.kernels.loader import blocks
 from notewave.sampling.job import Job
 from notewave.song.codec import Tokens, pad_tokens
 from notewave.sound.mel import FRAMES, MELS
-from notewave.voice.folder import Voice
-
-log = logging.getLogger(__name__)
 
 GRAPH_STEPS = 128  # denoising steps in one CUDA graph at most; more go into several, launched one after another
 SIZE = FRAMES * MELS  # elements of one song's mel
 
 
-class Recorder:
-    """Decides who records launches in graphs, for all runs of a backend, and records ours."""
-
-    def __init__(self, wanted: bool) -> None:
-        self.capture = Capture.OURS if wanted else Capture.NOBODY
-
-    def leave_to_engine(self) -> None:
-        """The engine's launches cannot be recorded by others here."""
-        log.info("launches cannot be captured here; leaving graphs to the engine")
-        self.capture = Capture.ENGINE
-
-    def record(self, device: CudaDevice, stream: Any, parts: Sequence[Callable[[], None]]) -> list[Graph]:
-        """A graph of each part, or none where recording is refused, which then is not asked for again.
-
-        Tried twice, for other work on the GPU can spoil a capture.
-        """
-        try:
-            try:
-                return [device.capture(stream, part) for part in parts]
-            except BackendError as error:
-                log.info("capturing once more: %s", error)
-                return [device.capture(stream, part) for part in parts]
-        except BackendError as error:
-            log.warning("launching without CUDA graphs: %s", error)
-            self.capture = Capture.ENGINE
-            return []
-
-
 class Program:
     """All launches of one segment at one padded length: eagerly at first, then as captured graphs."""
 
-    def __init__(self, space: Workspace, bucket: int, recorder: Recorder) -> None:
-        self._space, self._recorder = space, recorder
+    def __init__(self, space: Workspace, bucket: int) -> None:
+        self._space, self._recorder = space, space.shared.recorder
         sizes = {"B": space.shape.batch, "N": bucket, "C": FRAMES, "J": bucket + FRAMES}
         self._networks = self._open(sizes)
-        if recorder.capture is Capture.OURS and not all(one.is_capturable() for one in self._networks.values()):
-            recorder.leave_to_engine()
+        if self._recorder.capture is Capture.OURS and not all(one.is_capturable() for one in self._networks.values()):
+            self._recorder.leave_to_engine()
             self._close()
             self._networks = self._open(sizes)
         self._encoders = [self._networks[name] for name in ("note_encoder", "context_encoder", "cross_attention")]
@@ -157,18 +125,8 @@ class Program:
 class Denoiser:
     """A workspace and the programs that run in it, one a bucket of token lengths: used by one run after another."""
 
-    def __init__(
-        self,
-        voice: Voice,
-        runtime: Runtime,
-        device: CudaDevice,
-        kernels: Mapping[str, Kernel],
-        shape: RunShape,
-        streams: list[Any],
-        recorder: Recorder,
-    ) -> None:
-        self.space = Workspace(voice, runtime, device, kernels, shape, streams)
-        self._recorder = recorder
+    def __init__(self, shared: Shared, shape: RunShape) -> None:
+        self.space = Workspace(shared, shape)
         self._programs: dict[int, Program] = {}
 
     def submit(self, job: Job, segment: int, tokens: Sequence[Tokens]) -> Slot:
@@ -181,7 +139,7 @@ class Denoiser:
                 "Split its notes over two songs."
             )
         if bucket not in self._programs:
-            self._programs[bucket] = Program(space, bucket, self._recorder)
+            self._programs[bucket] = Program(space, bucket)
         slot = space.slots[segment % len(space.slots)]
         slot.collect()
         space.stage(slot, job, segment, pad_tokens(tokens, bucket))

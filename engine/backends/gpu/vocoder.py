@@ -11,20 +11,24 @@ from collections.abc import Sequence
 import numpy as np
 
 from notewave.backends.device.buffers import Layout, Slab, Staging
-from notewave.backends.device.driver import CudaDevice
 from notewave.backends.device.shapes import ITEM_BYTES, MAX_BATCH, vocoder_frames
-from notewave.backends.executor import Capture, Runtime, Scratch
+from notewave.backends.executor import Capture, Scratch
+from notewave.backends.gpu.shared import Shared
 from notewave.backends.gpu.workspace import Slot
 from notewave.errors import BackendError
 from notewave.sound.mel import HOP, MELS, FloatArray
-from notewave.voice.folder import Voice
 
 
 class VocoderLane:
-    """One vocoder for all runs of a backend, for one thread at a time; what it is given, it does in order."""
+    """One vocoder for all runs of a backend; what it is given, it does in order.
 
-    def __init__(self, voice: Voice, runtime: Runtime, device: CudaDevice) -> None:
+    ``enqueue`` and ``send`` do not wait, and are for one thread at a time. Nothing else may be sent before ``receive``
+    has given the audio of what was.
+    """
+
+    def __init__(self, shared: Shared) -> None:
         """Raises BackendError, with sizes, when there is not enough memory."""
+        voice, runtime, device = shared.voice, shared.runtime, shared.device
         self._runtime, self._device = runtime, device
         self._frames = vocoder_frames(voice)
         contract = voice.contracts()["vocoder"]
@@ -44,6 +48,7 @@ class VocoderLane:
             self.stream = device.stream()
             self._staging = Staging(device, inputs)
             self._audio = device.pinned(audio_bytes).view(np.float32)
+            self._received = device.event()
             at = Scratch(self._slab.address["scratch"], scratch)
             self._network = runtime.open("vocoder", self.stream, at, Capture.NOBODY)
             self._network.bind(self._address)
@@ -59,8 +64,8 @@ class VocoderLane:
         self._slab.free()
         vars(self).clear()
 
-    def __call__(self, mel: FloatArray, frame: int) -> FloatArray:
-        """Log-mel [B, V, M] -> audio [B, HOP V]; waits."""
+    def send(self, mel: FloatArray, frame: int) -> None:
+        """Begin to vocode log-mel [B, V, M] from the host's memory; ``receive`` gives the audio."""
         batch, frames, _ = mel.shape
         if batch > MAX_BATCH or frames > self._frames:
             raise BackendError(
@@ -74,8 +79,12 @@ class VocoderLane:
         self._device.upload(self._base, self._staging.memory[: self._mel_offset + mel.nbytes], self.stream)
         self._run(batch, frames)
         self._device.download(audio, self._address["audio"], self.stream)
-        self.stream.synchronize()
-        return audio.reshape(batch, HOP * frames).copy()
+        self._received.record(self.stream)
+
+    def receive(self, batch: int, frames: int) -> FloatArray:
+        """Wait for the audio [B, HOP V] of what was sent, and for nothing behind it."""
+        self._received.synchronize()
+        return self._audio[: batch * HOP * frames].reshape(batch, HOP * frames).copy()
 
     def enqueue(
         self, mels: Sequence[int], frames: int, frame: int, slot: Slot, skipped: int, audio: FloatArray

@@ -7,18 +7,18 @@ under a mask, so that shapes and addresses never change: what a segment launches
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from notewave.backends.device.buffers import Layout, Slab, Staging
-from notewave.backends.device.driver import CudaDevice, Kernel
+from notewave.backends.device.driver import CudaDevice
 from notewave.backends.device.shapes import ITEM_BYTES, MAX_BATCH, SCHEDULE_ROWS, token_buckets, vocoder_frames
-from notewave.backends.executor import Capture, Runtime, Scratch
+from notewave.backends.executor import Capture, Scratch
 from notewave.backends.gpu.pending import Copied
+from notewave.backends.gpu.shared import Shared
 from notewave.errors import BackendError
 from notewave.kernels.layout import ROW, control_dtype, table_rows
 from notewave.sampling.job import Job
@@ -26,7 +26,6 @@ from notewave.sampling.samplers import SamplerTable
 from notewave.song.codec import PAD
 from notewave.sound.mel import FRAMES, HOP, MELS
 from notewave.voice.contracts import Tensor
-from notewave.voice.folder import Voice
 
 SEGMENT_NETWORKS = ("note_encoder", "context_encoder", "cross_attention", "decoder")  # of every segment, in their order
 UNDER_WAY = 2  # segments that may be submitted and not taken
@@ -95,17 +94,10 @@ class Slot:
 class Workspace:
     """Every buffer of one run. All of it is used within the device's context."""
 
-    def __init__(
-        self,
-        voice: Voice,
-        runtime: Runtime,
-        device: CudaDevice,
-        kernels: Mapping[str, Kernel],
-        shape: RunShape,
-        streams: list[Any],
-    ) -> None:
-        """streams: spare ones, of which it takes one. Raises BackendError, with sizes, when memory does not suffice."""
-        self.shape, self.runtime, self.device, self.kernels = shape, runtime, device, kernels
+    def __init__(self, shared: Shared, shape: RunShape) -> None:
+        """Raises BackendError, with sizes, when there is not enough memory."""
+        self.shared, self.shape = shared, shape
+        voice, self.device, self.runtime, self.kernels = shared.voice, shared.device, shared.runtime, shared.kernels
         self.buckets = token_buckets(voice)
         self.contracts = voice.contracts()
         self.traits = voice.vocoder
@@ -121,15 +113,15 @@ class Workspace:
                 "spare_window": shape.batch * self.window_bytes,
                 "x0_previous": shape.mel_bytes,
                 "rows": ROW.itemsize * shape.steps,
-                "scratch": (scratch := runtime.scratch_bytes(networks)),
+                "scratch": (scratch := self.runtime.scratch_bytes(networks)),
             }
         )
         self._schedule = b""  # the table whose FiLM is on the device
-        self._slab = Slab(device, layout, f"a run of {shape.batch} songs at {shape.steps} steps")
+        self._slab = Slab(self.device, layout, f"a run of {shape.batch} songs at {shape.steps} steps")
         try:
-            self.stream = streams.pop() if streams else device.stream()
-            self.slots = [Slot(device, shape, staged, frames) for _ in range(UNDER_WAY)]
-            self.denoised, self.handed_over = (device.event() for _ in range(2))
+            self.stream = shared.streams.pop() if shared.streams else self.device.stream()
+            self.slots = [Slot(self.device, shape, staged, frames) for _ in range(UNDER_WAY)]
+            self.denoised, self.handed_over = (self.device.event() for _ in range(2))
         except BaseException:
             self.free()
             raise
