@@ -6,6 +6,7 @@ Shapes: n samples at SAMPLE_RATE, T frames, M mels, K notes, P patches, E number
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from notewave.sound.mel import FRAMES, HOP, SAMPLE_RATE
 ONSET_TOLERANCE_S = 0.05
 OVERLAP_FRAMES = 30  # that basic-pitch's windows share
 ONSET_THRESHOLD, FRAME_THRESHOLD, MIN_NOTE_FRAMES = 0.5, 0.3, 11  # basic-pitch's defaults
+DB = math.log(10) / 20  # nats of a decibel
+RANGE_DB = 78.0  # below a song's loudest value: what is softer is silence
+MOST_DB = 60  # by which a voice's level may differ from FluidSynth's
 PATCH_FRAMES, PATCH_STEP = 16, 8  # 0.32 s of mel, every 0.16 s
 PATCH_COSINES = (4, 64)  # slowest cosines along time and along mels that the embedding keeps
 INSTALL = 'pip install "notewave[evaluate]" && pip install --no-deps basic-pitch==0.4.0'
@@ -117,10 +121,56 @@ def drum_f1(mel: _Mel, notes: Notes) -> float:
     return float(f_measure(strokes_s, found, window=ONSET_TOLERANCE_S)[0])
 
 
-def mel_error(ours: _Mel, theirs: _Mel) -> float:
-    """Mean absolute difference of two log-mels [T, M] in nats, over the frames that both have."""
-    frames = min(len(ours), len(theirs))
-    return float(np.abs(ours[:frames] - theirs[:frames]).mean(dtype=np.float64))
+def silence_of(mel: _Mel) -> float:
+    """The log-mel, in nats, at and below which a song with this true mel [T, M] is silent."""
+    return float(mel.max() - RANGE_DB * DB)
+
+
+def in_range(mel: _Mel, floor: float, level: float = 0.0) -> _Mel:
+    """A log-mel [T, M] that many nats louder, what is below the floor raised to it."""
+    return np.maximum(mel + np.float32(level), np.float32(floor))
+
+
+def mel_error(ours: _Mel, theirs: _Mel, level: float = 0.0) -> float:
+    """Mean absolute difference in nats of two log-mels [T, M], ours and the true one, over the frames that both have.
+
+    Ours is taken ``level`` nats louder. What the true one's range leaves out is silence in both.
+    """
+    frames, floor = min(len(ours), len(theirs)), silence_of(theirs)
+    difference = in_range(ours[:frames], floor, level) - in_range(theirs[:frames], floor)
+    return float(np.abs(difference).mean(dtype=np.float64))
+
+
+def best_level(ours: Sequence[_Mel], theirs: Sequence[_Mel]) -> float:
+    """The one level, in nats, with which all songs' mel errors have the least mean; found within 0.05 dB."""
+
+    def error(level_db: float) -> float:
+        pairs = zip(ours, theirs, strict=True)
+        return sum(mel_error(mine, true, level_db * DB) for mine, true in pairs)
+
+    coarse = min(range(-MOST_DB, MOST_DB + 1), key=lambda level_db: (error(level_db), abs(level_db)))
+    fine = coarse + np.arange(-20, 21) / 20
+    return DB * min(fine.tolist(), key=lambda level_db: (error(level_db), abs(level_db)))
+
+
+def silence_error(ours: Sequence[_Mel], theirs: Sequence[_Mel], level: float = 0.0) -> tuple[float, float]:
+    """How far ours lie above silence where the songs' true log-mels [T, M] are silent: in nats, and that part of cells.
+
+    The error is NaN where nothing is silent.
+    """
+    above, cells = [], 0
+    for mine, true in zip(ours, theirs, strict=True):
+        frames, floor = min(len(mine), len(true)), silence_of(true)
+        raised = in_range(mine[:frames], floor, level) - np.float32(floor)
+        above.append(raised[true[:frames] <= floor])
+        cells += raised.size
+    silent = np.concatenate(above)
+    return float(silent.mean(dtype=np.float64)) if len(silent) else math.nan, len(silent) / cells
+
+
+def loudness_db(mel: _Mel) -> float:
+    """Mean power of a log-mel [T, M], in dB."""
+    return 10 * math.log10(np.exp(2 * mel.astype(np.float64)).mean())
 
 
 def seam_score(mels: Sequence[_Mel]) -> float:
@@ -132,7 +182,7 @@ def seam_score(mels: Sequence[_Mel]) -> float:
         at_join.append(jump[join])
         elsewhere.append(jump[~join])
     joins, rest = np.concatenate(at_join), np.concatenate(elsewhere)
-    return float(joins.mean() / rest.mean()) if len(joins) and rest.any() else float("nan")
+    return float(joins.mean() / rest.mean()) if len(joins) and rest.any() else math.nan
 
 
 def patches(mel: _Mel) -> _Floats:

@@ -39,7 +39,7 @@ from notewave.benchmarks.trial import TYPICAL_TOKENS, Settings, Trial
 from notewave.errors import ToolError
 from notewave.sampling.loop import denoise
 from notewave.sampling.samplers import sampler_table
-from notewave.song.codec import Tokens
+from notewave.song.dialect import Tokens
 from notewave.song.midi import SUSTAIN, tokenize
 from notewave.sound.mel import FRAMES, MELS, SEGMENT_SECONDS, FloatArray
 from notewave.synthesizer import Synthesizer

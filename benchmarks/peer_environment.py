@@ -18,7 +18,7 @@ from typing import Any
 
 from notewave.benchmarks.clock import CLOCK
 from notewave.errors import ToolError
-from notewave.song.codec import Tokens
+from notewave.song.dialect import Tokens
 
 log = logging.getLogger(__name__)
 

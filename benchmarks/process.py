@@ -10,8 +10,6 @@ import resource
 import sys
 from pathlib import Path
 
-import numpy as np
-
 import notewave
 
 
@@ -24,8 +22,9 @@ def main() -> None:
     """
     request = json.load(sys.stdin)
     song = request["song"]
-    tokens = notewave.tokenize(song) if isinstance(song, str) else [np.array(segment, np.int32) for segment in song]
     synthesizer = notewave.Synthesizer(request["voice"], **request["open"])
+    dialect = synthesizer.voice.dialect
+    tokens = notewave.tokenize(song, dialect=dialect) if isinstance(song, str) else list(map(dialect.tokens, song))
     if synthesizer.voice.vocoder is None:
         synthesizer.spectrogram(tokens[:1], **request["sampling"])
         print("first", flush=True)

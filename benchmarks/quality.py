@@ -17,15 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from notewave.benchmarks.clock import add_clock_arguments, set_clock
-from notewave.benchmarks.evaluate import (
-    mean_scores,
-    pitched_f1,
-    play_song,
-    sing,
-    song_tokens,
-    voice_scores,
-)
-from notewave.benchmarks.judges import Transcriber, mel_error, seam_score
+from notewave.benchmarks.judges import Transcriber, best_level, mel_error, seam_score
 from notewave.benchmarks.report import (
     Case,
     Result,
@@ -39,10 +31,12 @@ from notewave.benchmarks.report import (
     save_plot,
     voice_sums,
 )
+from notewave.benchmarks.scores import mean_scores, pitched_f1, voice_scores
+from notewave.benchmarks.songs import play_song, sing, song_tokens
 from notewave.export.material.fluidsynth import SOUNDFONT, check_fluidsynth
 from notewave.sampling.options import SamplingOptions
 from notewave.sampling.samplers import SAMPLERS
-from notewave.song.codec import Tokens
+from notewave.song.dialect import Dialect, Tokens
 from notewave.sound.mel import SEGMENT_SECONDS
 from notewave.synthesizer import DEFAULT_VOICE, GRIFFIN_LIM, Synthesizer
 
@@ -86,11 +80,11 @@ def ways(
 class Judge:
     """Songs as FluidSynth plays them; made once for all ways of sampling."""
 
-    def __init__(self, songs: Sequence[str], most_songs: int, segments: int) -> None:
+    def __init__(self, songs: Sequence[str], most_songs: int, segments: int, dialect: Dialect) -> None:
         """Raises what ``evaluate`` raises."""
         check_fluidsynth(SOUNDFONT)
         self.transcriber = Transcriber()
-        chosen = [*song_tokens(songs).items()][:most_songs]
+        chosen = [*song_tokens(songs, dialect).items()][:most_songs]
         self.names = [name for name, _ in chosen]
         self.songs = [play_song(tokens[:segments], SOUNDFONT) for _, tokens in chosen]
 
@@ -109,7 +103,8 @@ class Judge:
     def figures(self, singer: Synthesizer, options: SamplingOptions) -> dict[str, Spread]:
         """Scores of the songs together, and seconds of work for one of sound."""
         sung = [sing(singer, self.transcriber, song.tokens, options) for song in self.songs]
-        scores = mean_scores([voice_scores(song, ours) for song, ours in zip(self.songs, sung, strict=True)])
+        level = best_level([ours.mel for ours in sung], [song.mel for song in self.songs])
+        scores = mean_scores([voice_scores(song, ours, level) for song, ours in zip(self.songs, sung, strict=True)])
         scores["seam"] = seam_score([ours.mel for ours in sung])
         segments = sum(len(song.tokens) for song in self.songs)
         scores["real_time_factor"] = sum(ours.seconds for ours in sung) / (SEGMENT_SECONDS * segments)
@@ -149,14 +144,14 @@ def measure(
 ) -> Result:
     """Judge the voices in the ways that ``ways`` lists, on the first segments of the first songs.
 
-    songs: MIDI files, or names of held-out sets. The reference is made of the first voice and the first
-    ``reference_segments`` segments of the first song. Raises ArgumentError for counts that judge nothing, and what
-    ``evaluate`` raises.
+    The voices read tokens of one dialect. songs: MIDI files, or names of held-out sets. The reference is made of the
+    first voice and the first ``reference_segments`` segments of the first song. Raises ArgumentError for counts that
+    judge nothing, and what ``evaluate`` raises.
     """
     check_counts(songs=most_songs, segments=segments, reference_segments=reference_segments)
     facts = machine()
-    judge = Judge(songs, most_songs, segments)
     singers = [Synthesizer(voice, backend=backend, threads=threads, vocoder=vocoder) for voice in voices]
+    judge = Judge(songs, most_songs, segments, singers[0].voice.dialect)
     reference = Reference(singers[0], judge.songs[0].tokens[:reference_segments], reference_steps)
     facts["reference"] = reference.summary
     facts["ceiling"] = judge.ceiling(singers[0])
@@ -200,7 +195,7 @@ def save_quality_plot(result: Result, path: str) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give a parser the options of ``notewave bench quality``."""
     parser.add_argument("voices", metavar="VOICE", nargs="*", help="bundled names or folders, as of several precisions")
-    parser.add_argument("--song", nargs="+", default=["piano"], help="MIDI files, or the held-out sets piano and band")
+    parser.add_argument("--song", nargs="+", default=["piano"], help="MIDI files, or held-out sets: piano, band, gm")
     parser.add_argument("--songs", type=int, default=4, help="how many of them at most (default 4)")
     parser.add_argument("--segments", type=int, default=4, help="of each, 5.12 s long (default 4)")
     parser.add_argument("--sampler", nargs="+", default=list(SAMPLERS))

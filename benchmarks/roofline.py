@@ -306,7 +306,7 @@ def run(options: argparse.Namespace) -> None:
     check_counts(repeats=options.repeat)
     facts = machine()
     settings = Settings(options.voice, "cpu", options.threads, None, options.steps, options.guidance, 1, options.tokens)
-    trial = Trial(settings, synthetic_song(options.tokens, 2))
+    trial = Trial(settings, synthetic_song(options.tokens, 2, Voice.load(settings.voice).dialect))
     size = trial.voice.dimensions
     step = products(size, options.tokens)
     layers = [p for p in step if p.layers > 1]

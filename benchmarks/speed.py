@@ -36,10 +36,12 @@ from notewave.benchmarks.report import (
 )
 from notewave.benchmarks.trial import STEPWISE, TYPICAL_TOKENS, Settings, Trial
 from notewave.errors import ArgumentError, ToolError
-from notewave.song.codec import EOS, EVENT_END, MAX_TOKENS, SPECIAL, Tokens
+from notewave.song.codec import MAX_TOKENS
+from notewave.song.dialect import EOS, PUBLISHED, SPECIAL, Dialect, Tokens
 from notewave.song.midi import tokenize
 from notewave.sound.mel import SEGMENT_SECONDS
 from notewave.synthesizer import DEFAULT_VOICE
+from notewave.voice.folder import Voice
 
 COLUMNS = (
     "real_time_factor",
@@ -62,7 +64,7 @@ COLUMNS = (
 )
 
 
-def synthetic_song(tokens: int, segments: int, seed: int = 0) -> list[Tokens]:
+def synthetic_song(tokens: int, segments: int, dialect: Dialect = PUBLISHED, seed: int = 0) -> list[Tokens]:
     """Segments of exactly this many random tokens, EOS included: speed depends on how many there are, not which.
 
     Raises ArgumentError for a number that no segment has.
@@ -70,8 +72,8 @@ def synthetic_song(tokens: int, segments: int, seed: int = 0) -> list[Tokens]:
     if not 1 <= tokens <= MAX_TOKENS or segments < 1:
         raise ArgumentError(f"{segments} segments of {tokens} tokens cannot be: a segment has 1 to {MAX_TOKENS}.")
     random = np.random.default_rng(seed)
-    events: NDArray[np.int32] = random.integers(SPECIAL, EVENT_END, (segments, tokens - 1), np.int32)
-    return [np.append(segment, np.int32(EOS)) for segment in events]
+    events: NDArray[np.int32] = random.integers(SPECIAL, PUBLISHED.end, (segments, tokens - 1), np.int32)
+    return [dialect.tokens([*segment, EOS]) for segment in events]
 
 
 def launch(
@@ -121,9 +123,11 @@ def benchmark(
     """
     check_counts(repeats=repeat, segments=segments)
     facts = machine()
-    written = tokenize(song)[:segments] if song else None
-    songs = [written or synthetic_song(case.tokens, segments) for case in cases]
-    trials = [Trial(case, tokens) for case, tokens in zip(cases, songs, strict=True)]
+    trials = []
+    for case in cases:
+        dialect = Voice.load(case.voice).dialect
+        own = tokenize(song, dialect=dialect)[:segments] if song else synthetic_song(case.tokens, segments, dialect)
+        trials.append(Trial(case, own))
     for round_ in range(repeat + 1):
         for trial in trials:
             trial.play()
@@ -139,7 +143,7 @@ def benchmark(
             short = dataclasses.replace(case, steps=1)  # memory does not depend on the steps
             trial.values[f"peak_memory_{length:g}_min_mib"].append(launch(short, trial.song, times, whole=True)[1])
         if song:
-            full = len(tokenize(song))
+            full = len(tokenize(song))  # of any dialect
             trial.values["tokenise_s"] += [CLOCK.seconds(lambda: tokenize(song)) / full for _ in range(repeat)]
     voices = voice_sums(trial.voice for trial in trials)
     return Result("bench", facts, voices, [trial.case() for trial in trials])

@@ -16,7 +16,7 @@ from notewave.benchmarks.clock import CLOCK
 from notewave.benchmarks.report import Case, Setting, Spread, check_counts
 from notewave.sampling.options import SamplingOptions
 from notewave.session import Session
-from notewave.song.codec import Tokens
+from notewave.song.dialect import Tokens
 from notewave.sound.mel import FRAMES, MELS, SEGMENT_SECONDS
 from notewave.synthesizer import Synthesizer
 from notewave.voice.folder import Voice

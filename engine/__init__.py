@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         TrainingError,
         VoiceError,
     )
+    from notewave.song.dialect import Dialect
     from notewave.song.midi import read, tokenize
     from notewave.song.notes import Notes
     from notewave.sound.audio import Audio
@@ -30,6 +31,7 @@ __all__ = [
     "ArgumentError",
     "Audio",
     "BackendError",
+    "Dialect",
     "MidiError",
     "Notes",
     "NotewaveError",
@@ -51,6 +53,7 @@ _HOMES = {
     "Synthesizer": "synthesizer",
     "Voice": "voice.folder",
     "bundled_voices": "voice.folder",
+    "Dialect": "song.dialect",
     "Notes": "song.notes",
     "read": "song.midi",
     "tokenize": "song.midi",

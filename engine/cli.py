@@ -24,6 +24,8 @@ from notewave.sound.mel import SEGMENT_SECONDS, MelStream
 from notewave.synthesizer import DEFAULT_VOICE, GRIFFIN_LIM
 from notewave.voice.folder import STORED_PRECISIONS
 
+TRAINED = "general-midi"  # the configuration that is trained where none is named
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0 for success, 1 for an error that is explained on stderr.
@@ -145,19 +147,25 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from notewave.export.training.train import train
+    from notewave.export.training.train import pack, train
 
     logging.getLogger("notewave").setLevel(logging.INFO)  # its progress, for it takes hours
+    out = options.out or Path(Path(options.config).stem)
+    if options.pack:
+        count = pack(options.config, options.data or Path(f"{out}.training") / "data", options.pack)
+        print(f"{options.pack}: {count} songs, {options.pack.stat().st_size / 2**20:.1f} MiB")
+        return
     voice = train(
         options.config,
-        options.out,
+        out,
         state=options.state,
         data=options.data,
         vocoder=options.vocoder,
         start=options.start,
         precision=options.precision,
+        minutes=options.minutes,
     )
-    print(f"{options.out}: {'a voice' if voice else 'not finished; the same command goes on where this run stopped'}")
+    print(f"{out}: {'a voice' if voice else 'not finished; the same command goes on where this run stopped'}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -252,13 +260,21 @@ def _fill_build(parser: argparse.ArgumentParser) -> None:
 
 
 def _fill_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", default="band", help="a bundled configuration's name or a file (default band)")
-    parser.add_argument("--out", metavar="VOICE", required=True, type=Path)
+    parser.add_argument(
+        "--config", default=TRAINED, help=f"a bundled configuration's name or a file (default {TRAINED})"
+    )
+    parser.add_argument("--out", metavar="VOICE", type=Path, help="default: the configuration's name, here")
     parser.add_argument("--state", metavar="FOLDER", type=Path, help="checkpoints, log, curve (default VOICE.training)")
-    parser.add_argument("--data", metavar="FOLDER", type=Path, help="rendered songs (default: in the state folder)")
+    parser.add_argument(
+        "--data", metavar="FOLDER", type=Path, help="rendered songs, or a pack (default: in the state's)"
+    )
+    parser.add_argument("--pack", metavar="FILE", type=Path, help="only render songs and pack them into one file")
     parser.add_argument("--from", dest="start", metavar="VOICE", type=Path, help="go on from a voice's networks")
     parser.add_argument("--vocoder", metavar="FILE", type=Path, help="a trained vocoder (default: train one)")
     parser.add_argument("--precision", default="fp16", choices=STORED_PRECISIONS)
+    parser.add_argument(
+        "--minutes", type=float, help="end by then, with a voice (default: when the configuration does)"
+    )
     parser.set_defaults(run=_train)
 
 
@@ -272,7 +288,7 @@ def _fill_evaluate(parser: argparse.ArgumentParser) -> None:
     from notewave.export.material.fluidsynth import SOUNDFONT
 
     parser.add_argument("voice", metavar="VOICE")
-    parser.add_argument("songs", metavar="SONG", nargs="*", default=["piano"], help="MIDI files, or piano, or band")
+    parser.add_argument("songs", metavar="SONG", nargs="*", default=["piano"], help="MIDI files, or piano, band, or gm")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="report.json and a picture of each song")
     parser.add_argument("--soundfont", type=Path, default=SOUNDFONT)
     _add_synthesis(parser)

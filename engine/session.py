@@ -16,7 +16,8 @@ from notewave.backends.protocol import Pending, Run
 from notewave.checks import as_array, quoted
 from notewave.errors import ArgumentError, MidiError, SamplingError
 from notewave.sampling.job import Job
-from notewave.song.codec import EOS, EVENT_END, MAX_TOKENS, Tokens
+from notewave.song.codec import MAX_TOKENS
+from notewave.song.dialect import EOS, Tokens, dialect_of
 from notewave.sound.mel import MELS, FloatArray, from_network
 from notewave.sound.stream import Vocode, VocoderStream, VocoderTraits
 from notewave.voice.folder import Voice
@@ -137,18 +138,23 @@ class _Vocoded:
 
 def check_tokens(given: Any, segment: int, voice: Voice) -> Tokens:
     """Tokens [N] of a segment, as a voice takes them. Raises MidiError for what is none, or too long for the voice."""
+    if (dialect := dialect_of(given)) != voice.dialect:
+        raise MidiError(
+            f"segment {segment} is in the dialect of {dialect}; voice {voice.name!r} reads {voice.dialect}. "
+            "Give it the song itself, or tokens that notewave.tokenize made with dialect=voice.dialect."
+        )
     tokens = as_array(given)
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not 1 <= len(tokens) <= MAX_TOKENS:
         raise MidiError(
             f"segment {segment} is {quoted(tokens)}; it must be integers [1 to {MAX_TOKENS}], "
             "as notewave.tokenize returns them."
         )
-    if tokens[-1] != EOS or tokens.min() < EOS or tokens.max() >= EVENT_END or (tokens[:-1] == EOS).any():
+    if tokens[-1] != EOS or tokens.min() < EOS or tokens.max() >= dialect.end or (tokens[:-1] == EOS).any():
         raise MidiError(
-            f"segment {segment} is no token sequence: ids are {EOS} to {EVENT_END - 1}, with one {EOS} at the end."
+            f"segment {segment} is no token sequence: ids are {EOS} to {dialect.end - 1}, with one {EOS} at the end."
         )
     if len(tokens) > (most := voice.dimensions.max_tokens):
         raise MidiError(
             f"segment {segment} has {len(tokens)} tokens; voice {voice.name!r} takes {most}. Thin out its notes."
         )
-    return tokens.astype(np.int32, copy=False)
+    return dialect.tokens(tokens)

@@ -17,7 +17,7 @@ from notewave.errors import ArgumentError, MidiError, SamplingError, VoiceError
 from notewave.sampling.job import Job, make_job
 from notewave.sampling.options import SamplingOptions
 from notewave.session import NO_SEGMENTS, Session, Vocoder, check_tokens
-from notewave.song.codec import Tokens
+from notewave.song.dialect import Tokens
 from notewave.song.midi import MidiSource, tokenize
 from notewave.sound.audio import Audio
 from notewave.sound.griffin_lim import GriffinLim
@@ -155,7 +155,7 @@ class Synthesizer:
             job = make_job(options, voice.sampling, voice.schedule, voice.prediction)
             coming: Iterator[Any] = song
             return ([tokens] for tokens in coming), job
-        given = song if isinstance(song, list | tuple) else tokenize(song)
+        given = song if isinstance(song, list | tuple) else tokenize(song, dialect=voice.dialect)
         if not given:
             raise MidiError(NO_SEGMENTS)
         segments = [[check_tokens(tokens, index, voice)] for index, tokens in enumerate(given)]

@@ -24,6 +24,7 @@ from notewave.export.vocoders import MelGAN, Tonewheel
 from notewave.files import atomic_folder
 from notewave.sampling.options import Sampling
 from notewave.sampling.schedule import NoiseSchedule
+from notewave.song.dialect import PUBLISHED, Dialect
 from notewave.sound.stream import VocoderTraits
 from notewave.voice.contracts import contracts
 from notewave.voice.folder import DESCRIPTION, STORED_PRECISIONS, FileRecord, Voice, bundled_voices, graph_name
@@ -84,6 +85,7 @@ def _convert_voice(voice: Voice, out: str | os.PathLike[str], precision: str, vo
         prediction=voice.prediction,
         schedule=voice.schedule,
         sampling=voice.sampling,
+        dialect=voice.dialect,
         precision=precision,
         vocoder=vocoder or (voice if voice.vocoder else None),
     )
@@ -99,6 +101,7 @@ def export_voice(
     prediction: str,
     schedule: NoiseSchedule,
     sampling: Sampling,
+    dialect: Dialect = PUBLISHED,
     precision: str = "fp32",
     vocoder: Tonewheel | MelGAN | Voice | Path | None = None,
 ) -> Voice:
@@ -124,6 +127,7 @@ def export_voice(
             prediction=prediction,
             schedule=schedule,
             sampling=sampling,
+            dialect=dialect,
             vocoder=traits,
             precision=precision,
             parity=parity,

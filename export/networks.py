@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from notewave.song.codec import PAD
+from notewave.song.dialect import PAD
 from notewave.voice.contracts import Dimensions
 
 Pairs = Callable[[int, Tensor], tuple[Tensor, Tensor] | None]  # a layer's number and its input: its keys and values

@@ -13,7 +13,7 @@ from notewave.backends.ort.backend import OrtBackend
 from notewave.backends.trt.backend import open_tensorrt
 from notewave.sampling.job import Job
 from notewave.sampling.samplers import sampler_table
-from notewave.song.codec import Tokens
+from notewave.song.dialect import Tokens
 from notewave.voice.folder import Voice
 
 STEPS = 3

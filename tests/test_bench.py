@@ -25,7 +25,7 @@ from notewave.benchmarks.trial import Settings, StageTimer, Trial
 from notewave.errors import ArgumentError, NotewaveError, OutputError
 from notewave.export.material.fluidsynth import SOUNDFONT
 from notewave.session import Session
-from notewave.song.codec import EOS
+from notewave.song.dialect import EOS
 from notewave.sound.mel import SEGMENT_SECONDS
 from notewave.synthesizer import Synthesizer
 

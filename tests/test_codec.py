@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
+import pickle
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from notewave.errors import MidiError
-from notewave.song import codec
-from notewave.song.codec import EOS, EVENT_END, MAX_TOKENS, SEGMENT_STEPS, TIE, VOCABULARY, Tokens
+from notewave.errors import ArgumentError, MidiError
+from notewave.song import codec, dialect
+from notewave.song.codec import MAX_TOKENS, SEGMENT_STEPS
+from notewave.song.dialect import EOS, PUBLISHED, VOCABULARY, Dialect, Tokens, dialect_of
 from notewave.song.notes import Notes
 
 unhurried = settings(max_examples=60, deadline=None)  # other work may share the machine
@@ -56,14 +60,28 @@ def clean_songs(draw: st.DrawFn) -> Notes:
     return table(rows)
 
 
-def slow_encoding(notes: Notes) -> list[list[int]]:
+TIE = PUBLISHED.tie
+GM = Dialect(velocities=32, programs="gm")
+dialects = pytest.mark.parametrize("spoken", [PUBLISHED, GM, Dialect(127, "slakh"), Dialect(1, "gm")], ids=str)
+
+
+def loudness(velocity: int, bins: int) -> int:
+    """The bin of a velocity by MT3's formula."""
+    return 0 if velocity == 0 else math.ceil(bins * velocity / 127)
+
+
+def slow_encoding(notes: Notes, spoken: Dialect) -> list[list[int]]:
     """The rules one event at a time."""
+    first = {"pitch": 1004, "velocity": 1132, "tie": 1133 + spoken.velocities}
+    first |= {"program": first["tie"] + 1, "drum": first["tie"] + 129}
+    slakh = spoken.programs == "slakh"
     rows = [
-        (*row[:4], row[4] if row[5] else int(codec.SLAKH_PROGRAM[row[4]]), row[5])
+        (*row[:4], int(dialect.SLAKH_PROGRAM[row[4]]) if slakh and not row[5] else row[4], row[5])
         for row in zip(*(x.tolist() for x in vars(notes).values()), strict=True)
     ]
     rows.sort(key=lambda row: (row[5], row[4], row[2]))
-    events = [(row[1], row, 0) for row in rows if not row[5]] + [(row[0], row, min(row[3], 1)) for row in rows]
+    events = [(row[1], row, 0) for row in rows if not row[5]]
+    events += [(row[0], row, loudness(row[3], spoken.velocities)) for row in rows]
     events.sort(key=lambda event: event[0])
     last_step = round(events[-1][0] * 100)
     count = int(notes.seconds * 16000) // 320 // 256 + 1
@@ -76,50 +94,81 @@ def slow_encoding(notes: Notes) -> list[list[int]]:
             if round(time * 100) < min(start, last_step) and not row[5]:
                 sounding[row[4], row[2]] = on
         for key in sorted(key for key in sounding if sounding[key]):
-            tokens += [codec.PROGRAM + key[0]] * (key[0] != program) + [codec.PITCH + key[1]]
+            tokens += [first["program"] + key[0]] * (key[0] != program)
+            if spoken.velocities > 1:
+                tokens += [first["velocity"] + sounding[key]] * (sounding[key] != velocity)
+                velocity = sounding[key]
+            tokens.append(first["pitch"] + key[1])
             program = key[0]
-        tokens.append(codec.TIE)
+        tokens.append(first["tie"])
         for time, row, on in events:
             step = round(time * 100)
             if start <= step < stop:
-                tokens += [codec.SHIFT + step - start] * (step - start != shift)
+                tokens += [3 + step - start] * (step - start != shift)
                 if not row[5]:
-                    tokens += [codec.PROGRAM + row[4]] * (row[4] != program)
+                    tokens += [first["program"] + row[4]] * (row[4] != program)
                     program = row[4]
-                tokens += [codec.VELOCITY + on] * (on != velocity)
-                tokens.append((codec.DRUM if row[5] else codec.PITCH) + row[2])
+                tokens += [first["velocity"] + on] * (on != velocity)
+                tokens.append(first["drum" if row[5] else "pitch"] + row[2])
                 shift, velocity = step - start, on
-        segments.append([*tokens, codec.EOS])
+        segments.append([*tokens, EOS])
     return segments
 
 
 def test_vocabulary_has_the_published_ids() -> None:
-    assert (codec.SHIFT, codec.PITCH, codec.VELOCITY, codec.TIE, codec.PROGRAM, codec.DRUM) == (
-        3,
-        1004,
-        1132,
-        1134,
-        1135,
-        1263,
-    )
-    assert EVENT_END == 1391 <= VOCABULARY
+    assert (dialect.SHIFT, dialect.PITCH, dialect.VELOCITY) == (3, 1004, 1132)
+    assert (PUBLISHED.tie, PUBLISHED.program, PUBLISHED.drum, PUBLISHED.end) == (1134, 1135, 1263, 1391)
 
 
-def test_events_and_ids_invert_each_other() -> None:
-    events = [codec.decode_event(token) for token in range(codec.SPECIAL, EVENT_END)]
-    assert [codec.encode_event(*event) for event in events] == list(range(codec.SPECIAL, EVENT_END))
+def test_the_largest_dialect_fits_into_the_published_vocabulary() -> None:
+    assert Dialect(127, "gm").end == 1517 <= VOCABULARY
 
 
-@pytest.mark.parametrize("token", [-1, codec.PAD, EOS, codec.UNK, EVENT_END])
-def test_ids_without_an_event_are_refused(token: int) -> None:
+@dialects
+def test_events_and_ids_invert_each_other(spoken: Dialect) -> None:
+    events = [spoken.decode_event(token) for token in range(dialect.SPECIAL, spoken.end)]
+    assert [spoken.encode_event(*event) for event in events] == list(range(dialect.SPECIAL, spoken.end))
+    assert spoken.decode_event(spoken.tie) == ("tie", 0) and spoken.decode_event(spoken.drum) == ("drum", 0)
+
+
+@dialects
+@pytest.mark.parametrize("token", [-1, dialect.PAD, EOS, dialect.UNK, None])
+def test_ids_without_an_event_are_refused(spoken: Dialect, token: int | None) -> None:
     with pytest.raises(MidiError, match="is no event"):
-        codec.decode_event(token)
+        spoken.decode_event(spoken.end if token is None else token)
+
+
+@pytest.mark.parametrize(
+    ("velocities", "programs"), [(0, "gm"), (128, "gm"), (True, "gm"), (1.5, "gm"), (1, "GM"), (1, None)]
+)
+def test_dialects_that_there_are_not_are_refused(velocities: int, programs: str) -> None:
+    with pytest.raises(ArgumentError, match=r"velocities is|programs is"):
+        Dialect(velocities, programs)
+
+
+def test_bins_of_velocities_are_mt3s() -> None:
+    velocities = np.arange(128)
+    for bins in (1, 2, 16, 32, 127):
+        spoken = Dialect(bins)
+        assert spoken.velocity_bin(velocities).tolist() == [loudness(v, bins) for v in range(128)]
+        back = np.array([spoken.bin_velocity(number) for number in range(bins + 1)])
+        assert back.tolist() == [int(127 * number / bins) for number in range(bins + 1)]
+        assert spoken.velocity_bin(back).tolist() == list(range(bins + 1))
+
+
+def test_tokens_say_their_dialect_in_parts_copies_and_pickles() -> None:
+    tokens = GM.tokens([GM.tie, EOS])
+    for same in (tokens, tokens[:1], tokens.copy(), tokens.astype(np.int64), pickle.loads(pickle.dumps(tokens))):
+        assert dialect_of(same) == GM
+    assert type(PUBLISHED.tokens(tokens)) is np.ndarray
+    for plain in ([3, EOS], np.array([3, EOS]), PUBLISHED.tokens([3, EOS]), np.asarray(tokens).view(np.ndarray)):
+        assert dialect_of(plain) == PUBLISHED
 
 
 @pytest.mark.parametrize("event", [("shift", 1001), ("velocity", 2), ("pitch", -1), ("tempo", 0)])
 def test_events_without_an_id_are_refused(event: tuple[str, int]) -> None:
     with pytest.raises(MidiError, match="There is no event"):
-        codec.encode_event(*event)
+        PUBLISHED.encode_event(*event)
 
 
 @unhurried
@@ -127,29 +176,35 @@ def test_events_without_an_id_are_refused(event: tuple[str, int]) -> None:
 @example(table([(0, 5.1199, 60, 1, 0, False)]))  # a last step rounded up, past the last frame
 @given(songs())
 def test_encoding_agrees_with_a_slow_reading_of_its_rules(notes: Notes) -> None:
-    assert [tokens.tolist() for tokens in codec.encode_notes(notes)] == slow_encoding(notes)
+    for spoken in (PUBLISHED, GM, Dialect(3, "slakh"), Dialect(1, "gm")):
+        assert [tokens.tolist() for tokens in codec.encode_notes(notes, spoken)] == slow_encoding(notes, spoken)
 
 
 @unhurried
 @given(clean_songs())
 def test_decoding_inverts_encoding(notes: Notes) -> None:
     assert rows_of(codec.decode_tokens(codec.encode_notes(notes))) == rows_of(notes)
+    rng = np.random.default_rng(len(notes))
+    program = np.where(notes.is_drum, 0, rng.permutation(128)[notes.program])
+    other = dataclasses.replace(notes, velocity=rng.integers(1, 128, len(notes)), program=program)
+    assert rows_of(codec.decode_tokens(codec.encode_notes(other, Dialect(127, "gm")))) == rows_of(other)
 
 
 @unhurried
 @given(songs())
-def test_every_segment_is_well_formed(notes: Notes) -> None:
-    segments = codec.encode_notes(notes)
+@dialects
+def test_every_segment_is_well_formed(spoken: Dialect, notes: Notes) -> None:
+    segments = codec.encode_notes(notes, spoken)
     assert len(segments) == int(notes.seconds * 16000) // 320 // 256 + 1
     for tokens in segments:
         assert tokens.dtype == np.int32
         assert tokens[-1] == EOS
-        assert tokens[:-1].min() >= codec.SPECIAL
-        assert tokens.max() < EVENT_END
-        assert (tokens == TIE).sum() == 1
-        ties = [codec.decode_event(token)[0] for token in tokens[: np.flatnonzero(tokens == TIE)[0]].tolist()]
-        assert set(ties) <= {"program", "pitch"}
-        shifts = tokens[(tokens >= codec.SHIFT) & (tokens < codec.PITCH)] - codec.SHIFT
+        assert tokens[:-1].min() >= dialect.SPECIAL
+        assert tokens.max() < spoken.end
+        assert (tokens == spoken.tie).sum() == 1
+        ties = [spoken.decode_event(token)[0] for token in tokens[: np.flatnonzero(tokens == spoken.tie)[0]].tolist()]
+        assert set(ties) <= {"program", "pitch"} | ({"velocity"} if spoken.velocities > 1 else set())
+        shifts = tokens[(tokens >= dialect.SHIFT) & (tokens < dialect.PITCH)] - dialect.SHIFT
         assert (np.diff(shifts) > 0).all()
         assert (shifts <= SEGMENT_STEPS).all()
 
@@ -162,6 +217,8 @@ def test_limited_segments_keep_their_first_tokens_and_end_in_eos(lengths: list[i
         assert len(cut) == min(len(whole), MAX_TOKENS)
         assert cut[-1] == EOS
         assert (cut[:-1] == whole[: len(cut) - 1]).all()
+    spoken = [GM.tokens(tokens) for tokens in segments]
+    assert {dialect_of(tokens) for tokens in codec.limit_tokens(spoken)} == {GM}
 
 
 def test_one_warning_names_the_longest_segment(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,13 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from notewave.benchmarks import judges
+from notewave.benchmarks import judges, probes
 from notewave.benchmarks.evaluate import evaluate
 from notewave.errors import ArgumentError, MidiError, OutputError, ToolError
-from notewave.export.material.excerpts import HELD_OUT, held_out_tokens
-from notewave.export.material.fluidsynth import SOUNDFONT
-from notewave.export.material.scores import CORPUS_WEIGHTS
-from notewave.song.codec import decode_tokens
+from notewave.export.material.excerpts import HELD_OUT
+from notewave.export.material.fluidsynth import SOUNDFONT, write_midi
 from notewave.song.notes import Notes
 from notewave.sound.mel import FRAMES, MELS, SAMPLE_RATE, log_mel
 
@@ -100,10 +98,60 @@ def test_drum_f1_finds_the_strokes():
     assert judges.drum_f1(mel, table(times_s + 0.18, [38] * len(times_s), is_drum=True)) <= 0.1
 
 
+def random_mel(seed=0, frames=FRAMES):
+    return np.random.default_rng(seed).standard_normal((frames, MELS)).astype(np.float32)
+
+
 def test_mel_error_is_the_mean_difference_over_common_frames():
-    mel = np.random.default_rng(0).standard_normal((FRAMES, MELS)).astype(np.float32)
+    mel = random_mel()
     assert judges.mel_error(mel, mel) == 0.0
     assert judges.mel_error(mel + np.float32(0.5), mel[:100]) == pytest.approx(0.5, abs=1e-6)
+    assert judges.mel_error(mel + np.float32(0.5), mel, level=-0.5) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_one_level_is_found_for_all_songs():
+    songs = [random_mel(seed) for seed in range(3)]
+    shifts = np.array([7, 7, 9]) * judges.DB
+    sung = [song + np.float32(shift) for song, shift in zip(songs, shifts, strict=True)]
+    level = judges.best_level(sung, songs)
+    assert level / judges.DB == pytest.approx(-7, abs=0.03)
+    errors_db = [judges.mel_error(*pair, level) / judges.DB for pair in zip(sung, songs, strict=True)]
+    assert errors_db == pytest.approx([0, 0, 2], abs=0.05)
+
+
+def test_level_of_silence_is_none():
+    silence = np.full((FRAMES, MELS), -50, np.float32)
+    assert judges.best_level([silence], [random_mel()]) == 0.0
+
+
+def test_what_lies_below_the_range_does_not_count():
+    true = random_mel() - np.float32(20)
+    true[0, 0] = 0.0  # the loudest, far above all others
+    deaf = true + np.where(true < -10, np.float32(3), np.float32(0))
+    assert judges.mel_error(deaf, true) == 0.0
+    audible = true.copy()
+    audible[1] = -judges.RANGE_DB * judges.DB + 2.0
+    assert judges.mel_error(audible, true) == pytest.approx(2.0 / FRAMES, rel=1e-5)
+
+
+def test_silence_error_is_what_sounds_where_nothing_should():
+    floor = -judges.RANGE_DB * judges.DB
+    true = np.full((FRAMES, MELS), floor - 1, np.float32)
+    true[: FRAMES // 4] = 0.0
+    ours = np.full_like(true, floor + 3)  # in all cells; those that should sound are another judge's
+    assert judges.silence_error([ours], [true]) == pytest.approx((3.0, 0.75), rel=1e-5)
+    assert judges.silence_error([ours], [true], level=-1.0) == pytest.approx((2.0, 0.75), rel=1e-5)
+    assert judges.silence_error([true], [true]) == (0.0, 0.75)
+    loud = np.zeros_like(true)
+    error, share = judges.silence_error([ours], [loud])
+    assert np.isnan(error) and share == 0.0
+    assert judges.silence_error([ours, ours], [true, loud]) == pytest.approx((3.0, 0.375), rel=1e-5)
+
+
+def test_loudness_is_mean_power_in_decibels():
+    mel = np.log(np.array([[1.0, 1.0], [3.0, 1.0]], np.float32))
+    assert judges.loudness_db(mel) == pytest.approx(10 * np.log10(3.0), abs=1e-5)
+    assert judges.loudness_db(mel + np.float32(judges.DB)) == pytest.approx(10 * np.log10(3.0) + 1, abs=1e-4)
 
 
 def test_seam_score_is_the_jump_at_joins_over_the_jump_elsewhere():
@@ -136,29 +184,21 @@ def test_patches_tell_a_blurred_mel_from_a_sharp_one():
     assert judges.frechet_distance(near, true) < 0.2 * judges.frechet_distance(far, true)
 
 
-def test_held_out_songs_share_no_folder_with_the_training_scores():
-    assert not {excerpt.score.split("/")[0] for songs in HELD_OUT.values() for excerpt in songs} & set(CORPUS_WEIGHTS)
-
-
-def test_a_held_out_song_is_an_excerpt_for_its_instruments():
-    pytest.importorskip("music21")
-    excerpt = next(excerpt for excerpt in HELD_OUT["band"] if excerpt.score.startswith("corelli"))
-    segments = held_out_tokens(excerpt)
-    notes = decode_tokens(segments)
-    assert len(segments) <= 9
-    assert set(notes.program[~notes.is_drum]) == set(excerpt.programs)
-    assert notes.is_drum.any()
-
-
 @needs_fluidsynth
-def test_a_voice_is_judged_beside_fluidsynth(reference_voice, tmp_path, transcriber):
-    pytest.importorskip("matplotlib")
-    songs = [MIDI / "piano_scale.mid", MIDI / "drums_only.mid"]
+def test_a_voice_is_judged_beside_fluidsynth(reference_voice, tmp_path, transcriber, monkeypatch):
+    for package in ("matplotlib", "music21"):
+        pytest.importorskip(package)
+    drums_alone = next(excerpt for excerpt in HELD_OUT["gm"] if not excerpt.score)
+    monkeypatch.setitem(HELD_OUT, "gm", (drums_alone,))
+    monkeypatch.setattr(probes, "PLAYERS", {"piano": 0})
+    few = {"organs": {"16": probes.program_phrases()["organs"]["16 Drawbar Organ"]}}
+    monkeypatch.setattr(probes, "program_phrases", lambda: few)
+    strings_and_claves = Notes([0.0, 1.0], [5.0, 1.1], [48, 75], [100, 100], [48, 0], [False, True])
+    write_midi(strings_and_claves, tmp_path / "both.mid")
     out = tmp_path / "report"
-    report = evaluate(
-        reference_voice, songs, out=out, vocoder="griffin-lim", max_segments=1, sampler="ddim", steps=2, seed=3
-    )
-    scale, drums = report.songs["piano_scale"], report.songs["drums_only"]
+    options = {"vocoder": "griffin-lim", "max_segments": 1, "sampler": "ddim", "steps": 2, "seed": 3}
+    report = evaluate(reference_voice, [MIDI / "piano_scale.mid", tmp_path / "both.mid", "gm"], out=out, **options)
+    scale, drums = report.songs["piano_scale"], report.songs["drums"]
     assert scale["note_f1_fluidsynth"] > 0.9 > 0.5 > scale["note_f1"]  # the voice's weights are random
     assert scale["note_f1_vocoder"] > 0.8
     assert scale["note_f1_vocoder"] == pytest.approx(scale["note_f1_griffin_lim"])
@@ -166,14 +206,22 @@ def test_a_voice_is_judged_beside_fluidsynth(reference_voice, tmp_path, transcri
     assert 0.3 < scale["stft_griffin_lim"] < 2
     assert np.isnan(scale["drum_f1"]) and np.isnan(drums["note_f1"])
     assert scale["mel_error"] > scale["mel_error_mean"] > 0
+    assert np.isnan(scale["silence_error"]) and drums["silence_error"] > 0.1 and 0 < drums["silence_share"] < 1
+    assert report.songs["both"]["silence_share"] > 0.9  # of its drums alone: its strings sound all the time
+    assert report.dynamics.errors_db["piano"] == report.summary["dynamics_db"] > 5  # its tokens tell no velocities
+    assert set(report.programs.programs) == {"16"}
     assert report.sampling == {"sampler": "ddim", "steps": 2, "guidance": 1.0, "seed": 3}
     saved = json.loads((out / "report.json").read_text())
     assert saved["songs"]["piano_scale"]["drum_f1"] is None
     assert saved["summary"]["frechet"] == report.summary["frechet"] > 0.1
-    assert {path.name for path in out.iterdir()} == {"report.json", "piano_scale.png", "drums_only.png"}
-    notes, mels, rest = (block.splitlines() for block in report.table().split("\n\n"))
-    assert [line.split()[0] for line in notes[2:]] == ["piano_scale", "drums_only", "all"]
-    assert "drum-F1" in notes[0] and "mel error" in mels[0] and "frechet" in rest[-1]
+    assert saved["dynamics"]["errors_db"] == report.dynamics.errors_db
+    assert saved["programs"]["families"] == report.programs.families
+    assert {path.name for path in out.iterdir()} == {"report.json", "piano_scale.png", "both.png", "drums.png"}
+    notes, mels, dynamics, programs, rest = (block.splitlines() for block in report.table().split("\n\n"))
+    assert [line.split()[0] for line in notes[2:]] == ["piano_scale", "both", "drums", "all"]
+    assert "drum-F1" in notes[0] and "mel error" in mels[0] and "silence" in mels[0]
+    assert "piano" in dynamics[2] and "organs" in programs[2] and "worst: 16" in programs[3]
+    assert {"level_db", "frechet", "dynamics_db", "programs_ratio"} <= {line.split(":")[0] for line in rest}
 
 
 @needs_fluidsynth

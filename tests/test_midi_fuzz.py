@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from notewave import MidiError, tokenize
-from notewave.song.codec import EOS, EVENT_END, MAX_TOKENS, TIE
+from notewave.song.codec import MAX_TOKENS
+from notewave.song.dialect import EOS, PUBLISHED
 
 FILES = sorted((Path(__file__).parent / "data" / "midi").glob("*.mid"))
 
@@ -60,8 +61,8 @@ def outcome(data: bytes) -> str:
         assert tokens.dtype == np.int32
         assert 2 <= len(tokens) <= MAX_TOKENS
         assert tokens[-1] == EOS
-        assert (tokens == TIE).sum() == 1
-        assert tokens.max() < EVENT_END
+        assert (tokens == PUBLISHED.tie).sum() == 1
+        assert tokens.max() < PUBLISHED.end
     return "tokens"
 
 

@@ -8,7 +8,7 @@ import torch
 
 from notewave.export import networks as modules
 from notewave.export.checkpoints.diffusers import load_diffusers
-from notewave.song.codec import PAD
+from notewave.song.dialect import PAD
 from notewave.voice.contracts import Dimensions
 
 DATA = Path(__file__).parent / "data" / "reference"

@@ -12,7 +12,7 @@ import pytest
 
 from notewave import ArgumentError, BackendError, MidiError, SamplingError, Synthesizer, VoiceError
 from notewave.session import Made
-from notewave.song.codec import EOS
+from notewave.song.dialect import EOS
 from notewave.sound.mel import FRAMES, HOP, MELS, from_network
 
 SONG = [np.array([1134, 300 + index, EOS], np.int32) for index in range(3)]

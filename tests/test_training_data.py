@@ -7,23 +7,30 @@ import numpy as np
 import pytest
 
 from notewave.errors import ToolError, TrainingError
-from notewave.export.material.excerpts import HELD_OUT, held_out_tokens
+from notewave.export.material.ensembles import DRUMS, PIANO, Instrument, general_midi
+from notewave.export.material.excerpts import HELD_OUT, held_out_notes
 from notewave.export.material.fluidsynth import SOUNDFONT, fluidsynth
-from notewave.export.material.pieces import PIANO, PROGRAMS, Instrument, as_notes, band, compose
+from notewave.export.material.packing import pack_songs, packed_songs
+from notewave.export.material.pieces import as_notes, compose
 from notewave.export.material.scores import HELD_OUT_SCORES, corpus_paths, medley, read_score
+from notewave.export.material.segments import Segments, read_songs
 from notewave.export.material.songs import (
+    MEL_STEP,
     SEGMENT_SAMPLES,
     Data,
-    Segments,
     Song,
     held_out,
     load_song,
     make_data,
+    make_song,
+    pack_mel,
     render_song,
     save_song,
+    unpack_mel,
 )
 from notewave.export.training.config import CONFIGS, load_config, parse_config
 from notewave.export.training.symbolic import (
+    FAMILY,
     PARTS,
     part_rolls,
     piano_rolls,
@@ -31,9 +38,10 @@ from notewave.export.training.symbolic import (
     symbolic_batch,
     token_targets,
 )
-from notewave.song.codec import EOS, SLAKH_PROGRAM, decode_tokens, encode_notes
+from notewave.song.codec import decode_tokens, encode_notes
+from notewave.song.dialect import PUBLISHED, Dialect, dialect_of
 from notewave.song.notes import Notes
-from notewave.sound.mel import FRAMES, HOP, MELS, SEGMENT_SECONDS, log_mel
+from notewave.sound.mel import FRAMES, HOP, LOG_MAX, LOG_MIN, MELS, SEGMENT_SECONDS, log_mel
 
 BAND = (
     Instrument(33, role="bass", low=28, high=55),
@@ -93,7 +101,7 @@ def test_rolls_say_when_notes_sound() -> None:
 def test_rolls_of_parts_tell_instruments_apart() -> None:
     notes = as_notes([(0.1, 0.2, 60, 33, False), (0.1, 0.3, 60, 73, False), (1.0, 1.1, 38, 0, True)])
     rolls = part_rolls(notes, 1)[0]
-    bass, flute = PROGRAMS.index(33), PROGRAMS.index(73)
+    bass, flute = 33 // FAMILY, 73 // FAMILY
     assert np.flatnonzero(rolls[:, bass, 60]).tolist() == [5, 6, 7, 8, 9]
     assert np.flatnonzero(rolls[:, flute, 60]).tolist() == [*range(5, 15)]
     assert np.flatnonzero(rolls[:, PARTS - 1, 38]).tolist() == [50, 51, 52]
@@ -109,10 +117,13 @@ def test_targets_of_unisons_end_with_their_own_instrument() -> None:
     np.testing.assert_allclose(starts[:, :2] * SEGMENT_SECONDS, [(0.1, 1.0), (0.2, 2.0)], atol=1e-5)
 
 
-def test_symbolic_batches_are_of_bands_where_asked() -> None:
-    batch = symbolic_batch(np.random.default_rng(0), 8, 3000, bands=1.0)
-    assert batch.parts is not None and (batch.parts.sum(dim=(0, 1, 3)) > 0).sum() >= 2
-    assert symbolic_batch(np.random.default_rng(0), 8, 3000).parts is None
+def test_symbolic_batches_are_of_the_ensembles_and_in_the_dialect_asked_for() -> None:
+    spoken, data = Dialect(32, "gm"), Data(ensemble="general-midi")
+    batches = [symbolic_batch(np.random.default_rng(seed), 8, 3000, data, spoken) for seed in range(4)]
+    parts = [batch.parts for batch in batches if batch.parts is not None]
+    assert len(parts) == 4 and max(int((own.sum(dim=(0, 1, 3)) > 0).sum()) for own in parts) >= 3
+    assert all((batch.tokens == spoken.tie).any() for batch in batches)
+    assert symbolic_batch(np.random.default_rng(0), 8, 3000, Data(), PUBLISHED).parts is None
 
 
 def test_random_voices_sound_together() -> None:
@@ -126,7 +137,7 @@ def test_scores_held_out_are_not_trained_on() -> None:
     assert len(trained) > 1000
     for name in HELD_OUT_SCORES:
         assert not any(f"/{name}." in path for path in trained)
-    assert len(held_out(0, 20.0)) > 30
+    assert len(held_out(0, 20.0, Data())) > 30
 
 
 def test_a_medley_fills_its_time() -> None:
@@ -135,13 +146,28 @@ def test_a_medley_fills_its_time() -> None:
     assert 15 < notes.seconds < 40
 
 
-def test_bands_are_of_many_kinds() -> None:
-    bands = [band(np.random.default_rng(seed)) for seed in range(40)]
-    assert {len(players) for players in bands} == set(range(2, 7))
-    programs = {player.program for players in bands for player in players if not player.is_drum}
-    assert programs == {0, 16, 24, 33, 48, 56, 64, 73} == {int(SLAKH_PROGRAM[program]) for program in programs}
-    notes = compose(np.random.default_rng(2), next(b for b in bands if len(b) == 6), 20.0)
-    assert notes.is_drum.any() and len(np.unique(notes.program[~notes.is_drum])) >= 4
+def test_ensembles_of_general_midi_are_of_all_kinds() -> None:
+    ensembles = [general_midi(np.random.default_rng(seed)) for seed in range(600)]
+    assert {len(players) for players in ensembles} == set(range(1, 9))
+    assert {player.program for players in ensembles for player in players} == set(range(128))
+    assert any(tuple(players) == (DRUMS,) for players in ensembles)
+    assert any(len(players) == 1 and not players[0].is_drum for players in ensembles)
+    assert any(len(players) > 1 and not any(one.is_drum for one in players) for players in ensembles)
+
+
+def test_songs_of_general_midi_have_dynamics_all_drums_solos_and_silence() -> None:
+    pytest.importorskip("music21")
+    data = Data(ensemble="general-midi", seconds=40.0)
+    songs = [make_song(index, data) for index in range(24)]
+    assert songs[0].velocity.tolist() == make_song(0, data).velocity.tolist()
+    velocity = np.concatenate([notes.velocity for notes in songs])
+    assert velocity.min() < 30 and velocity.max() == 127
+    keys = np.unique(np.concatenate([notes.pitch[notes.is_drum] for notes in songs]))
+    assert {35, 36, 38, 42, 49} <= set(keys.tolist()) and len(keys) > 30 and keys.min() >= 27 and keys.max() <= 87
+    counts = [len(tokens) for notes in songs for tokens in encode_notes(notes, Dialect(32, "gm"))]
+    assert np.median(counts) > 120 and max(counts) > 700
+    gaps = [np.diff(np.sort(np.append(notes.onset_s, 0.0))).max() for notes in songs]
+    assert max(gaps) > 4.0
 
 
 def test_parts_of_a_score_are_shared_out() -> None:
@@ -152,28 +178,84 @@ def test_parts_of_a_score_are_shared_out() -> None:
 
 
 def test_songs_are_stored_whole(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    tokens = [np.array([5, 6, EOS], np.int32), np.array([EOS], np.int32)]
-    mel = rng.normal(size=(2, FRAMES, MELS)).astype(np.float16)
-    song = Song(rng.integers(-5, 5, 2 * SEGMENT_SAMPLES).astype(np.int16), mel, tokens)
+    song = a_song()
     save_song(song, tmp_path / "train-00003.npz")
     back = load_song(tmp_path / "train-00003.npz")
     np.testing.assert_array_equal(back.samples, song.samples)
-    np.testing.assert_array_equal(back.mel, mel)
-    assert [own.tolist() for own in back.tokens] == [[5, 6, EOS], [EOS]]
-    assert Segments(tmp_path).first == [True, False]
-    assert len(Segments(tmp_path, songs=3)) == 0
+    np.testing.assert_array_equal(back.mel, song.mel)
+    np.testing.assert_array_equal(columns(back.notes), columns(song.notes))
+    spoken = Dialect(32, "gm")
+    segments = Segments(tmp_path, spoken, Data(songs=4))
+    assert segments.first == [True, False] and {dialect_of(tokens) for tokens in segments.tokens} == {spoken}
+    assert [tokens.tolist() for tokens in segments.tokens] == [x.tolist() for x in encode_notes(song.notes, spoken)]
+    with pytest.raises(TrainingError, match="no songs"):
+        Segments(tmp_path, spoken, Data(songs=3))
+
+
+def a_song() -> Song:
+    rng = np.random.default_rng(0)
+    mel = rng.integers(0, 256, (2, FRAMES, MELS)).astype(np.uint8)
+    notes = as_notes([(0.2, 0.5, 60, 12, False), (6.0, 6.5, 40, 0, True)])
+    return Song(rng.integers(-5, 5, 2 * SEGMENT_SAMPLES).astype(np.int16), mel, notes)
+
+
+def test_mels_in_8_bits_are_off_by_half_a_step_at_most() -> None:
+    mel = np.random.default_rng(0).uniform(LOG_MIN - 1, LOG_MAX + 1, 10000)
+    back = unpack_mel(pack_mel(mel))
+    assert np.abs(back - np.clip(mel, LOG_MIN, LOG_MAX)).max() <= MEL_STEP / 2 + 1e-5
+    np.testing.assert_array_equal(pack_mel(back), pack_mel(mel))
+
+
+def test_packed_songs_are_the_same_but_for_one_bit_and_the_samples(tmp_path: Path) -> None:
+    song = a_song()
+    for name in ("train-00000", "train-00001", "heldout-00000"):
+        save_song(song, tmp_path / f"{name}.npz")
+    assert pack_songs(tmp_path, tmp_path / "songs.pack", 1) == 2
+    (number, back), *others = packed_songs(tmp_path / "songs.pack", "train")
+    assert number == 0 and not others and not back.samples.size
+    np.testing.assert_array_equal(back.mel, song.mel & 0xFE)
+    np.testing.assert_array_equal(columns(back.notes), columns(song.notes))
+    packed, loose = (Segments(source, PUBLISHED, Data(songs=1)) for source in (tmp_path / "songs.pack", tmp_path))
+    assert [tokens.tolist() for tokens in packed.tokens] == [tokens.tolist() for tokens in loose.tokens]
+    assert len(list(read_songs(tmp_path / "songs.pack", "heldout", 8))) == 1
+
+
+def test_a_damaged_pack_is_named(tmp_path: Path) -> None:
+    save_song(a_song(), tmp_path / "train-00000.npz")
+    pack = tmp_path / "songs.pack"
+    pack_songs(tmp_path, pack)
+    whole = pack.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"no archive", whole[:200] + bytes(400) + whole[600:]):
+        pack.write_bytes(damaged)
+        with pytest.raises(TrainingError, match="is no pack of songs"):
+            list(packed_songs(pack, "train"))
+    with pytest.raises(TrainingError, match="no songs to pack"):
+        pack_songs(tmp_path / "nowhere", pack)
 
 
 @needs_fluidsynth
 def test_audio_mel_and_tokens_agree_about_time() -> None:
     song = render_song(as_notes([(1.0, 1.5, 72, 0, False), (6.0, 6.4, 60, 0, False)]))
-    assert len(song.tokens) == 2 and song.samples.shape == (2 * SEGMENT_SAMPLES,)
+    assert len(song.tokens()) == 2 and song.samples.shape == (2 * SEGMENT_SAMPLES,)
     loud = np.flatnonzero(np.abs(song.samples) > 100)
     assert 0 <= loud[0] - 16000 < 2 * HOP
-    frames = song.mel.reshape(-1, MELS).astype(np.float64).mean(axis=1)
+    mel = unpack_mel(song.mel)
+    frames = mel.reshape(-1, MELS).mean(axis=1)
     assert np.flatnonzero(np.diff(frames) > 1)[0] in range(47, 51)
-    np.testing.assert_allclose(log_mel(song.samples / 32767).reshape(song.mel.shape), song.mel, atol=0.01)
+    np.testing.assert_allclose(log_mel(song.samples / 32767).reshape(song.mel.shape), mel, atol=MEL_STEP / 2 + 1e-4)
+
+
+@needs_fluidsynth
+def test_velocities_and_more_programs_than_channels_are_heard() -> None:
+    soft, loud = (fluidsynth(Notes([0.0], [1.0], [60], [velocity], [0], [0])).std() for velocity in (30, 120))
+    assert 10 < 20 * np.log10(loud / soft) < 35
+    rows = [(0.5 * index, 0.5 * index + 0.3, 60, index, False) for index in range(20)]
+    both = fluidsynth(as_notes([*rows, (0.0, 0.1, 38, 0, True)]))
+    apart = fluidsynth(as_notes([rows[19]]))
+    heard = slice(int(9.5 * 16000), int(9.8 * 16000))
+    assert both[heard].std() > 0.7 * apart[heard].std() > 1e-4
+    drums = [fluidsynth(Notes([0.0], [0.1], [38], [90], [program], [1])) for program in (0, 40)]
+    np.testing.assert_array_equal(drums[0], drums[1])
 
 
 @needs_fluidsynth
@@ -204,7 +286,7 @@ def test_a_missing_program_or_soundfont_is_named_before_anything_is_rendered(
 def test_a_missing_music21_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     read_score.cache_clear()
     monkeypatch.setitem(sys.modules, "music21", None)
-    for read in (lambda: held_out_tokens(HELD_OUT["piano"][0]), lambda: held_out(0, 5.0)):
+    for read in (lambda: held_out_notes(HELD_OUT["piano"][0]), lambda: held_out(0, 5.0, Data())):
         with pytest.raises(ToolError, match=r"music21.*missing.*notewave\[train\]"):
             read()
 
@@ -246,7 +328,7 @@ def test_a_misspelt_setting_is_named() -> None:
         ('{"mel": {"steps": 1}}', "mel of a Config is {'steps': 1}; it must be "),
         ('{"mel": [{"steps": "1", "segments": 2}]}', "steps of a Stage is '1'; it must be int"),
         ('{"mel": [{"steps": true, "segments": 2}]}', "steps of a Stage is True; it must be int"),
-        ('{"mel": [{"steps": 1, "segments": 2, "pianos": []}]}', r"pianos of a Stage is \[\]; it must be float"),
+        ('{"mel": [{"steps": 1, "segments": 2, "live": []}]}', r"live of a Stage is \[\]; it must be float"),
         ('{"vocoder": {"gain_db": [1.0]}}', r"gain_db of a VocoderTraining is \[1\.0\]"),
         ('{"data": {"seconds": NaN}}', "seconds of a Data is nan; it must be float"),
     ],

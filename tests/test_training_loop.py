@@ -12,12 +12,25 @@ import torch
 from safetensors.torch import load_file
 
 from notewave.errors import TrainingError, VoiceError
-from notewave.export.material.pieces import PIANO, compose
+from notewave.export.material.ensembles import PIANO
+from notewave.export.material.packing import pack_songs
+from notewave.export.material.pieces import as_notes, compose
+from notewave.export.material.segments import Segments
 from notewave.export.material.songs import SEGMENT_SAMPLES, Data, Song, load_song, save_song
 from notewave.export.networks import SpectrogramDiffusion
+from notewave.export.training import diffusion
 from notewave.export.training.config import Config, Stage, load_config
-from notewave.export.training.diffusion import MelBatch, predict_crops
-from notewave.export.training.loop import plot_log
+from notewave.export.training.diffusion import (
+    AHEAD,
+    MelBatch,
+    mel_batch,
+    mel_loss,
+    predict_crops,
+    until,
+    weighted_error,
+)
+from notewave.export.training.distil import student_loss, teach, train_student
+from notewave.export.training.loop import Allowance, plot_log
 from notewave.export.training.pairs import make_pairs
 from notewave.export.training.queries import plain_state, scale_queries
 from notewave.export.training.stages import (
@@ -29,8 +42,10 @@ from notewave.export.training.stages import (
 )
 from notewave.export.training.train import train, write_voice
 from notewave.export.training.vocoder import Batch, Crops, train_vocoder
-from notewave.song.codec import encode_notes
-from notewave.sound.mel import FRAMES, LOG_MIN, MELS
+from notewave.export.training.weights import load_weights
+from notewave.song.codec import decode_tokens, encode_notes
+from notewave.song.dialect import PITCH, PUBLISHED, SHIFT, Dialect, dialect_of
+from notewave.sound.mel import FRAMES, MELS
 from notewave.voice.contracts import Dimensions
 
 TINY = Dimensions(
@@ -56,11 +71,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Songs with true tokens and mels that are only a pattern of them: FluidSynth is not needed here."""
     folder = tmp_path_factory.mktemp("songs")
     for index, name in enumerate(["train-00000", "train-00001", "heldout-00000"]):
-        tokens = encode_notes(compose(np.random.default_rng(index), PIANO, 14.0))
-        mel = np.full((len(tokens), FRAMES, MELS), LOG_MIN / 2, np.float16)
+        notes = compose(np.random.default_rng(index), PIANO, 14.0)
+        tokens = encode_notes(notes)
+        mel = np.full((len(tokens), FRAMES, MELS), 90, np.uint8)
         for segment, own in zip(mel, tokens, strict=True):
-            segment[own % FRAMES, own % MELS] = 0.0
-        save_song(Song(np.zeros(0, np.int16), mel, tokens), folder / f"{name}.npz")
+            segment[own % FRAMES, own % MELS] = 200
+        save_song(Song(np.zeros(0, np.int16), mel, notes), folder / f"{name}.npz")
     return folder
 
 
@@ -142,10 +158,11 @@ def test_training_killed_while_its_vocoder_learns_goes_on_to_the_same_voice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for index, name in enumerate(["train-00000", "train-00001", "heldout-00000"]):
-        tokens = encode_notes(compose(np.random.default_rng(index), PIANO, 8.0))
-        tone = 9000 * np.sin(np.arange(len(tokens) * SEGMENT_SAMPLES) * (0.1 + 0.1 * index))
-        mel = np.full((len(tokens), FRAMES, MELS), LOG_MIN / 2, np.float16)
-        save_song(Song(tone.astype(np.int16), mel, tokens), tmp_path / f"{name}.npz")
+        notes = compose(np.random.default_rng(index), PIANO, 8.0)
+        count = len(encode_notes(notes))
+        tone = 9000 * np.sin(np.arange(count * SEGMENT_SAMPLES) * (0.1 + 0.1 * index))
+        mel = np.full((count, FRAMES, MELS), 90, np.uint8)
+        save_song(Song(tone.astype(np.int16), mel, notes), tmp_path / f"{name}.npz")
     small = {"width": 16, "blocks": 2, "hertz": 100.0, "cents": 100.0}
     settings = {
         "name": "tiny",
@@ -200,7 +217,7 @@ def test_crops_at_the_start_of_a_whole_segment_are_the_networks_own_forward() ->
         whole = model(x, time, tokens, context, keep, ~keep)
         crop = predict_crops(
             model,
-            MelBatch(tokens, x, context, keep),
+            MelBatch(tokens, x, context, keep, torch.zeros(2, dtype=torch.long), torch.full((2,), FRAMES)),
             x[:, None],
             time[:, None],
             torch.zeros(2, 1, dtype=torch.long),
@@ -213,15 +230,13 @@ def test_pairs_hold_true_samples_and_a_voices_mels(tmp_path: Path, data: Path) -
     run(tmp_path / "run", data, symbolic=1, mel=1)
     songs = tmp_path / "songs"
     songs.mkdir()
-    tokens = load_song(data / "train-00000.npz").tokens[:2]
+    notes = load_song(data / "train-00000.npz").notes
     samples = np.arange(2 * SEGMENT_SAMPLES) % 99
-    save_song(
-        Song(samples.astype(np.int16), np.zeros((2, FRAMES, MELS), np.float16), tokens), songs / "train-00000.npz"
-    )
+    save_song(Song(samples.astype(np.int16), np.zeros((2, FRAMES, MELS), np.uint8), notes), songs / "train-00000.npz")
     make_pairs(tmp_path / "run" / "ema.safetensors", songs, tmp_path / "pairs", songs=1, segments=1, steps=2)
     pair = load_song(tmp_path / "pairs" / "train-00000.npz")
     np.testing.assert_array_equal(pair.samples, samples[:SEGMENT_SAMPLES])
-    assert pair.mel.shape == (1, FRAMES, MELS) and pair.mel.any() and len(pair.tokens) == 1
+    assert pair.mel.shape == (1, FRAMES, MELS) and pair.mel.any() and len(pair.tokens()) == 1
 
 
 def test_training_goes_on_from_a_voice(tmp_path: Path, data: Path) -> None:
@@ -233,6 +248,136 @@ def test_training_goes_on_from_a_voice(tmp_path: Path, data: Path) -> None:
     assert weights is not None
     for name, value in load_file(weights).items():
         torch.testing.assert_close(value, before[name], msg=name)
-    other = dataclasses.replace(settings, dimensions=dataclasses.replace(TINY, feed_forward=80))
-    with pytest.raises(VoiceError, match="other dimensions"):
+    other = dataclasses.replace(settings, dimensions=dataclasses.replace(TINY, feed_forward=40))
+    with pytest.raises(VoiceError, match="can grow, and none can shrink"):
         trained_model(other, voice)
+
+
+def test_what_is_not_known_yet_is_not_told() -> None:
+    spoken = Dialect(32, "gm")
+    notes = as_notes([(0.5, 3.0, 60, 0, False), (1.0, 1.5, 64, 0, False), (2.0, 2.5, 67, 0, False)])
+    (whole,) = encode_notes(notes, spoken)
+    assert until(whole, FRAMES).tolist() == whole.tolist() and dialect_of(until(whole, 75)) == spoken
+    for frame, known in ((24, 0), (26, 1), (60, 2), (74, 2), (76, 2), (101, 3)):
+        back = decode_tokens([until(whole, frame)])
+        assert back.pitch.tolist() == [60, 64, 67][:known] or sorted(back.pitch.tolist()) == [60, 64, 67][:known]
+        assert back.offset_s.max(initial=0.0) <= frame / 50
+
+
+@pytest.fixture(scope="module")
+def segments(data: Path) -> Segments:
+    return Segments(data, PUBLISHED, Data(songs=2))
+
+
+def test_live_examples_are_played_to_one_frame_and_known_to_another(segments: Segments) -> None:
+    stage = Stage(1, segments=16, live=1.0)
+    batch = mel_batch(segments, 0, 5, stage)
+    assert (batch.played <= batch.known).all() and (batch.known <= FRAMES).all() and len(batch.known.unique()) > 4
+    assert len(batch.played.unique()) > 2 and (batch.played == 0).any()
+    shifts = torch.where((batch.tokens >= SHIFT) & (batch.tokens < PITCH), batch.tokens - SHIFT, 0).amax(dim=1)
+    assert (shifts < 2 * batch.known).all()
+    whole = mel_batch(segments, 0, 5, dataclasses.replace(stage, live=0.0))
+    assert (whole.played == 0).all() and (whole.known == FRAMES).all()
+
+
+def test_neither_what_was_played_nor_what_is_not_known_counts(segments: Segments) -> None:
+    batch = mel_batch(segments, 0, 5, Stage(1, segments=4))
+    batch = dataclasses.replace(batch, played=torch.full((4,), 100), known=torch.full((4,), 140))
+    window = torch.arange(FRAMES).expand(4, 1, FRAMES)
+    clean = batch.mel[:, None]
+    wrong = clean.clone()
+    wrong[:, :, :100] += 1.0
+    wrong[:, :, 140 + AHEAD :] += 1.0
+    assert float(weighted_error(wrong, clean, batch, window)) == 0
+    wrong[:, :, 139 + AHEAD] += 1.0
+    assert float(weighted_error(wrong, clean, batch, window)) > 1e-3
+    early, late = clean.clone(), clean.clone()
+    early[:, :, 100] += 1.0
+    late[:, :, 139] += 1.0
+    errors = [float(weighted_error(mel, clean, batch, window)) for mel in (early, late)]
+    assert errors[0] > 5 * errors[1]  # a join counts most
+
+
+def test_the_network_is_given_what_was_played(segments: Segments, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = mel_batch(segments, 0, 5, Stage(1, segments=2))
+    batch = dataclasses.replace(batch, played=torch.tensor([0, 90]))
+    given = []
+
+    def look(model: object, batch: MelBatch, x: torch.Tensor, *others: object) -> torch.Tensor:
+        given.append(x)
+        return x
+
+    monkeypatch.setattr(diffusion, "predict_crops", look)
+    stage = Stage(1, segments=2, high_noise=1.0, high_noise_from=0.99)
+    mel_loss(fresh_model(config(1, 1)), batch, stage, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(given[0][1, 0, :90], batch.mel[1, :90])
+    assert (given[0][1, 0, 90:] - batch.mel[1, 90:]).std() > 0.5 and (given[0][0, 0] - batch.mel[0]).std() > 0.5
+
+
+def test_training_by_the_clock_ends_with_a_voice_and_goes_on_before_the_fall(tmp_path: Path, data: Path) -> None:
+    settings = config(symbolic=1, mel=1_000_000)
+    model = train_symbolic(dataclasses.replace(settings, symbolic=settings.symbolic), tmp_path)
+    assert model is not None
+    began = time.monotonic()
+    assert train_mel(settings, tmp_path, data, model, Allowance.from_now(4.0)) is not None
+    assert 4.0 <= time.monotonic() - began < 15.0
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert last["stage"] == "mel" and last["step"] > 2
+    checkpoint = tmp_path / "mel.pt"  # of before the rate fell, where one was due then
+    assert not checkpoint.exists() or torch.load(checkpoint, weights_only=True)["step"] < last["step"]
+
+
+def test_the_rate_falls_in_the_last_fifth() -> None:
+    now = time.monotonic()
+    rates = [Allowance(now - used * 100, 100.0).falling for used in (0.0, 0.5, 0.79, 0.9, 1.0, 2.0)]
+    np.testing.assert_allclose(rates, [1, 1, 1, 0.5, 0, 0], atol=0.01)
+
+
+def test_a_student_learns_what_its_teacher_comes_to_in_one_step(tmp_path: Path, segments: Segments) -> None:
+    torch.manual_seed(0)
+    teacher = SpectrogramDiffusion(TINY).eval().requires_grad_(False)
+    batch = mel_batch(segments, 0, 0, Stage(1, segments=4))
+    stage = Stage(1, segments=4, teacher_steps=3, guidance=1.5, truth=0.0)
+    noise = torch.randn(4, FRAMES, MELS, generator=torch.Generator().manual_seed(1))
+    taught = teach(teacher, batch, noise, stage)
+    assert (taught - teach(teacher, batch, noise, dataclasses.replace(stage, guidance=1.0))).abs().max() > 1e-3
+    student = SpectrogramDiffusion(TINY)
+    optimiser = torch.optim.Adam(student.parameters(), 3e-3)
+    losses = []
+    for step in range(40):
+        loss = student_loss(student, teacher, batch, stage, torch.Generator().manual_seed(step))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss))
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+
+
+def test_a_distilled_voice_recommends_one_step_without_guidance(tmp_path: Path, data: Path) -> None:
+    run(tmp_path, data, symbolic=1, mel=1)
+    stage = Stage(1, segments=2, teacher_steps=2, context=1.0)
+    settings = dataclasses.replace(config(1, 1), distil=(stage,))
+    weights = train_student(settings, tmp_path / "distil", data, load_weights(tmp_path / "ema.safetensors"))
+    assert weights is not None
+    voice = write_voice(weights, tmp_path / "voice", precision="fp32")
+    assert (voice.sampling.steps, voice.sampling.guidance) == (1, 1.0) and "1 distillation steps" in voice.provenance
+    assert write_voice(tmp_path / "ema.safetensors", tmp_path / "other", precision="fp32").sampling.steps == 4
+
+
+def test_a_pack_trains_networks_but_no_vocoder(tmp_path: Path, data: Path) -> None:
+    pack_songs(data, tmp_path / "songs.pack")
+    settings = {
+        "name": "tiny",
+        "dimensions": {name: size for name, size in dataclasses.asdict(TINY).items() if name not in ("frames", "mels")},
+        "dialect": {"velocities": 8, "programs": "gm"},
+        "symbolic": [{"steps": 1, "segments": 4, "tokens": 1800, "frames": 32}],
+        "mel": [{"steps": 1, "segments": 2, "frames": 48, "live": 0.5}],
+        "data": {"songs": 2, "held_out_songs": 1},
+        "structured": False,
+    }
+    (tmp_path / "tiny.json").write_text(json.dumps(settings))
+    voice = train(tmp_path / "tiny.json", tmp_path / "voice", data=tmp_path / "songs.pack")
+    assert voice is not None and voice.dialect == Dialect(8, "gm")
+    (tmp_path / "sung.json").write_text(json.dumps({**settings, "vocoder": {"steps": 1}}))
+    with pytest.raises(TrainingError, match="no sound to train a vocoder on"):
+        train(tmp_path / "sung.json", tmp_path / "sung", data=tmp_path / "songs.pack")

@@ -22,7 +22,7 @@ from notewave.export.plans.typed import PRODUCTS, typed_graph
 from notewave.sampling.job import Job
 from notewave.sampling.options import Sampling
 from notewave.sampling.samplers import sampler_table
-from notewave.song.codec import Tokens
+from notewave.song.dialect import Tokens
 from notewave.voice.folder import Voice
 
 LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}

@@ -21,7 +21,6 @@ from notewave.export.material.songs import SEGMENT_SAMPLES, Song, save_song
 from notewave.export.training.config import VocoderTraining
 from notewave.export.training.vocoder import Crops, Recording, Trainer, load_recordings, mel_of, train_vocoder
 from notewave.export.vocoders import MelGAN, Tonewheel, load_vocoder, save_vocoder
-from notewave.song.codec import encode_notes
 from notewave.sound.mel import FRAMES, HOP, MELS, log_mel
 from notewave.sound.stream import VocoderStream
 
@@ -124,9 +123,9 @@ def songs(folder: Path, kind: str, count: int) -> None:
     for index in range(count):
         pitch = 57 + 3 * index
         tone = 0.3 * np.sin(2 * np.pi * 440 * 2 ** ((pitch - 69) / 12) * time)
-        tokens = encode_notes(as_notes([(0.0, 5.0, pitch, 0, False)]))
-        mel = np.zeros((1, FRAMES, MELS), np.float16)
-        save_song(Song(np.rint(tone * 32767).astype(np.int16), mel, tokens), folder / f"{kind}-{index:05d}.npz")
+        notes = as_notes([(0.0, 5.0, pitch, 0, False)])
+        mel = np.zeros((1, FRAMES, MELS), np.uint8)
+        save_song(Song(np.rint(tone * 32767).astype(np.int16), mel, notes), folder / f"{kind}-{index:05d}.npz")
 
 
 CONFIG = VocoderTraining(steps=6, batch=2, frames=24, warm_up=1, checkpoint_seconds=0.0, validate_every=3, model=SMALL)

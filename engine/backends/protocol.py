@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from notewave.sampling.job import Job
-from notewave.song.codec import Tokens
+from notewave.song.dialect import Tokens
 from notewave.sound.mel import FloatArray
 
 OVER = "the run that this was asked of is over, or has failed. Take what it gives before it ends, or begin another."

@@ -1,9 +1,10 @@
 """The token language of voices: notes to the note encoder's tokens, one sequence a segment of 5.12 s, and back.
 
-A segment reads: the notes that sound on from before, each as program and pitch; a tie token; the events in
-order of time, each as shift (10 ms steps from the segment's start), program, velocity (on or off) and pitch, or
-for drums as shift, velocity and drum; EOS. A shift, program or velocity equal to the one before is left out.
-Vocabulary and rules are MT3's (Gardner et al. 2022), as music-spectrogram-diffusion and diffusers'
+A segment reads: the notes that sound on from before, each as program and pitch, and between them, in dialects of
+several velocities, its velocity (which MT3 leaves out); a tie token; the events in order of time, each as shift (10 ms
+steps from the segment's start), program, velocity (0 is off) and pitch, or for drums as shift, velocity and drum; EOS.
+A shift, program or velocity equal to the one before is left out.
+Vocabulary (``dialect``) and rules are MT3's (Gardner et al. 2022), as music-spectrogram-diffusion and diffusers'
 MidiProcessor have them.
 
 Shapes: N tokens; E events; R rows: events, tied notes, tie tokens and EOS, each of one to four tokens.
@@ -18,60 +19,38 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from notewave.errors import MidiError
+from notewave.song.dialect import (
+    EOS,
+    MAX_VELOCITY,
+    PAD,
+    PITCH,
+    PUBLISHED,
+    SHIFT,
+    VELOCITY,
+    Dialect,
+    Tokens,
+    dialect_of,
+)
 from notewave.song.notes import Notes
 from notewave.sound.mel import FRAMES, HOP, SAMPLE_RATE, SEGMENT_SECONDS
 
 log = logging.getLogger(__name__)
 
-PAD, EOS, UNK = 0, 1, 2
-SPECIAL = 3  # the lowest id of an event
-VOCABULARY = 1536  # rows of the embedding table; events use the ids 3 to 1390
 MAX_TOKENS = 2048  # that the note encoder takes for a segment, EOS included
 STEPS_PER_SECOND = 100
 SEGMENT_STEPS = round(SEGMENT_SECONDS * STEPS_PER_SECOND)
 
-# Kinds of events and how many values each has, from 0; ids count on from one kind to the next.
-KINDS = {"shift": 1001, "pitch": 128, "velocity": 2, "tie": 1, "program": 128, "drum": 128}
-_EVENTS = [(kind, value) for kind, count in KINDS.items() for value in range(count)]
-EVENT_END = SPECIAL + len(_EVENTS)  # one past the highest id of an event
-_IDS = {event: SPECIAL + index for index, event in enumerate(_EVENTS)}
-SHIFT, PITCH, VELOCITY, TIE, PROGRAM, DRUM = (_IDS[kind, 0] for kind in KINDS)
-
-# Each class of instruments in Slakh by its first General MIDI program; it sings all programs up to the next.
-# fmt: off
-_CLASSES = (
-    0, 4, 8, 16, 24, 26, 29, 32, 33, 40, 41, 42, 43, 46, 47, 48, 50,
-    52, 55, 56, 57, 58, 60, 61, 64, 66, 67, 68, 69, 70, 71, 73, 80, 88,
-)
-# fmt: on
-SLAKH_PROGRAM = np.array([max(c for c in _CLASSES if c <= program) for program in range(128)])
-
-Tokens = NDArray[np.int32]
 _Ints = NDArray[np.int64]
 _Bools = NDArray[np.bool_]
 
 
-def encode_event(kind: str, value: int = 0) -> int:
-    """The id of an event, as ("shift", 25) for 250 ms. Raises MidiError if the vocabulary has no such event."""
-    if (kind, value) not in _IDS:
-        raise MidiError(f"There is no event {kind} {value}: the vocabulary counts, from 0, {KINDS}. Use one of these.")
-    return _IDS[kind, value]
-
-
-def decode_event(token: int) -> tuple[str, int]:
-    """The event of an id, the inverse of ``encode_event``. Raises MidiError for an id that is no event."""
-    if not SPECIAL <= token < EVENT_END:
-        raise MidiError(f"Token {token} is no event: they have the ids {SPECIAL} to {EVENT_END - 1}.")
-    return _EVENTS[token - SPECIAL]
-
-
-def encode_notes(notes: Notes) -> list[Tokens]:
+def encode_notes(notes: Notes, dialect: Dialect = PUBLISHED) -> list[Tokens]:
     """Encode a song: int32 [N] for each segment, unpadded and of any length, ending in EOS.
 
-    The song's last frame is the one in which its last note ends. Programs become those of their Slakh class.
+    The song's last frame is the one in which its last note ends. Programs become those that the dialect has.
     """
-    note_program = np.where(notes.is_drum, notes.program, SLAKH_PROGRAM[notes.program])
-    note, velocity, step = _events(notes, note_program)
+    note_program = np.where(notes.is_drum, notes.program, dialect.sung_program(notes.program))
+    note, velocity, step = _events(notes, note_program, dialect)
     pitch, program, drum = notes.pitch[note], note_program[note], notes.is_drum[note]
     frames = int(notes.seconds * SAMPLE_RATE) // HOP + 1
     every = np.arange(-(-frames // FRAMES))
@@ -79,31 +58,32 @@ def encode_notes(notes: Notes) -> list[Tokens]:
     segment = np.minimum(step // SEGMENT_STEPS, every[-1])
     # As in the reference, segments after the last event's step tie what sounded just before that step.
     start = np.minimum(every * SEGMENT_STEPS, step.max(initial=0))
-    tied, tied_program, tied_pitch = _ties(step[~drum], program[~drum], pitch[~drum], velocity[~drum], start)
-    last = np.where(drum, DRUM, PITCH) + pitch
+    tied, *held = _ties(step[~drum], program[~drum], pitch[~drum], velocity[~drum], start)
+    tied_program, tied_pitch, tied_velocity = held
+    last = np.where(drum, dialect.drum, PITCH) + pitch
     parts: list[tuple[ArrayLike, ...]] = [  # the columns of _write; -1 stands for none
-        (tied, 0, -1, tied_program, -1, PITCH + tied_pitch),
-        (every, 1, -1, -1, -1, TIE),
+        (tied, 0, -1, tied_program, tied_velocity if dialect.velocities > 1 else -1, PITCH + tied_pitch),
+        (every, 1, -1, -1, -1, dialect.tie),
         (segment, 2, step - segment * SEGMENT_STEPS, np.where(drum, -1, program), velocity, last),
         (every, 3, -1, -1, -1, EOS),
     ]
     columns = zip(*(np.broadcast_arrays(*part) for part in parts), strict=True)
-    return _write(*(np.concatenate(column) for column in columns))
+    return [dialect.tokens(ids) for ids in _write(dialect, *(np.concatenate(column) for column in columns))]
 
 
-def _events(notes: Notes, program: _Ints) -> tuple[_Ints, _Ints, _Ints]:
-    """Note-ons and note-offs in order of time: the note's index, velocity (1 on, 0 off) and step [E] of each."""
+def _events(notes: Notes, program: _Ints, dialect: Dialect) -> tuple[_Ints, _Ints, _Ints]:
+    """Note-ons and note-offs in order of time: the note's index, velocity (0 is off) and step [E] of each."""
     on = np.lexsort((notes.pitch, program, notes.is_drum))
     off = on[~notes.is_drum[on]]  # drums are struck and not let go
     seconds = np.concatenate([notes.offset_s[off], notes.onset_s[on]])
     order = np.argsort(seconds, kind="stable")  # at one time, offs come before ons
-    velocity = np.concatenate([np.zeros_like(off), np.minimum(notes.velocity[on], 1)])
+    velocity = np.concatenate([np.zeros_like(off), dialect.velocity_bin(notes.velocity[on])])
     step = np.rint(seconds * STEPS_PER_SECOND).astype(np.int64)
     return np.concatenate([off, on])[order], velocity[order], step[order]
 
 
-def _ties(step: _Ints, program: _Ints, pitch: _Ints, velocity: _Ints, start: _Ints) -> tuple[_Ints, _Ints, _Ints]:
-    """What sounds just before each segment's start (a step), as segment, program and pitch in that order.
+def _ties(step: _Ints, program: _Ints, pitch: _Ints, velocity: _Ints, start: _Ints) -> tuple[_Ints, ...]:
+    """What sounds just before each segment's start (a step), as segment, program, pitch and velocity in that order.
 
     A program's pitch sounds from a note-on to its next event, however many notes overlap on it. The events [E]
     come in order of time.
@@ -118,14 +98,16 @@ def _ties(step: _Ints, program: _Ints, pitch: _Ints, velocity: _Ints, start: _In
     event = np.repeat(np.arange(len(step)), count)
     segment = first[event] + np.arange(len(event)) - np.repeat(np.cumsum(count) - count, count)
     order = np.lexsort((pitch[event], program[event], segment))
-    return segment[order], program[event][order], pitch[event][order]
+    return segment[order], program[event][order], pitch[event][order], velocity[event][order]
 
 
-def _write(segment: _Ints, part: _Ints, shift: _Ints, program: _Ints, velocity: _Ints, last: _Ints) -> list[Tokens]:
+def _write(
+    dialect: Dialect, segment: _Ints, part: _Ints, shift: _Ints, program: _Ints, velocity: _Ints, last: _Ints
+) -> list[Tokens]:
     """Write rows [R] out, ordered by segment and part; -1 stands for no shift, program or velocity."""
     order = np.lexsort((part, segment))  # stable: within a part, rows keep their order
     segment, shift, program, velocity, last = (x[order] for x in (segment, shift, program, velocity, last))
-    tokens = np.stack([SHIFT + shift, PROGRAM + program, VELOCITY + velocity, last], axis=1).astype(np.int32)
+    tokens = np.stack([SHIFT + shift, dialect.program + program, VELOCITY + velocity, last], axis=1).astype(np.int32)
     shifts = _changes(shift, segment) & (shift > 0)
     written = np.stack([shifts, _changes(program, segment), _changes(velocity, segment), np.ones_like(shifts)], axis=1)
     ends = np.cumsum(written.sum(axis=1))[np.flatnonzero(np.diff(segment))]
@@ -145,43 +127,49 @@ def _changes(value: _Ints, segment: _Ints) -> _Bools:
 def decode_tokens(segments: Iterable[Iterable[int]]) -> Notes:
     """Decode a song's segments of tokens [N], the inverse of ``encode_notes`` as far as tokens tell.
 
-    Times are multiples of 10 ms, programs those of Slakh classes, velocities 127; a drum ends as it starts, and
-    a note where its pitch sounds anew, where a segment does not tie it or at the song's last event. Raises
-    MidiError for tokens without a meaning.
+    Times are multiples of 10 ms, programs those of the tokens' dialect, velocities the highest of their bins (127 as
+    published); a drum ends as it starts, and a note where its pitch sounds anew, where a segment does not tie it or at
+    the song's last event. Raises MidiError for tokens without a meaning.
     """
-    sounding: dict[tuple[int, int], int] = {}  # by program and pitch: the step of the note-on
-    notes: list[tuple[int, int, int, int, bool]] = []  # steps of onset and offset, pitch, program, is drum
+    sounding: dict[tuple[int, int], tuple[int, int]] = {}  # by program and pitch: step of the note-on, velocity
+    notes: list[tuple[int, int, int, int, int, bool]] = []  # as the columns of Notes, times in steps
     step = 0
     for index, tokens in enumerate(segments):
         step = start = index * SEGMENT_STEPS
+        dialect = dialect_of(tokens)
         program = velocity = 0
-        tied: dict[tuple[int, int], int] | None = {}  # none after the tie token
+        tied: dict[tuple[int, int], tuple[int, int]] | None = {}  # none after the tie token
         for token in tokens:
             if token in (PAD, EOS):
                 break
-            kind, value = decode_event(int(token))
+            kind, value = dialect.decode_event(int(token))
             ended: list[tuple[int, int]] = []
             if kind == "shift":
                 step = start + value
             elif kind == "program":
                 program = value
             elif kind == "velocity":
-                velocity = value
+                velocity = dialect.bin_velocity(value)
             elif kind == "drum":
-                notes.append((step, step, value, 0, True))
+                notes.append((step, step, value, velocity or MAX_VELOCITY, 0, True))
             elif kind == "pitch" and tied is not None:
-                tied[program, value] = step
+                tied[program, value] = step, velocity or MAX_VELOCITY
             elif kind == "pitch":
                 ended = [(program, value)]
             elif tied is not None:
                 ended = [key for key in sounding if key not in tied]
                 sounding, tied = {**tied, **sounding}, None
-            notes += [(sounding.pop(key), step, key[1], key[0], False) for key in ended if key in sounding]
+            notes += [_ended(key, sounding.pop(key), step) for key in ended if key in sounding]
             if kind == "pitch" and tied is None and velocity:
-                sounding[program, value] = step
-    notes += [(onset, step, pitch, program, False) for (program, pitch), onset in sounding.items()]
-    onset, offset, pitch, program, drum = np.array(notes, np.int64).reshape(-1, 5).T
-    return Notes(onset / STEPS_PER_SECOND, offset / STEPS_PER_SECOND, pitch, np.full_like(pitch, 127), program, drum)
+                sounding[program, value] = step, velocity
+    notes += [_ended(key, began, step) for key, began in sounding.items()]
+    onset, offset, *others = np.array(notes, np.int64).reshape(-1, 6).T
+    return Notes(onset / STEPS_PER_SECOND, offset / STEPS_PER_SECOND, *others)
+
+
+def _ended(key: tuple[int, int], began: tuple[int, int], step: int) -> tuple[int, int, int, int, int, bool]:
+    """The row of a note of this program and pitch, which began at a step with a velocity and ends at another."""
+    return began[0], step, key[1], began[1], key[0], False
 
 
 def limit_tokens(segments: Sequence[Tokens], *, strict: bool = False) -> list[Tokens]:
@@ -198,7 +186,7 @@ def limit_tokens(segments: Sequence[Tokens], *, strict: bool = False) -> list[To
             raise MidiError(f"{fact} Thin out its notes, or pass strict=False to lose the last ones.")
         log.warning("%s Its last notes are lost; thin them out to choose which.", fact)
     cut = MAX_TOKENS - 1
-    return [np.append(x[:cut], np.int32(EOS)) if len(x) > MAX_TOKENS else x for x in segments]
+    return [dialect_of(x).tokens([*x[:cut], EOS]) if len(x) > MAX_TOKENS else x for x in segments]
 
 
 def pad_tokens(tokens: Sequence[Tokens], length: int | None = None) -> NDArray[np.int32]:

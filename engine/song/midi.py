@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from notewave.checks import is_number, quoted
 from notewave.errors import ArgumentError, MidiError
-from notewave.song.codec import Tokens, encode_notes, limit_tokens
+from notewave.song.codec import encode_notes, limit_tokens
+from notewave.song.dialect import PUBLISHED, Dialect, Tokens
 from notewave.song.notes import Notes
 from notewave.song.smf import BEND, CONTROL, NOTE_OFF, NOTE_ON, PROGRAM, Clock, Events, parse
 
@@ -37,15 +38,18 @@ _Ints = NDArray[np.int64]
 _Instrument = tuple[_Floats, _Floats]  # notes [n, 6], columns as in Notes; pedal [m, 2]: time in s, value
 
 
-def tokenize(song: MidiSource, *, strict: bool = False, max_seconds: float = 7200.0) -> list[Tokens]:
+def tokenize(
+    song: MidiSource, *, strict: bool = False, max_seconds: float = 7200.0, dialect: Dialect = PUBLISHED
+) -> list[Tokens]:
     """The tokens of a song: int32 [N] for each segment of 5.12 s, unpadded, N at most 2048, ending in EOS (1).
 
-    song is whatever ``read`` takes. A segment of more than 2048 tokens loses its last events with a warning, or
-    raises with ``strict``. Songs longer than ``max_seconds`` are refused: one damaged time can make hours of
-    silence. Raises MidiError for whatever cannot be made into tokens, ArgumentError if max_seconds is no number.
+    song is whatever ``read`` takes; dialect is that of the voice which is to sing it, ``Voice.dialect``. A segment of
+    more than 2048 tokens loses its last events with a warning, or raises with ``strict``. Songs longer than
+    ``max_seconds`` are refused: one damaged time can make hours of silence. Raises MidiError for whatever cannot be made
+    into tokens, ArgumentError if max_seconds is no number.
 
-    The tokens are those of diffusers' MidiProcessor, save that drums after the last note of a pedal that never
-    rises keep their time; there they are squeezed into the segment of that note, beyond its end.
+    In the published dialect the tokens are those of diffusers' MidiProcessor, save that drums after the last note of a
+    pedal that never rises keep their time; there they are squeezed into the segment of that note, beyond its end.
     """
     if not is_number(max_seconds, 0, math.inf):
         raise ArgumentError(f"max_seconds is {quoted(max_seconds)}; it must be a number of seconds from 0 on.")
@@ -55,7 +59,7 @@ def tokenize(song: MidiSource, *, strict: bool = False, max_seconds: float = 720
             f"The song lasts {notes.seconds:.0f} s: more than max_seconds={max_seconds:g}, by a damaged time perhaps. "
             "Mend the song or raise max_seconds."
         )
-    return limit_tokens(encode_notes(notes), strict=strict)
+    return limit_tokens(encode_notes(notes, dialect), strict=strict)
 
 
 def read(song: MidiSource) -> Notes:

@@ -43,6 +43,10 @@ class Notes:
         """How many notes there are."""
         return len(self.onset_s)
 
+    def rows(self, chosen: NDArray[np.integer] | NDArray[np.bool_]) -> Notes:
+        """Those notes only: a mask [len(self)], or row numbers in any order."""
+        return Notes(*(column[chosen] for column in vars(self).values()))
+
     @property
     def seconds(self) -> float:
         """When the last note ends, in seconds from the start of the song; 0 without notes."""

@@ -15,7 +15,8 @@ from dataclasses import dataclass, fields
 
 from notewave.checks import is_integer, quoted
 from notewave.errors import VoiceError
-from notewave.song.codec import MAX_TOKENS, VOCABULARY
+from notewave.song.codec import MAX_TOKENS
+from notewave.song.dialect import VOCABULARY
 from notewave.sound.mel import FRAMES, HOP, MELS
 
 Axis = int | str  # a fixed size, or the letter of a dynamic axis

@@ -19,16 +19,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from notewave.checks import is_number, quoted, require
-from notewave.errors import VoiceError
+from notewave.checks import is_integer, is_number, quoted, require
+from notewave.errors import ArgumentError, VoiceError
 from notewave.sampling.options import Sampling
 from notewave.sampling.samplers import PREDICTIONS
 from notewave.sampling.schedule import NoiseSchedule
+from notewave.song.dialect import PUBLISHED, Dialect
 from notewave.sound.stream import VocoderTraits
 from notewave.voice.contracts import NETWORKS, Contract, Dimensions, contracts
 from notewave.voice.graph_files import external_files
 
-FORMAT = 1  # of voice.json
+FORMATS = (1, 2)  # of voice.json: 2 says a dialect of tokens, where it is not the published one
 DESCRIPTION = "voice.json"
 DESCRIPTION_MAX_BYTES = 1 << 20
 STORED_PRECISIONS = ("fp32", "fp16", "int8")
@@ -63,6 +64,7 @@ class Voice:
     prediction: str  # what the decoder gives: "epsilon" (noise), "x0" (clean mel) or "v" (velocity)
     schedule: NoiseSchedule
     sampling: Sampling
+    dialect: Dialect  # of the tokens that it reads
     vocoder: VocoderTraits | None  # None: spectrograms only, or Griffin-Lim
     precision: str  # of the weights on disk: "fp32", "fp16" or "int8"
     parity: dict[str, float]  # largest relative error of each graph against PyTorch, measured at export
@@ -74,6 +76,8 @@ class Voice:
             require(isinstance(getattr(self, field), str), field, getattr(self, field), "must be text")
         require(self.prediction in PREDICTIONS, "prediction", self.prediction, f"must be one of {PREDICTIONS}")
         require(self.precision in STORED_PRECISIONS, "precision", self.precision, f"must be one of {STORED_PRECISIONS}")
+        rows = self.dimensions.vocabulary
+        require(self.dialect.end <= rows, "vocabulary", rows, f"must have the dialect's {self.dialect.end} tokens")
         most = self.schedule.train_steps
         require(self.sampling.steps <= most, "steps", self.sampling.steps, f"must be at most the schedule's {most}")
         is_table = isinstance(self.parity, dict) and all(is_number(e, 0.0, math.inf) for e in self.parity.values())
@@ -125,15 +129,27 @@ class Voice:
 
     def save_description(self) -> None:
         """Write ``voice.json`` into the folder; export calls this last, inside an atomic folder."""
-        content: dict[str, Any] = {"format": FORMAT, **dataclasses.asdict(self)}
-        del content["folder"]
+        published = self.dialect == PUBLISHED
+        content: dict[str, Any] = {"format": FORMATS[0 if published else 1], **dataclasses.asdict(self)}
+        for key in ("folder", "dialect") if published else ("folder",):
+            del content[key]
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         (self.folder / DESCRIPTION).write_text(text, encoding="utf-8")
 
     @classmethod
     def _from_json(cls, folder: Path, content: dict[str, Any]) -> Voice:
-        require(content.get("format") == FORMAT, "format", content.get("format"), f"this engine reads format {FORMAT}")
+        number = content.get("format")
+        require(
+            is_integer(number, *FORMATS), "format", number, f"this engine reads formats {FORMATS[0]} and {FORMATS[1]}"
+        )
         values = {key: value for key, value in content.items() if key != "format"}
+        if number == FORMATS[0]:
+            require("dialect" not in values, "dialect", "given", "has no place in format 1")
+            values["dialect"] = dataclasses.asdict(PUBLISHED)
+        try:
+            values["dialect"] = _build(Dialect, values.get("dialect"))
+        except ArgumentError as error:
+            raise VoiceError(f"its dialect is none: {error}") from error
         values["dimensions"] = _build(Dimensions, values.get("dimensions"))
         values["schedule"] = _build(NoiseSchedule, values.get("schedule"))
         values["sampling"] = _build(Sampling, values.get("sampling"))

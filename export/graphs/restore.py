@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +16,7 @@ from notewave.errors import VoiceError
 from notewave.export.graphs.precision import store_half, weight_of
 from notewave.export.graphs.translate import export_graph
 from notewave.export.networks import SpectrogramDiffusion, modules
+from notewave.export.vocoders import Tonewheel
 from notewave.voice.contracts import Contract, contracts
 from notewave.voice.folder import Voice, graph_name
 
@@ -35,6 +37,15 @@ def restore_voice(voice: Voice) -> SpectrogramDiffusion:
             graph = voice.folder / graph_name(network)
             restore_module(module, contracts(model.size)[network], graph, half=voice.precision != "fp32")
     return model
+
+
+def restore_vocoder(voice: Voice, arguments: Mapping[str, Any]) -> Tonewheel:
+    """A voice's vocoder, which those arguments of Tonewheel made. Raises VoiceError where it is another, or missing."""
+    module = Tonewheel(**arguments)
+    if voice.vocoder != module.traits:
+        raise VoiceError(f"{voice.folder} has no vocoder of the configured size to go on from. Train one anew.")
+    contract = contracts(voice.dimensions, module.traits.positional)["vocoder"]
+    return restore_module(module, contract, voice.graph("vocoder"), half=False)
 
 
 def restore_module(module: Module, contract: Contract, graph: Path, half: bool) -> Module:

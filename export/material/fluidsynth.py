@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ import pretty_midi
 from numpy.typing import NDArray
 
 from notewave.errors import ToolError
-from notewave.export.material.pieces import VELOCITY
 from notewave.song.notes import Notes
 from notewave.sound.mel import SAMPLE_RATE
 
 SOUNDFONT = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")  # Debian's fluid-soundfont-gm, MIT licence
+GAIN = 0.3  # at which no song clips: the loudest of thousands peak at 0.9
+PROGRAMS_AT_ONCE = 15  # that MIDI's channels hold beside the drums
 TICKS_PER_BEAT = 500  # at 120 beats a minute one tick is 1 ms, so the codec's grid is exact
 
 
@@ -35,13 +37,13 @@ def check_fluidsynth(soundfont: Path = SOUNDFONT) -> None:
 
 
 def write_midi(notes: Notes, path: Path) -> None:
-    """Write a song as MIDI with every onset and offset on its 10 ms step."""
+    """Write a song of at most PROGRAMS_AT_ONCE programs as MIDI with every onset and offset on its 10 ms step."""
     midi = pretty_midi.PrettyMIDI(resolution=TICKS_PER_BEAT, initial_tempo=120.0)
     for program, is_drum in sorted(set(zip(notes.program.tolist(), notes.is_drum.tolist(), strict=True))):
         instrument = pretty_midi.Instrument(program, is_drum)
         for index in np.flatnonzero((notes.program == program) & (notes.is_drum == is_drum)):
             start, end = float(notes.onset_s[index]), float(notes.offset_s[index])
-            instrument.notes.append(pretty_midi.Note(VELOCITY, int(notes.pitch[index]), start, end))
+            instrument.notes.append(pretty_midi.Note(int(notes.velocity[index]), int(notes.pitch[index]), start, end))
         midi.instruments.append(instrument)
     midi.write(str(path))
 
@@ -49,13 +51,28 @@ def write_midi(notes: Notes, path: Path) -> None:
 def fluidsynth(notes: Notes, soundfont: Path = SOUNDFONT) -> NDArray[np.float32]:
     """Render a song dry (no reverb, no chorus): mono float32 [n] at 16 kHz, of whatever length its last note needs.
 
-    Raises ToolError where FluidSynth or the soundfont is missing, or no sound comes of them.
+    Its level is that of GAIN. Drums are those of the standard kit. Raises ToolError where FluidSynth or the soundfont
+    is missing, or no sound comes of them.
     """
     check_fluidsynth(soundfont)
+    notes = replace(notes, program=np.where(notes.is_drum, 0, notes.program))
+    programs = np.unique(notes.program[~notes.is_drum])
+    sound = np.zeros(0, np.float32)
+    for start in range(0, max(1, len(programs)), PROGRAMS_AT_ONCE):  # what exceeds the channels is played apart
+        own = np.isin(notes.program, programs[start : start + PROGRAMS_AT_ONCE]) & ~notes.is_drum
+        part = _play(notes.rows(own | notes.is_drum if start == 0 else own), soundfont)
+        longer, shorter = (sound, part) if len(sound) > len(part) else (part, sound)
+        longer[: len(shorter)] += shorter
+        sound = longer
+    return sound
+
+
+def _play(notes: Notes, soundfont: Path) -> NDArray[np.float32]:
+    """Render what fits into MIDI's channels."""
     with tempfile.TemporaryDirectory() as folder:
         midi, raw = Path(folder) / "song.mid", Path(folder) / "song.raw"
         write_midi(notes, midi)
-        options = ["-R", "0", "-C", "0", "-g", "1.0", "-r", str(SAMPLE_RATE), "-O", "float", "-T", "raw"]
+        options = ["-R", "0", "-C", "0", "-g", str(GAIN), "-r", str(SAMPLE_RATE), "-O", "float", "-T", "raw"]
         command = ["fluidsynth", "-ni", *options, "-F", str(raw), str(soundfont), str(midi)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         unread = "not a SoundFont" in done.stderr  # it goes on without, in silence

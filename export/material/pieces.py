@@ -1,7 +1,7 @@
 """Songs to train on: procedural pieces for any ensemble.
 
 Every song is a ``Notes`` table on the codec's 10 ms grid, so that audio rendered from it and tokens made of it agree
-exactly. No two notes of one program and pitch overlap. Velocity is fixed, as the vocabulary has no loudness.
+exactly. No two notes of one program and pitch overlap. All have one velocity; ``dynamics`` gives them others.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from notewave.export.material.ensembles import FIRST_KEY, LAST_KEY, Instrument
 from notewave.song.codec import STEPS_PER_SECOND
 from notewave.song.notes import Notes
 
@@ -29,17 +30,6 @@ Event = tuple[float, float, int]  # of a bar: onset and duration in beats, pitch
 
 
 @dataclass(frozen=True)
-class Instrument:
-    """One member of an ensemble: what it plays on, and which of TEXTURES it may play."""
-
-    program: int
-    is_drum: bool = False
-    role: str = "solo"
-    low: int = 21  # lowest and highest pitch it plays
-    high: int = 108
-
-
-@dataclass(frozen=True)
 class Bars:
     """The frame that the textures of a section fill."""
 
@@ -51,28 +41,13 @@ class Bars:
 
 
 Texture = Callable[[np.random.Generator, Bars], list[Event]]
-PIANO = (Instrument(0),)
-BASSES = (Instrument(33, role="bass", low=28, high=55),)
-DRUMS = (Instrument(0, is_drum=True, role="drums"),)
-PLUCKED = (Instrument(24, role="harmony", low=40, high=84), Instrument(0, role="harmony"))
-SUSTAINED = (Instrument(48, role="harmony", low=36, high=96), Instrument(16, role="harmony", low=36, high=96))
-WINDS = (
-    Instrument(73, role="melody", low=60, high=96),
-    Instrument(64, role="melody", low=50, high=86),
-    Instrument(56, role="melody", low=52, high=84),
-)
-KINDS = (BASSES, PLUCKED, PLUCKED, SUSTAINED, WINDS, DRUMS)
-PROGRAMS = tuple(sorted({player.program for kind in KINDS for player in kind if not player.is_drum}))
 
 
-def band(rng: np.random.Generator) -> tuple[Instrument, ...]:
-    """Two to six players: of each kind none or one, of those that make chords perhaps two."""
-    chosen = sorted(rng.choice(len(KINDS), int(rng.integers(2, len(KINDS) + 1)), replace=False))
-    return tuple(KINDS[index][rng.integers(len(KINDS[index]))] for index in chosen)
+def compose(rng: np.random.Generator, ensemble: Sequence[Instrument], seconds: float, rests: float = 0.0) -> Notes:
+    """A procedural piece of about the given length: sections of 8 to 30 s in changing keys, tempi and textures.
 
-
-def compose(rng: np.random.Generator, ensemble: Sequence[Instrument], seconds: float) -> Notes:
-    """A procedural piece of about the given length: sections of 8 to 30 s in changing keys, tempi and textures."""
+    Each player sits out a section with the chance ``rests``, and with half of it a longer silence follows a section.
+    """
     rows: list[Row] = []
     start = 0.0
     while start < seconds:
@@ -82,6 +57,8 @@ def compose(rng: np.random.Generator, ensemble: Sequence[Instrument], seconds: f
         chords = _progression(rng, beats, tonic, scale)
         human_s = rng.choice([0.0, 0.008, 0.025])
         for instrument in ensemble:
+            if rests and rng.random() < rests:
+                continue
             low, high = instrument.low, instrument.high
             bars = Bars(beats, tuple(p for p in range(low, high + 1) if (p - tonic) % 12 in scale), chords, low, high)
             for onset, duration, pitch in _play(rng, instrument, bars):
@@ -90,7 +67,22 @@ def compose(rng: np.random.Generator, ensemble: Sequence[Instrument], seconds: f
                     (onset_s, onset_s + max(0.04, duration * beat_s), pitch, instrument.program, instrument.is_drum)
                 )
         start += beats * beat_s + rng.choice([0.0, 0.0, 0.5, 2.0])
+        if rests and rng.random() < rests / 2:
+            start += rng.uniform(2.0, 9.0)
     return as_notes([row for row in rows if row[0] < seconds])
+
+
+def one_after_another(make: Callable[[float], Notes], rng: np.random.Generator, seconds: float) -> Notes:
+    """Pieces of 12 to 45 s, each made for its length, until the time is full; sometimes a silence parts them."""
+    pieces: list[Notes] = []
+    start = 0.0
+    while start < seconds:
+        piece = make(float(rng.uniform(12, 45)))
+        pieces.append(replace(piece, onset_s=piece.onset_s + start, offset_s=piece.offset_s + start))
+        start = round(piece.seconds + start + rng.choice([0.05, 0.5, rng.uniform(1, 8)], p=[0.6, 0.25, 0.15]), 2)
+    columns = zip(*(vars(piece).values() for piece in pieces), strict=True)
+    notes = Notes(*(np.concatenate(column) for column in columns))
+    return notes.rows(notes.onset_s < seconds)
 
 
 def as_notes(rows: Sequence[Row]) -> Notes:
@@ -299,10 +291,39 @@ def _drums(rng: np.random.Generator, bars: Bars) -> list[Event]:
     return events + [(float(beat), 0.2, cymbal) for beat in np.arange(0, bars.beats, grid)]
 
 
+def _kit(rng: np.random.Generator, bars: Bars) -> list[Event]:
+    """Any drums of the percussion map: patterns of one or two bars that come again, rolls, single strokes."""
+    if rng.random() < 0.35:
+        return _drums(rng, bars)
+    keys = np.arange(FIRST_KEY, LAST_KEY + 1)
+    often = np.where(np.isin(keys, [key for kind in DRUM_KEYS.values() for key in kind]), 4.0, 1.0)
+    events: list[Event] = []
+    for key in rng.choice(keys, int(rng.integers(2, 9)), replace=False, p=often / often.sum()):
+        grid = float(rng.choice([0.25, 0.5, 0.5, 1.0, 1 / 3]))
+        length = round(rng.choice([4, 8]) / grid)
+        pattern = rng.random(length) < rng.choice([0.08, 0.25, 0.5, 1.0], p=[0.35, 0.35, 0.2, 0.1])
+        times = np.arange(0, bars.beats, grid)
+        events += [(float(beat), 0.2, int(key)) for index, beat in enumerate(times) if pattern[index % length]]
+        if rng.random() < 0.15:  # a roll
+            start, pace = rng.uniform(0, bars.beats), rng.choice([0.125, 1 / 6, 0.25])
+            events += [(start + index * pace, 0.2, int(key)) for index in range(int(rng.integers(4, 24)))]
+    return events
+
+
+def _sparse(rng: np.random.Generator, bars: Bars) -> list[Event]:
+    """Single long notes now and then."""
+    onsets = rng.uniform(0, bars.beats, max(1, round(bars.beats / rng.uniform(4, 24))))
+    pitches = rng.integers(bars.low, bars.high + 1, len(onsets))
+    lengths = np.exp(rng.uniform(np.log(0.3), np.log(12.0), len(onsets)))
+    return [(float(on), float(length), int(pitch)) for on, length, pitch in zip(onsets, lengths, pitches, strict=True)]
+
+
 ROLES: dict[str, tuple[Texture, ...]] = {
     "solo": (_melody, _chords, _chords, _arpeggio, _bass, _runs, _repeats, _scatter, _voices),
     "melody": (_melody, _melody, _runs, _repeats),
     "harmony": (_chords, _arpeggio, _voices),
     "bass": (_bass, _melody),
     "drums": (_drums,),
+    "kit": (_kit,),
+    "sparse": (_sparse,),
 }

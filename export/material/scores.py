@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from notewave.errors import ToolError
-from notewave.export.material.pieces import PIANO, Instrument, Row, as_notes
+from notewave.export.material.ensembles import PIANO, Instrument
+from notewave.export.material.pieces import Row, as_notes
 from notewave.song.notes import Notes
 
 CORPUS_WEIGHTS = {"bach": 6.0, "palestrina": 2.0, "monteverdi": 2.0, "ryansMammoth": 1.0, "essenFolksong": 0.5}
 SCORE_SUFFIXES = (".mxl", ".xml", ".krn", ".abc")
+PART_MUSIC = ("bach", "palestrina", "monteverdi")  # the folders whose scores have several parts
 HELD_OUT_SCORES = ("bach/bwv66.6", "bach/bwv269", "bach/bwv302", "palestrina/Kyrie_2", "monteverdi/madrigal.3.1")
 
 
@@ -77,10 +79,15 @@ def score_notes(path: str, rng: np.random.Generator, programs: Sequence[int] = (
     return [row for row in shifted if 21 <= row[2] <= 108]
 
 
-def medley(rng: np.random.Generator, seconds: float, ensemble: Sequence[Instrument] = PIANO) -> Notes:
-    """Scores of the corpus one after the other until the time is full, chorales most often; drums pause."""
+def medley(
+    rng: np.random.Generator,
+    seconds: float,
+    ensemble: Sequence[Instrument] = PIANO,
+    composers: Sequence[str] = tuple(CORPUS_WEIGHTS),
+) -> Notes:
+    """Scores of the corpus's folders one after the other until the time is full, chorales most often; drums pause."""
     pitched = sorted((one for one in ensemble if not one.is_drum), key=lambda one: -one.low)
-    folders = corpus_paths()
+    folders = {folder: paths for folder, paths in corpus_paths().items() if folder in composers}
     weights = np.array([CORPUS_WEIGHTS[folder] for folder in folders])
     rows: list[Row] = []
     start = 0.0

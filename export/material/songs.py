@@ -1,8 +1,9 @@
-"""Training data: songs rendered by FluidSynth, stored with their log-mel and tokens.
+"""Training data: songs rendered by FluidSynth, stored with their log-mel and notes.
 
-One ``.npz`` a song of S segments: ``samples`` int16 [S * 81920], mono at 16 kHz (32767 is full scale), ``mel`` float16
-[S, T, M], the log-mel of those samples, ``tokens`` int32 [sum N] of all segments one after the other, and
-``token_counts`` int32 [S]. Segment i is seconds 5.12 i to 5.12 (i + 1) of each.
+One ``.npz`` a song of S segments: ``mel`` uint8 [S, T, M], the log-mel in steps of MEL_STEP from LOG_MIN on, ``notes``
+float64 [n, 6], the columns of ``Notes``, and, unless it was packed without, ``samples`` int16 [S * 81920], mono at
+16 kHz (32767 is full scale). Segment i is seconds 5.12 i to 5.12 (i + 1) of each. A mel so stored takes 6.4 kB a second
+and is off by 0.015 nats on average.
 """
 
 from __future__ import annotations
@@ -17,19 +18,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from notewave.export.material.dynamics import with_dynamics
+from notewave.export.material.ensembles import PIANO, Ensemble, general_midi, piano_alone
 from notewave.export.material.fluidsynth import check_fluidsynth, fluidsynth
-from notewave.export.material.pieces import PIANO, as_notes, band, compose
-from notewave.export.material.scores import HELD_OUT_SCORES, medley, music21, score_notes
+from notewave.export.material.pieces import as_notes, compose, one_after_another
+from notewave.export.material.scores import HELD_OUT_SCORES, PART_MUSIC, medley, music21, score_notes
 from notewave.files import atomic_file
-from notewave.song.codec import MAX_TOKENS, PROGRAM, encode_notes
+from notewave.song.codec import MAX_TOKENS, encode_notes
+from notewave.song.dialect import PUBLISHED, Dialect, Tokens
 from notewave.song.notes import Notes
-from notewave.sound.mel import FRAMES, HOP, MELS, log_mel
+from notewave.sound.mel import FRAMES, HOP, LOG_MAX, LOG_MIN, MELS, FloatArray, log_mel
 
 log = logging.getLogger(__name__)
 
 SEGMENT_SAMPLES = FRAMES * HOP
 HELD_OUT_SECONDS = 41.0
-TRAINED_TOKENS = 900  # of a segment, at most: the few longer ones would take most of the time
+MEL_STEP = (LOG_MAX - LOG_MIN) / 255  # nats
+ENSEMBLES: dict[str, Ensemble] = {"piano": piano_alone, "general-midi": general_midi}
+RESTS = 0.25  # chance that a player of General MIDI sits out a section
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class Data:
     held_out_songs: int = 8
     seconds: float = 160.0  # of a song
     seed: int = 0
-    bands: float = 0.0  # share of the songs that a band plays; a piano plays the others
+    ensemble: str = "piano"  # who plays: a name in ENSEMBLES; General MIDI's players have dynamics
+    most_tokens: int = 900  # of a segment to train on: the few longer ones would take most of the time
 
 
 @dataclass(frozen=True)
@@ -48,55 +55,91 @@ class Song:
     """One rendered song: S segments."""
 
     samples: NDArray[np.int16]
-    mel: NDArray[np.float16]
-    tokens: list[NDArray[np.int32]]
+    mel: NDArray[np.uint8]
+    notes: Notes
+
+    def tokens(self, dialect: Dialect = PUBLISHED) -> list[Tokens]:
+        """Tokens of its segments."""
+        return [dialect.tokens(tokens[:MAX_TOKENS]) for tokens in encode_notes(self.notes, dialect)][: len(self.mel)]
+
+
+def pack_mel(mel: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Log-mel [..., M] in 8 bits."""
+    return np.rint((np.clip(mel, LOG_MIN, LOG_MAX) - LOG_MIN) / MEL_STEP).astype(np.uint8)
+
+
+def unpack_mel(packed: NDArray[np.uint8]) -> FloatArray:
+    """Log-mel float32 [..., M] of 8 bits, the inverse of ``pack_mel`` within half a MEL_STEP."""
+    return packed * np.float32(MEL_STEP) + np.float32(LOG_MIN)
 
 
 def render_song(notes: Notes) -> Song:
-    """Audio, log-mel and tokens of one song, cut or padded with silence to whole segments."""
-    tokens = encode_notes(notes)
-    audio = np.zeros(len(tokens) * SEGMENT_SAMPLES, np.float32)
+    """Audio, log-mel and notes of one song, cut or padded with silence to whole segments."""
+    count = len(encode_notes(notes))
+    audio = np.zeros(count * SEGMENT_SAMPLES, np.float32)
     rendered = fluidsynth(notes)[: len(audio)]
     audio[: len(rendered)] = rendered
     samples = np.rint(np.clip(audio, -1, 1) * 32767).astype(np.int16)
-    mel = log_mel(samples.astype(np.float64) / 32767).reshape(len(tokens), FRAMES, MELS)
-    return Song(samples, mel.astype(np.float16), tokens)
+    mel = log_mel(samples.astype(np.float64) / 32767).reshape(count, FRAMES, MELS)
+    return Song(samples, pack_mel(mel), notes)
 
 
 def save_song(song: Song, path: Path) -> None:
     """Write a song's arrays, in the form that the module's docstring gives."""
-    counts = np.array([len(tokens) for tokens in song.tokens], np.int32)
     with atomic_file(path) as temporary:
-        np.savez(temporary, samples=song.samples, mel=song.mel, tokens=np.concatenate(song.tokens), token_counts=counts)
+        np.savez(temporary, samples=song.samples, mel=song.mel, notes=notes_to_array(song.notes))
 
 
 def load_song(path: Path, with_samples: bool = True) -> Song:
     """Read a song's arrays; without samples they are empty."""
     with np.load(path) as arrays:
-        tokens = np.split(arrays["tokens"], np.cumsum(arrays["token_counts"])[:-1])
         samples = arrays["samples"] if with_samples else np.zeros(0, np.int16)
-        return Song(samples, arrays["mel"], tokens)
+        return Song(samples, arrays["mel"], notes_from_array(arrays["notes"]))
 
 
-def make_song(index: int, seed: int, seconds: float, bands: float = 0.0) -> Notes:
-    """Song number ``index`` of a training set: three of five are procedural, the others from scores.
+def notes_to_array(notes: Notes) -> NDArray[np.float64]:
+    """Notes as an array [n, 6] of their columns."""
+    return np.stack([column.astype(np.float64) for column in vars(notes).values()], axis=1)
 
-    A share ``bands`` of the songs is played by a band of random instruments, the others by a piano.
+
+def notes_from_array(table: NDArray[np.float64]) -> Notes:
+    """The inverse of ``notes_to_array``."""
+    return Notes(*table.reshape(-1, 6).T)
+
+
+def make_song(index: int, data: Data) -> Notes:
+    """Song number ``index`` of a training set: three of five pieces are procedural, the others from scores.
+
+    A piano plays one piece; General MIDI's ensembles take turns, each with dynamics of its own.
     """
-    rng = np.random.default_rng((seed, index))
-    ensemble = band(rng) if bands and rng.random() < bands else PIANO
-    return compose(rng, ensemble, seconds) if index % 5 < 3 else medley(rng, seconds, ensemble)
+    rng = np.random.default_rng((data.seed, index))
+    if data.ensemble == "piano":
+        return compose(rng, PIANO, data.seconds) if index % 5 < 3 else medley(rng, data.seconds)
+    return one_after_another(lambda seconds: _piece(rng, seconds, ENSEMBLES[data.ensemble]), rng, data.seconds)
 
 
-def held_out(index: int, seconds: float, bands: bool = False) -> Notes:
-    """Songs never trained on: the held-out scores on a piano, then procedural pieces from a random stream of their own.
+def _piece(rng: np.random.Generator, seconds: float, ensemble: Ensemble) -> Notes:
+    players = ensemble(rng)
+    scored = rng.random() < 0.4 and not all(player.is_drum for player in players)
+    notes = medley(rng, seconds, players, PART_MUSIC) if scored else compose(rng, players, seconds, RESTS)
+    return with_dynamics(notes, rng)
 
-    The procedural pieces are played by bands if there are any.
+
+def held_out(index: int, seconds: float, data: Data) -> Notes:
+    """Songs never trained on: held-out scores on a piano, then procedural pieces from a random stream of their own.
+
+    Of General MIDI's ensembles all are procedural.
     """
     rng = np.random.default_rng((7, index))
+    if data.ensemble != "piano":
+        return one_after_another(lambda length: _composed(rng, length, ENSEMBLES[data.ensemble]), rng, seconds)
     if index < len(HELD_OUT_SCORES):
         return as_notes([row for row in score_notes(HELD_OUT_SCORES[index], rng) if row[0] < seconds])
-    return compose(rng, band(rng) if bands else PIANO, seconds)
+    return compose(rng, PIANO, seconds)
+
+
+def _composed(rng: np.random.Generator, seconds: float, ensemble: Ensemble) -> Notes:
+    return with_dynamics(compose(rng, ensemble(rng), seconds, RESTS), rng)
 
 
 def make_data(folder: Path, data: Data, processes: int = 1) -> None:
@@ -119,43 +162,7 @@ def make_data(folder: Path, data: Data, processes: int = 1) -> None:
 def _make_file(data: Data, wanted: tuple[Path, int, bool]) -> str:
     """Render one song to its file; returns what to say of it."""
     path, index, is_held_out = wanted
-    if is_held_out:
-        notes = held_out(index, HELD_OUT_SECONDS, bands=data.bands > 0)
-    else:
-        notes = make_song(index, data.seed, data.seconds, data.bands)
+    notes = held_out(index, HELD_OUT_SECONDS, data) if is_held_out else make_song(index, data)
     song = render_song(notes)
     save_song(song, path)
-    return f"{len(song.tokens)} segments, peak {np.abs(song.samples.astype(np.int32)).max() / 32767:.2f}"
-
-
-class Segments:
-    """All segments of a folder's songs in memory, as training draws them.
-
-    Only songs with a number below ``songs`` count, so that a set that is still growing keeps its order.
-    """
-
-    def __init__(self, folder: Path, kind: str = "train", songs: int = 1 << 30) -> None:
-        paths = [path for path in sorted(folder.glob(f"{kind}-*.npz")) if int(path.stem.split("-")[1]) < songs]
-        self.mels: list[NDArray[np.float16]] = []
-        self.tokens: list[NDArray[np.int32]] = []
-        self.first: list[bool] = []  # has no segment before it
-        for path in paths:
-            song = load_song(path, with_samples=False)
-            for index, tokens in enumerate(song.tokens):
-                self.mels.append(song.mel[index])
-                self.tokens.append(tokens[:MAX_TOKENS])
-                self.first.append(index == 0)
-        short = [index for index, tokens in enumerate(self.tokens) if len(tokens) <= TRAINED_TOKENS]
-        self.drawn = np.array(short or range(len(self.tokens)))  # those that batches are made of
-        self.is_piano = np.array([tokens.max() <= PROGRAM for tokens in self.tokens], bool)  # by a piano alone
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def draw(self, rng: np.random.Generator, count: int, pianos: float | None = None) -> NDArray[np.int64]:
-        """Numbers of segments, none twice where they suffice; a share ``pianos`` by a piano alone, None as it comes."""
-        alone = self.is_piano[self.drawn]
-        chances = None
-        if pianos is not None and alone.any() and not alone.all():
-            chances = np.where(alone, pianos / alone.sum(), (1 - pianos) / (~alone).sum())
-        return rng.choice(self.drawn, count, replace=len(self.drawn) < count, p=chances)
+    return f"{len(song.mel)} segments, peak {np.abs(song.samples.astype(np.int32)).max() / 32767:.2f}"

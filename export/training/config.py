@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from notewave.checks import is_number, quoted
 from notewave.errors import TrainingError
 from notewave.export.material.songs import Data
+from notewave.song.dialect import Dialect
 from notewave.voice.contracts import Dimensions
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -27,7 +28,7 @@ class Stage:
     crops: int = 1  # taken from each segment
     frames: int = 256  # of a crop
     starts: float = 0.0  # share of crops that begin with their segment, where the context tells most
-    pianos: float | None = None  # share of segments by a piano alone; None: as they come
+    live: float = 0.0  # share of segments trained as live play: played to some frame, notes known up to a later one
     learning_rate: float = 1e-3  # of new layers, at the start of the phase
     learning_rate_end: float = 1e-3  # at its end, reached by a half cosine
     pretrained_rate: float = 0.5  # factor on the rate of what is not new; in the symbolic stage only read-outs are
@@ -35,6 +36,9 @@ class Stage:
     high_noise_from: float = 0.85
     context: float = 0.0  # share of batches with the previous segment's mel
     unconditioned: float = 0.1  # share of segments trained without any condition, for guidance
+    teacher_steps: int = 8  # of the voice that is distilled (distillation only)
+    guidance: float = 1.2  # of that voice, in those steps
+    truth: float = 0.3  # share of the true mel in what the student is to predict
     pinned: int = 0  # first steps in which the encoder's copying heads stay as they were set
 
 
@@ -73,12 +77,15 @@ class Config:
 
     name: str
     dimensions: Dimensions
+    dialect: Dialect = field(default_factory=Dialect)  # of its tokens
     symbolic: tuple[Stage, ...] = ()
     mel: tuple[Stage, ...] = ()
+    distil: tuple[Stage, ...] = ()  # into one or two steps without guidance; none: the voice takes its four, guided
     vocoder: VocoderTraining | None = None  # without, the voice gets none
     data: Data = field(default_factory=Data)
     seed: int = 0
     ema: float = 0.998  # decay of the averaged weights
+    muon: bool = False  # in the mel stage and the distillation: Muon for the matrices in the networks
     structured: bool = True  # start from notewave.export.training.structure; False: small random weights
     threads: int = 2  # each computes its share of every batch
     device: str = "cpu"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from notewave.export.networks import SpectrogramDiffusion, masked_bias
-from notewave.song.codec import EOS, PAD
+from notewave.song.dialect import EOS, PAD
 
 EOS_LOGIT, NOTES_LOGIT, CONTEXT_LOGIT = 8.0, -12.0, -14.0  # of a context head: late in a segment it rests on EOS,
 END_LOGIT, END_FRAMES, EARLY_FRAMES = 50.0, 4.0, 16.0  # early, this comes on top at the context's end

@@ -1,4 +1,4 @@
-"""The mel stage: noise schedule, loss and validation of a voice that predicts the clean mel (x0)."""
+"""The mel stage: noise schedule, batches and loss of a voice that predicts the clean mel (x0)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from notewave.export.material.songs import Segments
+from notewave.export.material.segments import Segments
 from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.config import Stage
 from notewave.export.training.symbolic import token_batch
-from notewave.sampling.loop import denoise
-from notewave.sampling.samplers import SamplerTable, sampler_table
 from notewave.sampling.schedule import NoiseSchedule, alpha_bars
-from notewave.sound.mel import FRAMES, MELS, FloatArray, from_network, to_network
+from notewave.song.codec import STEPS_PER_SECOND
+from notewave.song.dialect import EOS, PITCH, SHIFT, Tokens, dialect_of
+from notewave.sound.mel import FRAMES, HOP, LOG_SCALE, MELS, SAMPLE_RATE, to_network
 
 PREDICTION, SCHEDULE = "x0", NoiseSchedule("squaredcos_cap_v2", 1000)
 SORTED = 8  # batches that are drawn together
@@ -25,6 +25,9 @@ DRIFT = 0.1  # largest standard deviation of a drift through the end of the cont
 DRIFT_FRAMES = 12.0  # in which a segment returns from the drift by a factor of e
 DRIFT_BINS = 4  # over which drifts are alike
 FIRST_WEIGHT, FIRST_FRAMES = 8.0, 5.0  # errors at a segment's start count more, by this at first, falling like this
+HEARD, UNHEARD_WEIGHT = 9.5 / LOG_SCALE, 0.3  # what is so far (83 dB) below the loudest of its crop counts less
+AHEAD = 16  # frames past what is known that live play may ask for
+STEPS_PER_FRAME = STEPS_PER_SECOND * HOP // SAMPLE_RATE
 CONTEXT_DROP = 0.15  # share of segments that are trained as the first of a song even where context is given
 
 
@@ -36,31 +39,44 @@ class MelBatch:
     mel: Tensor  # float32 [B, T, M] in network range
     context: Tensor | None  # float32 [B, T, M]; None: no segment of the batch has any
     context_keep: Tensor  # bool [B]
+    played: Tensor  # int64 [B]: frames that are given as they are, from the first on; 0 but for live play
+    known: Tensor  # int64 [B]: frames up to which notes are known; T but for live play
 
 
 def mel_batch(data: Segments, seed: int, step: int, phase: Stage, share: slice = slice(None)) -> MelBatch:
     """A share of a step's batch: SORTED batches are drawn at once and divided by length, so that little is padding."""
     group, position = divmod(step, SORTED)
     rng = np.random.default_rng((seed, 2, group))
-    drawn = data.draw(rng, SORTED * phase.segments, phase.pianos)
+    drawn = data.draw(rng, SORTED * phase.segments)
     drawn = drawn[np.argsort([len(data.tokens[index]) for index in drawn], kind="stable")].reshape(SORTED, -1)
     chosen = drawn[rng.permutation(SORTED)[position]][share]
     rng = np.random.default_rng((seed, 3, step, share.start or 0))
-    mel = torch.from_numpy(np.stack([to_network(data.mels[index].astype(np.float32)) for index in chosen]))
+    mel = torch.from_numpy(np.stack([to_network(data.mel(index)) for index in chosen]))
     keep = np.array([not data.first[index] for index in chosen]) & (rng.random(len(chosen)) >= CONTEXT_DROP)
     context = None
     if rng.random() < phase.context:
-        before = [
-            np.zeros((FRAMES, MELS), np.float32) if data.first[i] else data.mels[i - 1].astype(np.float32)
-            for i in chosen
-        ]
+        before = [np.zeros((FRAMES, MELS), np.float32) if data.first[i] else data.mel(i - 1) for i in chosen]
         level = rng.uniform(0, CONTEXT_NOISE, (len(chosen), 1, 1))
         noisy = np.stack([to_network(past) for past in before]) + level * rng.normal(size=mel.shape)
         past_drift, drift = drifts(rng, len(chosen))
         context = torch.from_numpy(np.clip(noisy + past_drift, -1, 1).astype(np.float32))
         context *= torch.from_numpy(keep)[:, None, None]
         mel = (mel + torch.from_numpy(drift * keep[:, None, None]).float()).clamp(-1, 1)
-    return MelBatch(token_batch([data.tokens[index] for index in chosen]), mel, context, torch.from_numpy(keep))
+    tokens = [data.tokens[index] for index in chosen]
+    played, known = np.zeros(len(chosen), np.int64), np.full(len(chosen), FRAMES)
+    for row in np.flatnonzero(rng.random(len(chosen)) < phase.live):
+        known[row] = rng.integers(4, FRAMES + 1)
+        played[row] = known[row] - min(known[row], rng.choice([4, 8, 16, 64, FRAMES]))
+        tokens[row] = until(tokens[row], int(known[row]))
+    live = torch.from_numpy(played), torch.from_numpy(known)
+    return MelBatch(token_batch(tokens), mel, context, torch.from_numpy(keep), *live)
+
+
+def until(tokens: Tokens, frames: int) -> Tokens:
+    """The tokens of what is known of a segment when so many frames are over; notes that sound then have no end."""
+    later = (tokens >= SHIFT + frames * STEPS_PER_FRAME) & (tokens < PITCH)
+    known = tokens[: np.argmax(later) if later.any() else -1]
+    return dialect_of(tokens).tokens([*known, EOS])
 
 
 def drifts(rng: np.random.Generator, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -108,65 +124,22 @@ def mel_loss(model: SpectrogramDiffusion, batch: MelBatch, phase: Stage, generat
     clean = batch.mel[torch.arange(shape[0])[:, None, None], window.to(device)]
     bar = torch.from_numpy(bars)[level].float().to(device)[..., None, None]
     x = bar.sqrt() * clean + (1 - bar).sqrt() * noise
+    window = window.to(device)
+    x = torch.where((window < batch.played[:, None, None])[..., None], clean, x)
     fed = torch.from_numpy(times)[level].float().to(device)
     predicted = predict_crops(model, batch, x, fed, offsets.to(device), conditioned.to(device))
-    error = predicted.float() - clean
-    weight = 1 + FIRST_WEIGHT * torch.exp(-window.to(device)[..., None] / FIRST_FRAMES)
-    return (weight * (error.abs() + error**2)).mean() / weight.mean()
+    return weighted_error(predicted, clean, batch, window)
 
 
-@torch.no_grad()
-def generate(
-    model: SpectrogramDiffusion, songs: list[list[NDArray[np.int32]]], steps: int = 20, seed: int = 0
-) -> list[FloatArray]:
-    """Log-mels [S, T, M] of songs given as tokens of their segments; all songs at once, segment after segment."""
-    device, table = model.decoder.positions.device, sampler_table("dpmpp-2m", steps, SCHEDULE, PREDICTION)
-    generator = torch.Generator().manual_seed(seed)
-    done: list[list[FloatArray]] = [[] for _ in songs]
-    for index in range(max(map(len, songs))):
-        going = [song for song, segments in enumerate(songs) if index < len(segments)]
-        before = torch.from_numpy(np.stack([done[song][-1] for song in going])).to(device) if index else None
-        tokens = token_batch([songs[song][index] for song in going]).to(device)
-        x = torch.randn(len(going), FRAMES, MELS, generator=generator).numpy()
-        _denoise(model, table, x, tokens, before)
-        for song, segment in zip(going, x, strict=True):
-            done[song].append(np.clip(segment, -1, 1))
-    return [from_network(np.stack(mels)) for mels in done]
+def weighted_error(predicted: Tensor, clean: Tensor, batch: MelBatch, window: Tensor) -> Tensor:
+    """L1 + L2 of mels [B, C, F, M], whose frames in their segments are window [B, C, F], by how much each counts.
 
-
-def _denoise(
-    model: SpectrogramDiffusion, table: SamplerTable, x: FloatArray, tokens: Tensor, context: Tensor | None
-) -> None:
-    """Denoise x [B, T, M], in place, to the mels of segments with tokens [B, N] after context mels [B, T, M] if any."""
-    keys_values, mask = model.condition(tokens, context, torch.ones(len(x), dtype=torch.bool, device=tokens.device))
-
-    def predict(step: int) -> tuple[FloatArray, None]:
-        film = model.time_embedding(torch.full((len(x),), float(table.time[step]), device=tokens.device))
-        mel = torch.from_numpy(x).to(tokens.device)
-        return model.decoder(mel, film, mask, *keys_values).float().cpu().numpy(), None
-
-    denoise(table, x, predict)
-
-
-def mel_scores(
-    model: SpectrogramDiffusion,
-    data: list[tuple[list[NDArray[np.int32]], FloatArray]],
-    mean: FloatArray,
-) -> dict[str, float]:
-    """Log-mel error in nats on held-out songs, its ratio to the error of the mean mel [M], and the seam score.
-
-    The seam score is the mean change from frame to frame at segment joins over that elsewhere.
+    A segment's first frames count more, what is inaudible less, and nothing what live play has played or can't know.
     """
-    made = generate(model, [tokens for tokens, _ in data])
-    error = float(np.mean([np.abs(mel - truth).mean() for mel, (_, truth) in zip(made, data, strict=True)]))
-    control = float(np.mean([np.abs(mean - truth).mean() for _, truth in data]))
-    seams, true_seams = (_seam(mels) for mels in (made, [truth for _, truth in data]))
-    return {"mel_error": error, "mel_ratio": error / control, "seam": seams, "seam_of_truth": true_seams}
-
-
-def _seam(mels: list[FloatArray]) -> float:
-    """Mean absolute change from frame to frame at segment joins over that elsewhere."""
-    jumps = [np.abs(np.diff(mel.reshape(-1, MELS), axis=0)).mean(axis=1) for mel in mels]
-    at_join = [(np.arange(1, len(jump) + 1) % FRAMES) == 0 for jump in jumps]
-    joins, others = np.concatenate(jumps)[np.concatenate(at_join)], np.concatenate(jumps)[~np.concatenate(at_join)]
-    return float(joins.mean() / others.mean())
+    played, known = (frames[:, None, None] for frames in (batch.played, batch.known))
+    error = predicted.float() - clean
+    weight = 1 + FIRST_WEIGHT * torch.exp(-(window - played)[..., None] / FIRST_FRAMES)
+    weight = weight * ((window >= played) & (window < known + AHEAD))[..., None]
+    unheard = clean < clean.amax(dim=(2, 3), keepdim=True) - HEARD
+    weight = torch.where(unheard, UNHEARD_WEIGHT * weight, weight)
+    return (weight * (error.abs() + error**2)).sum() / weight.sum().clamp(min=1)

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from notewave.errors import TrainingError
+from notewave.export.training.optimiser import Optimiser
 from notewave.files import atomic_file
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ LOG = "log.jsonl"
 SAID_EVERY = 20  # steps between lines of progress
 # fmt: off
 PLOTTED = (
-    "loss", "frame_f1", "onset_f1", "part_f1", "mel_error", "mel_ratio", "seam",
+    "loss", "frame_f1", "onset_f1", "part_f1", "program_f1", "mel_error", "mel_ratio", "seam",
     "mel", "pitch", "listening", "heard", "valid_stft", "valid_mel",
 )
 # fmt: on
@@ -71,6 +73,32 @@ class Average:
             value.data = self.values[name]
 
 
+FALL = 0.2  # share of a stage's time in which the learning rate falls to nothing
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """The time that a stage has, where it is to end by the clock; in its last fifth the learning rate falls."""
+
+    began: float  # of time.monotonic()
+    seconds: float
+
+    @classmethod
+    def from_now(cls, seconds: float) -> Allowance:
+        """So many seconds from now on."""
+        return cls(time.monotonic(), max(1.0, seconds))
+
+    @property
+    def used(self) -> float:
+        """The share that is over, from 0 on."""
+        return (time.monotonic() - self.began) / self.seconds
+
+    @property
+    def falling(self) -> float:
+        """Factor on the learning rate: 1, then down to 0 in the last part."""
+        return min(1.0, max(0.0, (1 - self.used) / FALL))
+
+
 class Run:
     """One stage of a training and its folder.
 
@@ -83,16 +111,19 @@ class Run:
         folder: Path,
         stage: str,
         trained: nn.Module,
-        optimiser: torch.optim.Optimizer,
+        optimiser: torch.optim.Optimizer | Optimiser,
         average: Average,
         *,
         about: dict[str, Any],
         checkpoint_seconds: float,
+        allowance: Allowance | None = None,
     ) -> None:
         """Begin, or go on from the folder's checkpoint of the stage. Raises TrainingError if it isn't of this run.
 
-        about: what a checkpoint must agree with, the sizes of what is trained.
+        about: what a checkpoint must agree with, the sizes of what is trained. allowance: the time to end in; while
+        the rate falls no checkpoint is written, so that a later run goes on from where that began.
         """
+        self.allowance = allowance
         self.folder, self.stage, self.about = folder, stage, about
         self.trained, self.optimiser, self.average = trained, optimiser, average
         self.checkpoint_seconds = checkpoint_seconds
@@ -108,6 +139,16 @@ class Run:
         return self.folder / f"{self.stage}.pt"
 
     @property
+    def falling(self) -> float:
+        """Factor on the learning rate, 1 or less."""
+        return self.allowance.falling if self.allowance else 1.0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the stage's time is."""
+        return self.allowance is not None and self.allowance.used >= 1
+
+    @property
     def validation_age(self) -> float:
         """Seconds since the last validation, or since the run began."""
         return time.monotonic() - self.validated
@@ -121,7 +162,7 @@ class Run:
         due: Callable[[], bool],
         log_every: int,
     ) -> bool:
-        """Go on to that many steps (True), or until SIGTERM or SIGINT (False), then write a checkpoint.
+        """Go on to that many steps or the end of the time (True), or until SIGTERM or SIGINT (False).
 
         advance: one step, which ends with ``update``; its losses. validate: figures of the averaged weights, which the
         module then has; when it is due, and after the last step. The log has the mean losses of every ``log_every``
@@ -133,14 +174,16 @@ class Run:
         self._forget_later_records()
         losses: list[Figures] = []
         with self._stopping_on_signals():
-            while self.step < steps and not self.stopping:
+            ended = False
+            while not (ended or self.stopping):
                 losses.append(advance())
                 figures: Figures = {}
-                if self.step == steps or due():
+                ended = self.step == steps or self.is_over
+                if ended or due():
                     with self.average.inside():
                         figures = validate()
                     self.validated = time.monotonic()
-                if figures or self.step == steps or self.step % log_every == 0:
+                if figures or ended or self.step % log_every == 0:
                     self._record({**_means(losses), **figures}, said=bool(figures) or self.step % SAID_EVERY == 0)
                     losses.clear()
                 if time.monotonic() - self.saved > self.checkpoint_seconds:
@@ -159,10 +202,12 @@ class Run:
         return norm
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint, whole or not at all; none while the learning rate falls by the clock."""
         now = time.monotonic()
         self.seconds += now - self.started
         self.started = self.saved = now
+        if self.falling < 1:
+            return
         state = {
             "about": self.about,
             "step": self.step,

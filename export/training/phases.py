@@ -8,45 +8,38 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from notewave.export.training.config import Config, Stage
-from notewave.export.training.loop import Average, Figures, Run
+from notewave.export.training.loop import Allowance, Average, Figures, Run
+from notewave.export.training.optimiser import make_optimiser
 
-BETAS = (0.9, 0.98)
 WARM_UP = 100  # steps
 CLIP = 1.0  # norm of the gradient
-WEIGHT_DECAY = 0.2  # of what feed-forwards and attention add to the residual streams, which would outgrow one another
 SLOW_RATE = 0.03  # factor on the learning rate of what runs away at 1: the time embedding, whose wide layers multiply
 # every stream, and the context encoder, which few frames need and give a direction to
+STAGES = ("symbolic", "mel", "distil")
 LOG_EVERY = 20  # steps
-
-
-def parameter_groups(model: nn.Module, kind_of: Callable[[str], str]) -> list[dict[str, Any]]:
-    """The parameters by their kind, which says their learning rate, and by whether their weights decay."""
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        decays = any(part in name for part in (".feed_forward.", ".out.", ".cross_out."))
-        groups.setdefault((kind_of(name), decays), []).append(parameter)
-    return [
-        {"params": parameters, "kind": kind, "weight_decay": WEIGHT_DECAY * decays}
-        for (kind, decays), parameters in groups.items()
-    ]
 
 
 class PhasedRun(Run):
     """One stage of the networks. A parameter's kind, by its name, is "new", "pretrained" or "slow"."""
 
     def __init__(
-        self, folder: Path, stage: str, config: Config, model: nn.Module, kind_of: Callable[[str], str]
+        self,
+        folder: Path,
+        stage: str,
+        config: Config,
+        model: nn.Module,
+        kind_of: Callable[[str], str],
+        allowance: Allowance | None = None,
     ) -> None:
         self.config = config
-        self.phases = config.symbolic if stage == "symbolic" else config.mel
-        optimiser = torch.optim.AdamW(parameter_groups(model, kind_of), lr=1.0, betas=BETAS, fused=True)
+        self.phases = {"symbolic": config.symbolic, "mel": config.mel, "distil": config.distil}[stage]
+        optimiser = make_optimiser(model, kind_of, config.muon and stage != "symbolic")
         super().__init__(
             folder,
             stage,
@@ -55,6 +48,7 @@ class PhasedRun(Run):
             Average(model, config.ema),
             about=asdict(config.dimensions),
             checkpoint_seconds=config.checkpoint_seconds,
+            allowance=allowance,
         )
 
     def phase(self) -> tuple[Stage, float] | None:
@@ -74,11 +68,11 @@ class PhasedRun(Run):
 
     def generator(self, share: int) -> torch.Generator:
         """Randomness of one share of the present step."""
-        identity = np.random.SeedSequence((self.config.seed, self.stage == "mel", self.step, share))
+        identity = np.random.SeedSequence((self.config.seed, STAGES.index(self.stage), self.step, share))
         return torch.Generator().manual_seed(int(identity.generate_state(1)[0]))
 
     def train_phases(self, loss: Callable[[Stage, int], Tensor], validate: Callable[[], Figures]) -> bool:
-        """Go on until the last phase ends (True), or until SIGTERM or SIGINT (False).
+        """Go on until the last phase or the time ends (True), or until SIGTERM or SIGINT (False).
 
         loss: of one share of the present step's batch; config.threads shares are computed side by side, which
         suits a busy machine better than threads inside each operation. validate: figures of the averaged weights.
@@ -100,7 +94,7 @@ class PhasedRun(Run):
         rate = phase.learning_rate_end + 0.5 * (phase.learning_rate - phase.learning_rate_end) * (
             1 + math.cos(math.pi * progress)
         )
-        rate *= min(1.0, (self.step + 1) / WARM_UP)
+        rate *= min(1.0, (self.step + 1) / WARM_UP) * self.falling
         for group in self.optimiser.param_groups:
             group["lr"] = rate * {"new": 1.0, "pretrained": phase.pretrained_rate, "slow": SLOW_RATE}[group["kind"]]
         return {"loss": value, "norm": self.update(CLIP)}

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from notewave.errors import VoiceError
 from notewave.export.graphs.restore import restore_voice
-from notewave.export.material.songs import HELD_OUT_SECONDS, Segments, held_out, load_song
+from notewave.export.material.segments import Segments, read_songs
+from notewave.export.material.songs import HELD_OUT_SECONDS, held_out, unpack_mel
 from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.config import Config, Stage
 from notewave.export.training.context import attend_to_context, hold_film, pass_on_heads
-from notewave.export.training.diffusion import PREDICTION, SCHEDULE, MelBatch, mel_batch, mel_loss, mel_scores
-from notewave.export.training.loop import low_precision
+from notewave.export.training.diffusion import PREDICTION, SCHEDULE, MelBatch, mel_batch, mel_loss
+from notewave.export.training.generation import mel_scores
+from notewave.export.training.growth import grow
+from notewave.export.training.loop import Allowance, low_precision
 from notewave.export.training.phases import PhasedRun
 from notewave.export.training.queries import scale_queries
 from notewave.export.training.structure import COPYING_HEADS, structure
@@ -32,6 +35,7 @@ from notewave.export.training.symbolic import (
     token_batch,
 )
 from notewave.export.training.weights import write_weights
+from notewave.song.dialect import PUBLISHED
 from notewave.sound.mel import to_network
 from notewave.voice.contracts import Dimensions
 from notewave.voice.folder import Voice
@@ -39,6 +43,7 @@ from notewave.voice.folder import Voice
 Batch = TypeVar("Batch", SymbolicBatch, MelBatch)
 
 FITTED_SONGS = 2  # on which the attention to the context is fitted
+VALIDATION_STEPS = 8  # of sampling
 VALIDATION_SEGMENTS = 3  # of each held-out song
 
 
@@ -48,6 +53,7 @@ def fresh_model(config: Config) -> SpectrogramDiffusion:
     model = SpectrogramDiffusion(config.dimensions)
     if config.structured:
         structure(model, SYMBOLIC_LAYERS)
+        model = grow(model, PUBLISHED, config.dimensions, config.dialect, config.seed)
     scale_queries(model)
     return model
 
@@ -69,27 +75,31 @@ def symbolic_kind_of(name: str) -> str:
     return "new" if name.startswith("heads.") else "pretrained"
 
 
-def train_symbolic(config: Config, folder: Path) -> SpectrogramDiffusion | None:
-    """Run or resume the symbolic stage; returns the networks with averaged weights, or None if it was stopped."""
-    model, heads = fresh_model(config), SymbolicHeads(config.dimensions.width)
+def train_symbolic(
+    config: Config, folder: Path, allowance: Allowance | None = None, start: SpectrogramDiffusion | None = None
+) -> SpectrogramDiffusion | None:
+    """Run or resume the symbolic stage; returns the networks with averaged weights, or None if it was stopped.
+
+    start: networks to begin with, in the place of fresh ones.
+    """
+    model, heads = start or fresh_model(config), SymbolicHeads(config.dimensions.width)
     both = nn.ModuleDict({"model": model, "heads": heads}).to(config.device)
-    run = PhasedRun(folder, "symbolic", config, both, symbolic_kind_of)
+    run = PhasedRun(folder, "symbolic", config, both, symbolic_kind_of, allowance)
     layers: Any = model.note_encoder.layers
     copying: Tensor = layers[0].attention.qkv.parametrizations.weight.original
     copying.register_hook(lambda gradient: _pin(gradient, config.dimensions) if run.pinned else gradient)
-    bands, songs_wanted = config.data.bands, config.data.held_out_songs
-    songs = [held_out(index, HELD_OUT_SECONDS, bands=bands > 0) for index in range(songs_wanted)]
+    songs = [held_out(index, HELD_OUT_SECONDS, config.data) for index in range(config.data.held_out_songs)]
 
     def loss(phase: Stage, share: int) -> Tensor:
         rng, shares = np.random.default_rng((config.seed, 1, run.step, share)), config.threads
-        batch = symbolic_batch(rng, phase.segments // shares, phase.tokens // shares, bands)
+        batch = symbolic_batch(rng, phase.segments // shares, phase.tokens // shares, config.data, config.dialect)
         batch = to_device(batch, config.device)
         with low_precision(config.device):
             return symbolic_loss(model, heads, batch, phase.frames, run.generator(share))
 
     def validate() -> dict[str, float]:
         with low_precision(config.device):
-            return symbolic_scores(model, heads, songs, bands > 0) if songs else {}
+            return symbolic_scores(model, heads, songs, config.dialect) if songs else {}
 
     if not run.train_phases(loss, validate):
         return None
@@ -103,35 +113,37 @@ def prepare_for_mel(model: SpectrogramDiffusion, config: Config, data: Path) -> 
     hold_film(model)
     if config.structured:
         pass_on_heads(model, SYMBOLIC_LAYERS)
-        segments = Segments(data, "train", FITTED_SONGS)
+        segments = Segments(data, config.dialect, replace(config.data, songs=FITTED_SONGS))
         later = [index for index, first in enumerate(segments.first) if not first]
         tokens = token_batch([segments.tokens[index] for index in later])
-        before = np.stack([to_network(segments.mels[index - 1].astype(np.float32)) for index in later])
+        before = np.stack([to_network(segments.mel(index - 1)) for index in later])
         attend_to_context(model, tokens.to(config.device), torch.from_numpy(before).to(config.device), SYMBOLIC_LAYERS)
 
 
 def trained_model(config: Config, voice: Voice) -> SpectrogramDiffusion:
-    """A voice's networks, to be trained further. Raises VoiceError if they aren't of the configuration's size."""
-    if voice.dimensions != config.dimensions or voice.prediction != PREDICTION or voice.schedule != SCHEDULE:
+    """A voice's networks, to be trained further, grown to the configuration's size and dialect where those are larger.
+
+    Raises VoiceError where they can't be.
+    """
+    if voice.prediction != PREDICTION or voice.schedule != SCHEDULE:
         raise VoiceError(
-            f"{voice.folder} has other dimensions, prediction or schedule than the configuration {config.name}: "
-            "training can't go on from it. Use the configuration that it was trained by."
+            f"{voice.folder} has another prediction or schedule than training makes ({PREDICTION}, {SCHEDULE.name}): "
+            "it can't go on from it. Choose a voice that `notewave train` made."
         )
-    model = restore_voice(voice)
+    model = grow(restore_voice(voice), voice.dialect, config.dimensions, config.dialect, config.seed)
     scale_queries(model)
     return model.to(config.device)
 
 
-def train_mel(config: Config, folder: Path, data: Path, model: SpectrogramDiffusion) -> Path | None:
+def train_mel(
+    config: Config, folder: Path, data: Path, model: SpectrogramDiffusion, allowance: Allowance | None = None
+) -> Path | None:
     """Run or resume the mel stage; returns the file of the averaged weights, or None if it was stopped."""
-    run = PhasedRun(folder, "mel", config, model, kind_of)
+    run = PhasedRun(folder, "mel", config, model, kind_of, allowance)
     if config.structured:
         _pin_context_heads(model)
-    segments = Segments(data, "train", config.data.songs)
-    paths = [data / f"heldout-{index:05d}.npz" for index in range(config.data.held_out_songs)]
-    held = [load_song(path, with_samples=False) for path in paths]
-    check = [(song.tokens[:VALIDATION_SEGMENTS], song.mel[:VALIDATION_SEGMENTS].astype(np.float32)) for song in held]
-    mean = np.mean([mel.mean(axis=0, dtype=np.float32) for mel in segments.mels], axis=0)
+    segments = Segments(data, config.dialect, config.data)
+    check = held_out_check(config, data, segments)
 
     def loss(phase: Stage, share: int) -> Tensor:
         batch = mel_batch(segments, config.seed, run.step, phase, slice(share, None, config.threads))
@@ -141,12 +153,22 @@ def train_mel(config: Config, folder: Path, data: Path, model: SpectrogramDiffus
     def validate() -> dict[str, float]:
         write_weights(folder, config, model, run.step)
         with low_precision(config.device):
-            return mel_scores(model, check, mean) if check else {}
+            return check(model, VALIDATION_STEPS)
 
     finished = run.train_phases(loss, validate)
     run.average.settle()
     weights = write_weights(folder, config, model, run.step)
     return weights if finished else None
+
+
+def held_out_check(
+    config: Config, data: Path, segments: Segments
+) -> Callable[[SpectrogramDiffusion, int], dict[str, float]]:
+    """What gives the scores of a model, in so many steps, on the beginnings of the held-out songs; none without any."""
+    held, few = read_songs(data, "heldout", config.data.held_out_songs), slice(VALIDATION_SEGMENTS)
+    songs = [(song.tokens(config.dialect)[few], unpack_mel(song.mel[few])) for song in held]
+    mean = np.mean([segments.mel(index).mean(axis=0) for index in range(len(segments))], axis=0)
+    return lambda model, steps: mel_scores(model, songs, mean, steps) if songs else {}
 
 
 def _pin(gradient: Tensor, size: Dimensions) -> Tensor:

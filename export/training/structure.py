@@ -40,17 +40,8 @@ from notewave.export.training.codes import (
     set_values,
     spread_codes,
 )
-from notewave.song.codec import (
-    DRUM,
-    EOS,
-    PITCH,
-    PROGRAM,
-    SHIFT,
-    SLAKH_PROGRAM,
-    STEPS_PER_SECOND,
-    TIE,
-    VELOCITY,
-)
+from notewave.song.codec import STEPS_PER_SECOND
+from notewave.song.dialect import EOS, PITCH, PUBLISHED, SHIFT, SLAKH_PROGRAM, VELOCITY
 from notewave.sound.mel import HOP, SAMPLE_RATE
 from notewave.voice.contracts import Dimensions
 
@@ -97,24 +88,25 @@ def _plain(model: SpectrogramDiffusion) -> None:
 
 
 def _embed_tokens(model: SpectrogramDiffusion) -> None:
-    """Every token has the same norm: order code, constant, mark of its kind, and what it says."""
+    """Every token has the same norm: order code, constant, mark of its kind, and what it says as published."""
+    tie, programs, drums = PUBLISHED.tie, slice(PUBLISHED.program, PUBLISHED.drum), slice(PUBLISHED.drum, PUBLISHED.end)
     table = np.zeros((model.size.vocabulary, model.size.width))
     loud = math.sqrt(CODE_POWER)
     table[:, Slots.CONST] = MARK
     shifts = np.arange(PITCH - SHIFT)
     table[SHIFT:PITCH, Slots.TIME] = code(shifts * FRAMES_PER_STEP, TIME_FREQUENCIES)
     table[SHIFT:PITCH, Slots.IS_SHIFT] = MARK
-    table[TIE, Slots.TIME], table[TIE, Slots.IS_TIE] = code(np.zeros(()), TIME_FREQUENCIES), MARK  # the segment's start
+    table[tie, Slots.TIME], table[tie, Slots.IS_TIE] = code(np.zeros(()), TIME_FREQUENCIES), MARK  # the segment's start
     key = (np.arange(128) - PIANO_LOW) % PIANO_KEYS
     table[PITCH + np.arange(128), Slots.PITCH.start + key] = loud
     table[PITCH:VELOCITY, Slots.IS_PITCH] = MARK
     table[VELOCITY, Slots.SIGN], table[VELOCITY + 1, Slots.SIGN] = -loud, loud
-    table[VELOCITY:TIE, Slots.IS_VELOCITY] = MARK
-    table[PROGRAM:DRUM, Slots.IS_PROGRAM] = MARK
+    table[VELOCITY:tie, Slots.IS_VELOCITY] = MARK
+    table[programs, Slots.IS_PROGRAM] = MARK
     classes, own = np.unique(SLAKH_PROGRAM, return_inverse=True)  # tokens know no other programs
-    table[PROGRAM:DRUM, Slots.PROGRAM] = spread_codes(len(classes), 15)[own] * loud
-    table[DRUM : DRUM + 128, Slots.PITCH] = spread_codes(128, PIANO_KEYS, seed=1) * loud
-    table[DRUM : DRUM + 128, Slots.IS_PITCH] = MARK
+    table[programs, Slots.PROGRAM] = spread_codes(len(classes), 15)[own] * loud
+    table[drums, Slots.PITCH] = spread_codes(128, PIANO_KEYS, seed=1) * loud
+    table[drums, Slots.IS_PITCH] = MARK
     table[EOS, Slots.IS_EOS], table[EOS, Slots.TIME] = MARK, 0.5 * code(np.full((), 266.0), TIME_FREQUENCIES)
     model.note_encoder.embedding.weight.copy_(torch.from_numpy(table))
     order = np.zeros((model.size.max_tokens, model.size.width))

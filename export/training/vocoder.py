@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from notewave.errors import VoiceError
-from notewave.export.material.songs import load_song
+from notewave.export.material.songs import load_song, unpack_mel
 from notewave.export.training.config import VocoderTraining
 from notewave.export.training.listener import HIGHEST, LOWEST, Listener, hearing_losses
-from notewave.export.training.loop import Average, Figures, Run, low_precision, plot_log
-from notewave.export.training.symbolic import PITCHES, piano_rolls, pitch_loss
+from notewave.export.training.loop import Allowance, Average, Figures, Run, low_precision, plot_log
+from notewave.export.training.symbolic import piano_rolls, pitch_loss
 from notewave.export.vocoders import Tonewheel, save_vocoder
-from notewave.song.codec import decode_tokens
+from notewave.song.dialect import PITCHES
 from notewave.sound.distance import stft_loss
 from notewave.sound.mel import FFT, HOP, MAGNITUDE_MAX, MAGNITUDE_MIN, MELS, SAMPLE_RATE, WINDOW, hann, mel_weights
 
@@ -36,6 +36,7 @@ RESOLUTIONS = (256, 1024, 2048, 4096, 8192)  # samples of the training loss's wi
 PITCH_HZ = 100.0  # log magnitudes above it count less, as 1 / frequency: octaves alike, where pitches are told apart
 EDGE = 4  # frames at both ends of a crop that the losses leave out
 BETAS, WEIGHT_DECAY = (0.8, 0.99), 1e-3  # of the optimiser
+NAMING_SHARE = 0.4  # of the time of a training by the clock
 CLIP = 5.0  # norm of the gradient
 MAGNITUDE_FLOOR = 1e-3  # added to STFT magnitudes before the logarithm: about -110 dB of full scale
 
@@ -72,7 +73,7 @@ class Recording:
 
     samples: NDArray[np.int16]  # [n]
     pitches: NDArray[np.uint8]  # [n / HOP, 2 PITCHES / 8], numpy.packbits: sounding, then starting
-    mel: NDArray[np.float16] | None = None  # [n / HOP, M]
+    mel: NDArray[np.uint8] | None = None  # [n / HOP, M], packed
 
 
 def load_recordings(
@@ -82,7 +83,7 @@ def load_recordings(
     recordings = []
     for path in sorted(folder.glob(f"{kind}-*.npz"))[:songs]:
         song = load_song(path)
-        rolls = piano_rolls(decode_tokens(song.tokens), len(song.tokens))
+        rolls = piano_rolls(song.notes, len(song.mel))
         pitches = np.packbits(rolls.reshape(-1, 2 * PITCHES) > 0, axis=1)
         recordings.append(Recording(song.samples, pitches, song.mel.reshape(-1, MELS) if with_mel else None))
     if not recordings:
@@ -134,19 +135,27 @@ class Crops:
         pitches = recording.pitches[start : start + frames]
         if recording.mel is None:
             return samples, None, pitches
-        return samples, recording.mel[start : start + frames].astype(np.float32) + np.float32(gain), pitches
+        return samples, unpack_mel(recording.mel[start : start + frames]) + np.float32(gain), pitches
 
 
 class Trainer(Run):
     """The vocoder's training: its networks, what they are taught by, and their losses."""
 
-    def __init__(self, config: VocoderTraining, folder: Path) -> None:
+    def __init__(
+        self,
+        config: VocoderTraining,
+        folder: Path,
+        allowance: Allowance | None = None,
+        start: Tonewheel | None = None,
+    ) -> None:
         self.config = config
         torch.manual_seed(config.seed)
         self.model = Tonewheel(**config.model)
         Tonewheel(**config.model)  # its draws come before those of the heads: a seed gives what it gave shipped voices
         self.pitches = nn.Linear(self.model.norm.weight.numel(), 2 * PITCHES)
         nn.init.constant_(self.pitches.bias, -3.0)
+        if start is not None:
+            self.model.load_state_dict(start.state_dict())
         self.listener = Listener()
         trained = nn.ModuleDict({"model": self.model, "pitches": self.pitches, "listener": self.listener})
         super().__init__(
@@ -157,23 +166,30 @@ class Trainer(Run):
             Average(self.model, config.average),
             about=self.model.arguments,
             checkpoint_seconds=config.checkpoint_seconds,
+            allowance=allowance,
         )
 
     def advance(self, batch: Batch) -> dict[str, float]:
         """One optimiser step; returns the losses."""
         for group in self.optimiser.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = self._learning_rate() * self.falling
         with low_precision("cpu"):  # the amplitudes and the audio stay in float32
             features = self.model.trunk(batch.mel)
             logits = self.pitches(features)
         pitch = pitch_loss(logits.float().unflatten(-1, (2, PITCHES)), batch.pitches)
         losses = {"pitch": pitch, "loss": self.config.pitch_weight * pitch}
-        naming = self.step < self.config.naming_steps
+        naming = self.naming
         self.listener.requires_grad_(naming)
         losses |= self._listening_losses(batch) if naming else self._sound_losses(features, batch)
         losses["loss"] = losses["loss"] + (losses["listening"] if naming else losses["sound"])
         losses["loss"].backward()
         return {**{name: value.item() for name, value in losses.items()}, "norm": self.update(CLIP)}
+
+    @property
+    def naming(self) -> bool:
+        """Whether pitches are named yet, and nothing else: to a number of steps or, by the clock, some of the time."""
+        used = self.allowance.used if self.allowance else 0.0
+        return self.step < self.config.naming_steps and used < NAMING_SHARE
 
     def _listening_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Of the pitches that the listener names in the true audio, with noise under it from -40 to -100 dB."""
@@ -204,7 +220,7 @@ class Trainer(Run):
     def _learning_rate(self) -> float:
         """Warm-up, a plateau, a linear decay: ``steps`` may be moved while the plateau lasts."""
         config = self.config
-        naming = self.step < config.naming_steps
+        naming = self.naming
         first, steps = (0, config.naming_steps) if naming else (config.naming_steps, config.steps)
         warm_up = (self.step - first + 1) / config.warm_up
         decay = (first + steps - self.step) / (config.decay * steps)
@@ -230,19 +246,21 @@ def train_vocoder(
     out: Path,
     pairs: Path | None = None,
     songs: int | None = None,
+    allowance: Allowance | None = None,
+    start: Tonewheel | None = None,
 ) -> Tonewheel | None:
     """Train to ``config.all_steps``, from ``out``'s checkpoint on where there is one, and write ``final`` there.
 
     Returns the vocoder with averaged weights, or None if SIGTERM or SIGINT stopped it. ``data`` maps folders of songs
     to their share of each batch. ``pairs`` is a folder in the same format whose mels a voice generated, for the same
-    samples: for fine-tuning on them.
+    samples: for fine-tuning on them. ``start``: a vocoder of the same size to begin with.
     """
     sources = [(load_recordings(folder, songs=songs), share) for folder, share in data.items()]
     if pairs is not None:
         sources = [(recordings, share * (1 - config.pair_fraction)) for recordings, share in sources]
         sources.append((load_recordings(pairs, with_mel=True), config.pair_fraction * sum(data.values())))
     held_out = load_recordings(next(iter(data)), kind="heldout")
-    crops, trainer = Crops(config, sources), Trainer(config, out)
+    crops, trainer = Crops(config, sources), Trainer(config, out, allowance, start)
 
     def validate() -> Figures:
         save_vocoder(trainer.model, out / "final")

@@ -13,10 +13,13 @@ from notewave.export.training.config import Config
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE
 from notewave.export.training.queries import plain_state
 from notewave.files import atomic_file
+from notewave.song.dialect import Dialect
 from notewave.voice.contracts import Dimensions
 
 
-def write_weights(folder: Path, config: Config, model: SpectrogramDiffusion, steps: int) -> Path:
+def write_weights(
+    folder: Path, config: Config, model: SpectrogramDiffusion, steps: int, distilled: bool = False
+) -> Path:
     """Write a trained model as ``ema.safetensors``, a plain model's state, and what it is as ``ema.json``."""
     target = folder / "ema.safetensors"
     state = plain_state(model, dict(model.named_parameters()))
@@ -24,11 +27,14 @@ def write_weights(folder: Path, config: Config, model: SpectrogramDiffusion, ste
         save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary)
     about = {
         "dimensions": asdict(config.dimensions),
+        "dialect": asdict(config.dialect),
         "prediction": PREDICTION,
         "schedule": asdict(SCHEDULE),
         "steps_trained": steps,
+        "distilled": distilled,
         "config": config.name,
-        "provenance": f"Trained by notewave train, configuration {config.name}, {steps} mel steps.",
+        "provenance": f"Trained by notewave train, configuration {config.name}, {steps} "
+        f"{'distillation' if distilled else 'mel'} steps.",
     }
     with atomic_file(target.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(about, indent=1))
@@ -41,3 +47,8 @@ def load_weights(weights: Path) -> SpectrogramDiffusion:
     model = SpectrogramDiffusion(Dimensions(**about["dimensions"]))
     model.load_state_dict(load_file(weights))
     return model.eval()
+
+
+def weights_dialect(weights: Path) -> Dialect:
+    """The dialect of tokens that a run's averaged weights read."""
+    return Dialect(**json.loads(weights.with_suffix(".json").read_text())["dialect"])

@@ -18,7 +18,7 @@ from sounding_voice import sounding_voice
 
 import notewave
 from notewave.export.plans.build import build_plans
-from notewave.song.codec import EOS, Tokens
+from notewave.song.dialect import EOS, Tokens
 from notewave.voice.folder import Voice
 
 

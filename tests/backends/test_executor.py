@@ -14,7 +14,7 @@ from notewave.backends.executor import Capture
 from notewave.backends.gpu.backend import KEPT_DENOISERS, GpuBackend
 from notewave.sampling.job import Job
 from notewave.sampling.samplers import sampler_table
-from notewave.song.codec import EOS, Tokens
+from notewave.song.dialect import EOS, Tokens
 from notewave.sound.mel import MELS
 from notewave.voice.folder import Voice
 

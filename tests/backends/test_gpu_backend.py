@@ -16,7 +16,7 @@ from notewave.backends.gpu import program
 from notewave.backends.gpu.backend import KEPT_DENOISERS
 from notewave.backends.ort.backend import OrtBackend
 from notewave.errors import BackendError
-from notewave.song.codec import Tokens
+from notewave.song.dialect import Tokens
 from notewave.sound.mel import FRAMES, MELS
 from notewave.voice.folder import Voice
 

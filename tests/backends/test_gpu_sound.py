@@ -19,7 +19,7 @@ from notewave.backends.gpu.sound import DeviceSound
 from notewave.backends.gpu.vocoder import VocoderLane
 from notewave.backends.gpu.workspace import Slot
 from notewave.backends.ort.backend import OrtBackend
-from notewave.song.codec import Tokens
+from notewave.song.dialect import Tokens
 from notewave.sound.mel import FRAMES, HOP, MELS, from_network
 from notewave.sound.stream import VocoderStream
 from notewave.voice.folder import Voice

@@ -29,7 +29,7 @@ from notewave.backends.trt.plans import RECORD
 from notewave.errors import BackendError
 from notewave.export.plans.build import build_plans
 from notewave.kernels import loader
-from notewave.song.codec import Tokens
+from notewave.song.dialect import Tokens
 from notewave.sound.mel import FRAMES, MELS
 from notewave.voice.folder import FileRecord, Voice
 

@@ -42,7 +42,7 @@ from notewave.errors import BackendError
 from notewave.export.plans.build import TURING, build_plans, buildable_precisions
 from notewave.sampling.job import Job
 from notewave.sampling.samplers import sampler_table
-from notewave.song.codec import EOS, Tokens
+from notewave.song.dialect import EOS, Tokens
 from notewave.sound.mel import FRAMES, HOP, LOG_SCALE, MELS, from_network
 from notewave.sound.stream import VocoderStream
 from notewave.voice.folder import Voice

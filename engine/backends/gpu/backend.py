@@ -26,7 +26,7 @@ from notewave.backends.gpu.workspace import RunShape, Slot
 from notewave.backends.protocol import OVER, Pending, Run
 from notewave.errors import BackendError, VoiceError
 from notewave.sampling.job import Job
-from notewave.song.codec import Tokens
+from notewave.song.dialect import Tokens
 from notewave.sound.mel import FRAMES, FloatArray
 from notewave.voice.folder import Voice
 

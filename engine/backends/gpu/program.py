@@ -16,7 +16,8 @@ from notewave.errors import BackendError
 from notewave.kernels.layout import ROW, STEP_KERNELS, ordered
 from notewave.kernels.loader import blocks
 from notewave.sampling.job import Job
-from notewave.song.codec import Tokens, pad_tokens
+from notewave.song.codec import pad_tokens
+from notewave.song.dialect import Tokens
 from notewave.sound.mel import FRAMES, MELS
 
 GRAPH_STEPS = 128  # denoising steps in one CUDA graph at most; more go into several, launched one after another

@@ -23,7 +23,7 @@ from notewave.errors import BackendError
 from notewave.kernels.layout import ROW, control_dtype, table_rows
 from notewave.sampling.job import Job
 from notewave.sampling.samplers import SamplerTable
-from notewave.song.codec import PAD
+from notewave.song.dialect import PAD
 from notewave.sound.mel import FRAMES, HOP, MELS
 from notewave.voice.contracts import Tensor
 

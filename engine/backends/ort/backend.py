@@ -27,7 +27,8 @@ from notewave.errors import BackendError, VoiceError
 from notewave.kernels.reference import mel_to_context
 from notewave.sampling.job import Job
 from notewave.sampling.loop import denoise
-from notewave.song.codec import PAD, Tokens, pad_tokens
+from notewave.song.codec import pad_tokens
+from notewave.song.dialect import PAD, Tokens
 from notewave.sound.mel import FRAMES, MELS, FloatArray, from_network
 from notewave.sound.stream import VocoderStream
 from notewave.voice.contracts import keys_values
