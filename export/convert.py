@@ -18,7 +18,7 @@ from notewave.export.checkpoints.t5x import find_t5x, load_t5x
 from notewave.export.graphs.precision import store_half, store_int8
 from notewave.export.graphs.restore import restore_voice
 from notewave.export.graphs.translate import WeightFile, export_graph, relative_error
-from notewave.export.graphs.vocoder import adopt_onnx_vocoder, export_vocoder_onnx
+from notewave.export.graphs.vocoder import adopt_onnx_vocoder, convert_vocoder_onnx, export_vocoder_onnx
 from notewave.export.networks import SpectrogramDiffusion, modules, realistic_inputs
 from notewave.export.vocoders import MelGAN, Tonewheel
 from notewave.files import atomic_folder
@@ -116,7 +116,7 @@ def export_voice(
     if target.exists() and not (target / DESCRIPTION).is_file():
         raise OutputError(f"{target} exists and is no voice: it is not replaced. Remove it or choose another folder.")
     with atomic_folder(target) as folder:
-        traits, parity = _write_vocoder(vocoder, folder / graph_name("vocoder"))
+        traits, parity = _write_vocoder(vocoder, folder / graph_name("vocoder"), precision)
         parity |= write_networks(model, folder, precision)
         Voice(
             folder=folder,
@@ -175,10 +175,17 @@ def _error_of(exported: ir.Model, module: nn.Module, inputs: tuple[Tensor, ...])
 
 
 def _write_vocoder(
-    vocoder: Tonewheel | MelGAN | Voice | Path | None, path: Path
+    vocoder: Tonewheel | MelGAN | Voice | Path | None, path: Path, precision: str
 ) -> tuple[VocoderTraits | None, dict[str, float]]:
+    """Write the vocoder's graph, of our own in int8 where that is asked for; what it sees, and its error."""
     if vocoder is None:
         return None, {}
+    traits = vocoder.vocoder if isinstance(vocoder, Voice) else getattr(vocoder, "traits", None)
+    if precision == "int8" and traits is not None and traits.positional:  # ours
+        with tempfile.TemporaryDirectory() as folder:
+            whole = Path(folder) / path.name
+            traits, _ = _write_vocoder(vocoder, whole, "fp16")
+            return traits, {"vocoder": convert_vocoder_onnx(whole, path)}
     if isinstance(vocoder, Voice):
         shutil.copyfile(vocoder.graph("vocoder"), path)
         return vocoder.vocoder, {"vocoder": vocoder.parity["vocoder"]} if "vocoder" in vocoder.parity else {}

@@ -45,8 +45,8 @@ def tokenize(
 
     song is whatever ``read`` takes; dialect is that of the voice which is to sing it, ``Voice.dialect``. A segment of
     more than 2048 tokens loses its last events with a warning, or raises with ``strict``. Songs longer than
-    ``max_seconds`` are refused: one damaged time can make hours of silence. Raises MidiError for whatever cannot be made
-    into tokens, ArgumentError if max_seconds is no number.
+    ``max_seconds`` are refused: one damaged time can make hours of silence. Raises MidiError for whatever cannot be
+    made into tokens, ArgumentError if max_seconds is no number.
 
     In the published dialect the tokens are those of diffusers' MidiProcessor, save that drums after the last note of a
     pedal that never rises keep their time; there they are squeezed into the segment of that note, beyond its end.

@@ -8,7 +8,7 @@ benchmarks/NOTES.md has what each saves.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,11 +45,25 @@ def store_int8(graph: ir.Graph) -> None:
     """Make the products of hidden activations with weights int8; store all other weights as float16."""
     divide_split_products(graph)
     attend_unsplit(graph)
-    products = [node for node in graph if _is_hidden_product(node)]
+    quantise(graph, [node for node in graph if _is_hidden_product(node)])
+
+
+def quantise(graph: ir.Graph, products: Sequence[ir.Node]) -> None:
+    """Make these products with weights int8; store all other weights as float16."""
     store_half(graph, keep=[_operands(node)[1] for node in products])
     activations: dict[ir.Value, _Activations] = {}
     for node in products:
         _quantise(graph, node, activations)
+    _prune(graph)
+
+
+def widen_halves(graph: ir.Graph) -> None:
+    """The inverse of ``store_half``: float32 weights in the place of float16 ones behind Casts."""
+    for node in [node for node in graph if node.op_type == "Cast"]:
+        (value,) = node.inputs
+        if value is not None and value.const_value is not None and value.dtype == ir.DataType.FLOAT16:
+            whole = _initializer(graph, f"{value.name}.whole", weight_of(value).astype(np.float32))
+            ir.convenience.replace_all_uses_with(node.outputs[0], whole)
     _prune(graph)
 
 
@@ -163,7 +177,7 @@ def _is_normed(x: ir.Value) -> bool:
     node = x.producer()
     while node is not None and node.op_type in ("Add", "Mul") and node.inputs[0] is not None:
         node = node.inputs[0].producer()
-    return node is not None and node.op_type == "RMSNormalization"
+    return node is not None and node.op_type in ("RMSNormalization", "LayerNormalization")
 
 
 def _by_tensor(tape: Tape, x: ir.Value) -> _Activations:
