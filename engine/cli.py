@@ -164,6 +164,7 @@ def _train(options: argparse.Namespace) -> None:
         start=options.start,
         precision=options.precision,
         minutes=options.minutes,
+        device=options.device,
     )
     print(f"{out}: {'a voice' if voice else 'not finished; the same command goes on where this run stopped'}")
 
@@ -275,6 +276,7 @@ def _fill_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes", type=float, help="end by then, with a voice (default: when the configuration does)"
     )
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: as the configuration says")
     parser.set_defaults(run=_train)
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from notewave.errors import TrainingError, VoiceError
+from notewave.errors import ArgumentError, ToolError, TrainingError, VoiceError
 from notewave.export.material.ensembles import PIANO
 from notewave.export.material.packing import pack_songs
 from notewave.export.material.pieces import as_notes, compose
@@ -19,7 +20,7 @@ from notewave.export.material.segments import Segments
 from notewave.export.material.songs import SEGMENT_SAMPLES, Data, Song, load_song, save_song
 from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training import diffusion
-from notewave.export.training.config import Config, Stage, load_config
+from notewave.export.training.config import Config, Stage, for_gpu, load_config
 from notewave.export.training.diffusion import (
     AHEAD,
     MelBatch,
@@ -32,8 +33,10 @@ from notewave.export.training.diffusion import (
 from notewave.export.training.distil import student_loss, teach, train_student
 from notewave.export.training.loop import Allowance, plot_log
 from notewave.export.training.pairs import make_pairs
+from notewave.export.training.phases import PhasedRun
 from notewave.export.training.queries import plain_state, scale_queries
 from notewave.export.training.stages import (
+    Batches,
     fresh_model,
     prepare_for_mel,
     train_mel,
@@ -381,3 +384,31 @@ def test_a_pack_trains_networks_but_no_vocoder(tmp_path: Path, data: Path) -> No
     (tmp_path / "sung.json").write_text(json.dumps({**settings, "vocoder": {"steps": 1}}))
     with pytest.raises(TrainingError, match="no sound to train a vocoder on"):
         train(tmp_path / "sung.json", tmp_path / "sung", data=tmp_path / "songs.pack")
+
+
+def test_batches_ahead_are_those_of_their_steps(segments: Segments, tmp_path: Path) -> None:
+    settings = dataclasses.replace(config(1, 5), mel=(Stage(3, segments=2), Stage(2, segments=4, live=1.0)))
+    run = PhasedRun(tmp_path, "mel", settings, fresh_model(settings), lambda name: "new")
+    here, ahead = Batches(run, segments), Batches(run, segments)
+    ahead.pool = ThreadPoolExecutor(2)
+    for step in range(5):
+        run.step = step
+        for share in range(2):
+            ours, theirs = here(share), ahead(share)
+            torch.testing.assert_close(ours.tokens, theirs.tokens)
+            torch.testing.assert_close(ours.mel, theirs.mel)
+        assert len(ours.mel) == (1 if step < 3 else 2)
+    assert not ahead.coming
+
+
+def test_a_gpu_takes_larger_batches_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    cpu = load_config("general-midi")
+    gpu = for_gpu(cpu)
+    assert gpu.device == "cuda" and gpu.threads == 1 and gpu.mel[0].segments == 16 * cpu.mel[0].segments
+    assert gpu.mel[0].learning_rate == 2 * cpu.mel[0].learning_rate and gpu.mel[0].steps == cpu.mel[0].steps
+    if not torch.cuda.is_available():
+        with pytest.raises(ToolError, match=r"PyTorch finds none here.*device=.cpu"):
+            train("general-midi", tmp_path / "voice", device="cuda")
+    with pytest.raises(ArgumentError, match="device is 'tpu'"):
+        train("general-midi", tmp_path / "voice", device="tpu")
+    assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from notewave.errors import TrainingError
 from notewave.export.material.packing import packed_songs
 from notewave.export.material.songs import Data, Song, load_song, unpack_mel
 from notewave.song.dialect import Dialect, Tokens
-from notewave.sound.mel import FloatArray
+from notewave.sound.mel import FloatArray, to_network
 
 
 def read_songs(source: Path, kind: str, count: int) -> Iterator[Song]:
@@ -49,8 +49,8 @@ class Segments:
         return len(self.tokens)
 
     def mel(self, index: int) -> FloatArray:
-        """Log-mel float32 [T, M] of a segment."""
-        return unpack_mel(self.mels[index])
+        """Log-mel float32 [T, M] of a segment, in the networks' range."""
+        return to_network(unpack_mel(self.mels[index]))
 
     def draw(self, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
         """Numbers of segments, none twice where they suffice."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -85,7 +85,7 @@ class Config:
     data: Data = field(default_factory=Data)
     seed: int = 0
     ema: float = 0.998  # decay of the averaged weights
-    muon: bool = False  # in the mel stage and the distillation: Muon for the matrices in the networks
+    muon: bool = False  # whether Muon moves the matrices in the networks
     structured: bool = True  # start from notewave.export.training.structure; False: small random weights
     threads: int = 2  # each computes its share of every batch
     device: str = "cpu"
@@ -116,6 +116,30 @@ def parse_config(values: Any) -> Config:
         values = {key: value for key, value in values.items() if key != "notes"}
     config: Config = _build(Config, values)
     return config
+
+
+def for_gpu(config: Config, larger: int = 16) -> Config:
+    """A configuration for two CPU cores as a large GPU takes it: batches so many times larger, twice the rates.
+
+    The steps stay as they are: end them by the clock.
+    """
+
+    def scaled(phases: tuple[Stage, ...], symbolic: bool) -> tuple[Stage, ...]:
+        rates = 1.0 if symbolic else 2.0  # read-outs go fast enough
+        return tuple(
+            replace(
+                phase,
+                segments=larger * phase.segments,
+                tokens=larger * phase.tokens,
+                learning_rate=rates * phase.learning_rate,
+                learning_rate_end=rates * phase.learning_rate_end,
+            )
+            for phase in phases
+        )
+
+    symbolic, mel = scaled(config.symbolic, symbolic=True), scaled(config.mel, symbolic=False)
+    distil = scaled(config.distil, symbolic=False)
+    return replace(config, device="cuda", threads=1, symbolic=symbolic, mel=mel, distil=distil)
 
 
 def _build(kind: type[Any], values: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from notewave.export.training.symbolic import token_batch
 from notewave.sampling.schedule import NoiseSchedule, alpha_bars
 from notewave.song.codec import STEPS_PER_SECOND
 from notewave.song.dialect import EOS, PITCH, SHIFT, Tokens, dialect_of
-from notewave.sound.mel import FRAMES, HOP, LOG_SCALE, MELS, SAMPLE_RATE, to_network
+from notewave.sound.mel import FRAMES, HOP, LOG_SCALE, MELS, SAMPLE_RATE
 
 PREDICTION, SCHEDULE = "x0", NoiseSchedule("squaredcos_cap_v2", 1000)
 SORTED = 8  # batches that are drawn together
@@ -51,13 +52,13 @@ def mel_batch(data: Segments, seed: int, step: int, phase: Stage, share: slice =
     drawn = drawn[np.argsort([len(data.tokens[index]) for index in drawn], kind="stable")].reshape(SORTED, -1)
     chosen = drawn[rng.permutation(SORTED)[position]][share]
     rng = np.random.default_rng((seed, 3, step, share.start or 0))
-    mel = torch.from_numpy(np.stack([to_network(data.mel(index)) for index in chosen]))
+    mel = torch.from_numpy(np.stack([data.mel(index) for index in chosen]))
     keep = np.array([not data.first[index] for index in chosen]) & (rng.random(len(chosen)) >= CONTEXT_DROP)
     context = None
     if rng.random() < phase.context:
         before = [np.zeros((FRAMES, MELS), np.float32) if data.first[i] else data.mel(i - 1) for i in chosen]
-        level = rng.uniform(0, CONTEXT_NOISE, (len(chosen), 1, 1))
-        noisy = np.stack([to_network(past) for past in before]) + level * rng.normal(size=mel.shape)
+        level = rng.uniform(0, CONTEXT_NOISE, (len(chosen), 1, 1)).astype(np.float32)
+        noisy = np.stack(before) + level * rng.standard_normal(mel.shape, np.float32)
         past_drift, drift = drifts(rng, len(chosen))
         context = torch.from_numpy(np.clip(noisy + past_drift, -1, 1).astype(np.float32))
         context *= torch.from_numpy(keep)[:, None, None]
@@ -119,7 +120,7 @@ def mel_loss(model: SpectrogramDiffusion, batch: MelBatch, phase: Stage, generat
     if phase.starts:
         offsets *= torch.rand(shape, generator=generator) >= phase.starts
     conditioned = torch.rand(shape[0], generator=generator) >= phase.unconditioned
-    noise = torch.randn(*shape, phase.frames, MELS, generator=generator).to(device)
+    noise = normals((*shape, phase.frames, MELS), generator, device)
     window = offsets[..., None] + torch.arange(phase.frames)
     clean = batch.mel[torch.arange(shape[0])[:, None, None], window.to(device)]
     bar = torch.from_numpy(bars)[level].float().to(device)[..., None, None]
@@ -129,6 +130,14 @@ def mel_loss(model: SpectrogramDiffusion, batch: MelBatch, phase: Stage, generat
     fed = torch.from_numpy(times)[level].float().to(device)
     predicted = predict_crops(model, batch, x, fed, offsets.to(device), conditioned.to(device))
     return weighted_error(predicted, clean, batch, window)
+
+
+def normals(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Normal noise, drawn on the device; the generator is the CPU's."""
+    if device.type == "cpu":
+        return torch.randn(*shape, generator=generator)
+    own = torch.Generator(device).manual_seed(int(torch.randint(1 << 31, (), generator=generator)))
+    return torch.randn(*shape, generator=own, device=device)
 
 
 def weighted_error(predicted: Tensor, clean: Tensor, batch: MelBatch, window: Tensor) -> Tensor:

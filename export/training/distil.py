@@ -21,7 +21,7 @@ from notewave.export.training.diffusion import (
     PREDICTION,
     SCHEDULE,
     MelBatch,
-    mel_batch,
+    normals,
     predict_crops,
     weighted_error,
 )
@@ -29,7 +29,7 @@ from notewave.export.training.generation import denoise_segments
 from notewave.export.training.loop import Allowance, low_precision
 from notewave.export.training.phases import PhasedRun
 from notewave.export.training.queries import scale_queries
-from notewave.export.training.stages import held_out_check, to_device
+from notewave.export.training.stages import Batches, held_out_check, to_device
 from notewave.export.training.weights import write_weights
 from notewave.sampling.samplers import sampler_table
 from notewave.sampling.schedule import alpha_bars
@@ -52,12 +52,12 @@ def train_student(
     student, teacher = student.to(config.device), teacher.to(config.device).eval().requires_grad_(False)
     run = PhasedRun(folder, "distil", config, student, lambda name: "new", allowance)
     segments = Segments(data, config.dialect, config.data)
-    check = held_out_check(config, data, segments)
+    check, batches = held_out_check(config, data, segments), Batches(run, segments)
 
     def loss(phase: Stage, share: int) -> Tensor:
-        batch = mel_batch(segments, config.seed, run.step, phase, slice(share, None, config.threads))
+        batch = to_device(batches(share), config.device)
         with low_precision(config.device):
-            return student_loss(student, teacher, to_device(batch, config.device), phase, run.generator(share))
+            return student_loss(student, teacher, batch, phase, run.generator(share))
 
     def validate() -> dict[str, float]:
         write_weights(folder, config, student, run.step, distilled=True)
@@ -79,7 +79,7 @@ def student_loss(
 ) -> Tensor:
     """Error of the student's prediction at its own noise times, against the teacher's mel and some of the true one."""
     count, device = len(batch.mel), batch.mel.device
-    noise = torch.randn(count, FRAMES, MELS, generator=generator).to(device)
+    noise = normals((count, FRAMES, MELS), generator, device)
     window = torch.arange(FRAMES, device=device).expand(count, 1, FRAMES)
     played = (window[:, 0] < batch.played[:, None])[..., None]
     taught = teach(teacher, batch, noise, phase).lerp(batch.mel, phase.truth)
@@ -90,7 +90,7 @@ def student_loss(
     time = torch.where(later, float(second), float(first))
     times, bars = alpha_bars(SCHEDULE)
     bar = float(bars[abs(times - second).argmin()])
-    other = torch.randn(noise.shape, generator=generator).to(device)
+    other = normals(noise.shape, generator, device)
     x = torch.where(later[:, None, None], bar**0.5 * taught + (1 - bar) ** 0.5 * other, noise)
     x = torch.where(played, batch.mel, x)
     every = torch.ones(count, dtype=torch.bool, device=device)

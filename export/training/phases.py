@@ -39,7 +39,7 @@ class PhasedRun(Run):
     ) -> None:
         self.config = config
         self.phases = {"symbolic": config.symbolic, "mel": config.mel, "distil": config.distil}[stage]
-        optimiser = make_optimiser(model, kind_of, config.muon and stage != "symbolic")
+        optimiser = make_optimiser(model, kind_of, config.muon)
         super().__init__(
             folder,
             stage,
@@ -51,12 +51,12 @@ class PhasedRun(Run):
             allowance=allowance,
         )
 
-    def phase(self) -> tuple[Stage, float] | None:
-        """The phase that the present step belongs to and how far it is in it, 0 to 1; None at the end."""
-        before = 0
+    def phase(self, step: int | None = None) -> tuple[Stage, float] | None:
+        """The phase that a step, or the present one, belongs to, and how far it is in it, 0 to 1; None at the end."""
+        asked, before = self.step if step is None else step, 0
         for phase in self.phases:
-            if self.step < before + phase.steps:
-                return phase, (self.step - before) / phase.steps
+            if asked < before + phase.steps:
+                return phase, (asked - before) / phase.steps
             before += phase.steps
         return None
 

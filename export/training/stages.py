@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,13 +37,14 @@ from notewave.export.training.symbolic import (
 )
 from notewave.export.training.weights import write_weights
 from notewave.song.dialect import PUBLISHED
-from notewave.sound.mel import to_network
+from notewave.sound.mel import from_network
 from notewave.voice.contracts import Dimensions
 from notewave.voice.folder import Voice
 
 Batch = TypeVar("Batch", SymbolicBatch, MelBatch)
 
 FITTED_SONGS = 2  # on which the attention to the context is fitted
+AHEAD_STEPS, AHEAD_THREADS = 12, 8  # how many batches are made ahead for a GPU, and by how many threads
 VALIDATION_STEPS = 8  # of sampling
 VALIDATION_SEGMENTS = 3  # of each held-out song
 
@@ -72,7 +74,9 @@ def symbolic_kind_of(name: str) -> str:
 
     What the structured start set must move slowly, or the noise of early steps undoes it.
     """
-    return "new" if name.startswith("heads.") else "pretrained"
+    if name.startswith("heads."):
+        return "new"
+    return "slow" if kind_of(name.removeprefix("model.")) == "slow" else "pretrained"
 
 
 def train_symbolic(
@@ -116,7 +120,7 @@ def prepare_for_mel(model: SpectrogramDiffusion, config: Config, data: Path) -> 
         segments = Segments(data, config.dialect, replace(config.data, songs=FITTED_SONGS))
         later = [index for index, first in enumerate(segments.first) if not first]
         tokens = token_batch([segments.tokens[index] for index in later])
-        before = np.stack([to_network(segments.mel(index - 1)) for index in later])
+        before = np.stack([segments.mel(index - 1) for index in later])
         attend_to_context(model, tokens.to(config.device), torch.from_numpy(before).to(config.device), SYMBOLIC_LAYERS)
 
 
@@ -145,8 +149,10 @@ def train_mel(
     segments = Segments(data, config.dialect, config.data)
     check = held_out_check(config, data, segments)
 
+    batches = Batches(run, segments)
+
     def loss(phase: Stage, share: int) -> Tensor:
-        batch = mel_batch(segments, config.seed, run.step, phase, slice(share, None, config.threads))
+        batch = batches(share)
         with low_precision(config.device):
             return mel_loss(model, to_device(batch, config.device), phase, run.generator(share))
 
@@ -161,13 +167,38 @@ def train_mel(
     return weights if finished else None
 
 
+class Batches:
+    """Batches of mels, made ahead in other threads where a GPU computes; a CPU is busy enough with the one in hand."""
+
+    def __init__(self, run: PhasedRun, segments: Segments) -> None:
+        self.run, self.segments = run, segments
+        self.pool = None if run.config.device == "cpu" else ThreadPoolExecutor(AHEAD_THREADS)
+        self.coming: dict[tuple[int, int], Future[MelBatch]] = {}
+
+    def __call__(self, share: int) -> MelBatch:
+        """A share of the present step's batch."""
+        step = self.run.step
+        if self.pool is None:
+            return self._make(step, share)
+        for later in range(step, step + AHEAD_STEPS):
+            if (later, share) not in self.coming and self.run.phase(later) is not None:
+                self.coming[later, share] = self.pool.submit(self._make, later, share)
+        return self.coming.pop((step, share)).result()
+
+    def _make(self, step: int, share: int) -> MelBatch:
+        current = self.run.phase(step)
+        assert current is not None
+        config = self.run.config
+        return mel_batch(self.segments, config.seed, step, current[0], slice(share, None, config.threads))
+
+
 def held_out_check(
     config: Config, data: Path, segments: Segments
 ) -> Callable[[SpectrogramDiffusion, int], dict[str, float]]:
     """What gives the scores of a model, in so many steps, on the beginnings of the held-out songs; none without any."""
     held, few = read_songs(data, "heldout", config.data.held_out_songs), slice(VALIDATION_SEGMENTS)
     songs = [(song.tokens(config.dialect)[few], unpack_mel(song.mel[few])) for song in held]
-    mean = np.mean([segments.mel(index).mean(axis=0) for index in range(len(segments))], axis=0)
+    mean = from_network(np.mean([segments.mel(index).mean(axis=0) for index in range(len(segments))], axis=0))
     return lambda model, steps: mel_scores(model, songs, mean, steps) if songs else {}
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
-from notewave.errors import TrainingError
+import torch
+
+from notewave.checks import quoted
+from notewave.errors import ArgumentError, ToolError, TrainingError
 from notewave.export.convert import export_voice
 from notewave.export.graphs.restore import restore_vocoder
 from notewave.export.material.packing import pack_songs
 from notewave.export.material.songs import make_data
 from notewave.export.networks import SpectrogramDiffusion
-from notewave.export.training.config import load_config
+from notewave.export.training.config import Config, for_gpu, load_config
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE
 from notewave.export.training.distil import train_student
 from notewave.export.training.loop import Allowance, plot_log
@@ -39,6 +43,7 @@ def train(
     start: str | Path | None = None,
     precision: str = "fp16",
     minutes: float | None = None,
+    device: str | None = None,
 ) -> Voice | None:
     """Train a voice and write it to ``out``; started again, go on where the last run was stopped.
 
@@ -47,48 +52,82 @@ def train(
     which those that it lacks are rendered, or a pack of them. vocoder: file of a trained vocoder, in the place of
     training one. start: folder of a voice whose networks and vocoder training begins with; without one the symbolic
     stage makes networks. minutes: how long to train in all. By then there is a voice: each stage has its share of the
-    time, in whose last fifth its learning rate falls; started again, it goes on from where that began.
+    time, in whose last fifth its learning rate falls; started again, it goes on from where that began. device: "cpu",
+    or "cuda" with larger batches than a configuration for the CPU has; default: as the configuration says.
     Stopped by SIGTERM or SIGINT while a stage trains, the vocoder's too, it saves its state and returns None; elsewhere
     it ends at once, and whatever is on the disk is whole. Raises TrainingError for a bad configuration or state,
     ToolError where FluidSynth or music21 is missing, VoiceError for a voice that can't be gone on from.
     """
-    settings = load_config(config)
+    settings = _on(load_config(config), device)
     folder = Path(state) if state else Path(f"{out}.training")
     songs = Path(data) if data else folder / "data"
-    packed = songs.is_file()
-    if not packed:
-        make_data(songs, settings.data, settings.threads)
-    clock = None if minutes is None else Allowance.from_now(60 * minutes)
     wants_vocoder = vocoder is None and settings.vocoder is not None
-    if packed and wants_vocoder:
+    if not songs.is_file():
+        make_data(songs, settings.data, settings.threads)
+    elif wants_vocoder:
         raise TrainingError(f"{songs} has no sound to train a vocoder on: a pack is without. Name a trained --vocoder.")
-
-    def until(share: float) -> Allowance | None:
-        """From now to this share of all the time."""
-        return None if clock is None else Allowance.from_now((share - clock.used) * clock.seconds)
-
+    clock = None if minutes is None else Allowance.from_now(60 * minutes)
     origin = None if start is None else Voice.load(start)
-    model: SpectrogramDiffusion | None = None if origin is None else trained_model(settings, origin)
-    if origin is None or origin.dialect != settings.dialect:  # it must learn to read, or to read other tokens
-        model = train_symbolic(settings, folder, until(SYMBOLIC_SHARE), model)
-    if origin is None and model is not None:
-        prepare_for_mel(model, settings, songs)
-    last = 1.0 if not wants_vocoder else DISTIL_SHARE if settings.distil else MEL_SHARE
-    end = MEL_SHARE if settings.distil else last
-    weights = train_mel(settings, folder, songs, model, until(end)) if model is not None else None
-    if weights is not None and settings.distil:
-        weights = train_student(settings, folder / "distil", songs, load_weights(weights), until(last))
+    weights = _train_networks(settings, folder, songs, origin, clock, wants_vocoder)
     plot_log(folder)
-    if weights is None:
-        return None
-    if wants_vocoder and settings.vocoder is not None:
+    if weights is not None and wants_vocoder:
         vocoder = folder / "vocoder" / "final"
-        make_pairs(weights, songs, folder / "pairs", PAIRED_SONGS, PAIRED_SEGMENTS)
-        pairs, count = folder / "pairs", settings.data.songs
-        first = restore_vocoder(origin, settings.vocoder.model) if origin is not None and origin.vocoder else None
-        if train_vocoder(settings.vocoder, {songs: 1.0}, vocoder.parent, pairs, count, until(1.0), first) is None:
+        if not _train_vocoder(settings, folder, songs, origin, clock, weights):
             return None
-    return write_voice(weights, Path(out), vocoder, precision)
+    return None if weights is None else write_voice(weights, Path(out), vocoder, precision)
+
+
+def _train_networks(
+    config: Config, folder: Path, songs: Path, origin: Voice | None, clock: Allowance | None, wants_vocoder: bool
+) -> Path | None:
+    """The symbolic and the mel stage and the distillation; the file of weights, or None if it was stopped."""
+    model: SpectrogramDiffusion | None = None if origin is None else trained_model(config, origin)
+    if origin is None or origin.dialect != config.dialect:  # it must learn to read, or to read other tokens
+        model = train_symbolic(config, folder, _until(SYMBOLIC_SHARE, clock), model)
+    if model is None:
+        return None
+    if origin is None:
+        prepare_for_mel(model, config, songs)
+    last = 1.0 if not wants_vocoder else DISTIL_SHARE if config.distil else MEL_SHARE
+    weights = train_mel(config, folder, songs, model, _until(MEL_SHARE if config.distil else last, clock))
+    if weights is None or not config.distil:
+        return weights
+    return train_student(config, folder / "distil", songs, load_weights(weights), _until(last, clock))
+
+
+def _train_vocoder(
+    config: Config, folder: Path, songs: Path, origin: Voice | None, clock: Allowance | None, weights: Path
+) -> bool:
+    """The vocoder's stage, partly on mels that the weights make; False if it was stopped."""
+    assert config.vocoder is not None
+    pairs = folder / "pairs"
+    make_pairs(weights, songs, pairs, PAIRED_SONGS, PAIRED_SEGMENTS)
+    first = restore_vocoder(origin, config.vocoder.model) if origin is not None and origin.vocoder else None
+    out, count = folder / "vocoder", config.data.songs
+    return train_vocoder(config.vocoder, {songs: 1.0}, out, pairs, count, _until(1.0, clock), first) is not None
+
+
+def _until(share: float, clock: Allowance | None) -> Allowance | None:
+    """From now to this share of all the time."""
+    return None if clock is None else Allowance.from_now((share - clock.used) * clock.seconds)
+
+
+def _on(config: Config, device: str | None) -> Config:
+    """A configuration for a device. Raises ArgumentError for an unknown one, ToolError where there is none."""
+    if device not in (None, "cpu", "cuda"):
+        raise ArgumentError(
+            f'device is {quoted(device)}; it must be "cpu" or "cuda", or None for the configuration\'s.'
+        )
+    if device == "cuda" and config.device == "cpu":
+        config = for_gpu(config)
+    elif device == "cpu":
+        config = replace(config, device="cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ToolError(
+            f"The configuration {config.name} is to be trained on a GPU, and PyTorch finds none here. Check "
+            'torch.cuda.is_available(), or train on the CPU: device="cpu".'
+        )
+    return config
 
 
 def pack(config: str | Path, data: str | Path, out: str | Path) -> int:
