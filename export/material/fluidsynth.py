@@ -36,8 +36,8 @@ def check_fluidsynth(soundfont: Path = SOUNDFONT) -> None:
         )
 
 
-def write_midi(notes: Notes, path: Path) -> None:
-    """Write a song of at most PROGRAMS_AT_ONCE programs as MIDI with every onset and offset on its 10 ms step."""
+def as_midi(notes: Notes) -> pretty_midi.PrettyMIDI:
+    """A song of at most PROGRAMS_AT_ONCE programs as MIDI, with every onset and offset on its 10 ms step."""
     midi = pretty_midi.PrettyMIDI(resolution=TICKS_PER_BEAT, initial_tempo=120.0)
     for program, is_drum in sorted(set(zip(notes.program.tolist(), notes.is_drum.tolist(), strict=True))):
         instrument = pretty_midi.Instrument(program, is_drum)
@@ -45,7 +45,7 @@ def write_midi(notes: Notes, path: Path) -> None:
             start, end = float(notes.onset_s[index]), float(notes.offset_s[index])
             instrument.notes.append(pretty_midi.Note(int(notes.velocity[index]), int(notes.pitch[index]), start, end))
         midi.instruments.append(instrument)
-    midi.write(str(path))
+    return midi
 
 
 def fluidsynth(notes: Notes, soundfont: Path = SOUNDFONT) -> NDArray[np.float32]:
@@ -60,18 +60,18 @@ def fluidsynth(notes: Notes, soundfont: Path = SOUNDFONT) -> NDArray[np.float32]
     sound = np.zeros(0, np.float32)
     for start in range(0, max(1, len(programs)), PROGRAMS_AT_ONCE):  # what exceeds the channels is played apart
         own = np.isin(notes.program, programs[start : start + PROGRAMS_AT_ONCE]) & ~notes.is_drum
-        part = _play(notes.rows(own | notes.is_drum if start == 0 else own), soundfont)
+        part = play_midi(as_midi(notes.rows(own | notes.is_drum if start == 0 else own)), soundfont)
         longer, shorter = (sound, part) if len(sound) > len(part) else (part, sound)
         longer[: len(shorter)] += shorter
         sound = longer
     return sound
 
 
-def _play(notes: Notes, soundfont: Path) -> NDArray[np.float32]:
-    """Render what fits into MIDI's channels."""
+def play_midi(song: pretty_midi.PrettyMIDI, soundfont: Path = SOUNDFONT) -> NDArray[np.float32]:
+    """Render MIDI as it is: mono float32 [n] at 16 kHz. Raises as ``fluidsynth``."""
     with tempfile.TemporaryDirectory() as folder:
         midi, raw = Path(folder) / "song.mid", Path(folder) / "song.raw"
-        write_midi(notes, midi)
+        song.write(str(midi))
         options = ["-R", "0", "-C", "0", "-g", str(GAIN), "-r", str(SAMPLE_RATE), "-O", "float", "-T", "raw"]
         command = ["fluidsynth", "-ni", *options, "-F", str(raw), str(soundfont), str(midi)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")

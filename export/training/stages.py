@@ -16,6 +16,7 @@ from notewave.errors import VoiceError
 from notewave.export.graphs.restore import restore_voice
 from notewave.export.material.segments import Segments, read_songs
 from notewave.export.material.songs import HELD_OUT_SECONDS, held_out, unpack_mel
+from notewave.export.material.timbres import Timbres
 from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.config import Config, Stage
 from notewave.export.training.context import attend_to_context, hold_film, pass_on_heads
@@ -80,11 +81,15 @@ def symbolic_kind_of(name: str) -> str:
 
 
 def train_symbolic(
-    config: Config, folder: Path, allowance: Allowance | None = None, start: SpectrogramDiffusion | None = None
+    config: Config,
+    folder: Path,
+    allowance: Allowance | None = None,
+    start: SpectrogramDiffusion | None = None,
+    timbres: Timbres | None = None,
 ) -> SpectrogramDiffusion | None:
     """Run or resume the symbolic stage; returns the networks with averaged weights, or None if it was stopped.
 
-    start: networks to begin with, in the place of fresh ones.
+    start: networks to begin with, in the place of fresh ones. timbres: sounds of notes for the note encoder to learn.
     """
     model, heads = start or fresh_model(config), SymbolicHeads(config.dimensions.width)
     both = nn.ModuleDict({"model": model, "heads": heads}).to(config.device)
@@ -99,7 +104,7 @@ def train_symbolic(
         batch = symbolic_batch(rng, phase.segments // shares, phase.tokens // shares, config.data, config.dialect)
         batch = to_device(batch, config.device)
         with low_precision(config.device):
-            return symbolic_loss(model, heads, batch, phase.frames, run.generator(share))
+            return symbolic_loss(model, heads, batch, phase.frames, run.generator(share), timbres)
 
     def validate() -> dict[str, float]:
         with low_precision(config.device):

@@ -19,6 +19,7 @@ from notewave.export.material.dynamics import with_dynamics
 from notewave.export.material.ensembles import FIRST_KEY, LAST_KEY
 from notewave.export.material.pieces import Row, as_notes, compose
 from notewave.export.material.songs import ENSEMBLES, Data
+from notewave.export.material.timbres import AGES, DRUMS, HIGHEST, LOWEST, Timbres
 from notewave.export.networks import RMSNorm, SpectrogramDiffusion, in_pairs, masked_bias, split_heads
 from notewave.song.codec import MAX_TOKENS, STEPS_PER_SECOND, encode_notes, pad_tokens
 from notewave.song.dialect import (
@@ -34,7 +35,7 @@ from notewave.song.dialect import (
     dialect_of,
 )
 from notewave.song.notes import Notes
-from notewave.sound.mel import FRAMES, SEGMENT_SECONDS
+from notewave.sound.mel import FRAMES, MELS, SEGMENT_SECONDS
 
 SYMBOLIC_LAYERS = 2  # decoder layers that are pre-trained
 POSITIVE_WEIGHTS = (3.0, 6.0)  # of sounding and starting pitches, which are rare
@@ -48,6 +49,7 @@ FRAME_SECONDS = SEGMENT_SECONDS / FRAMES
 TOKEN_TARGETS = 4  # onset, offset, whether a pitch token is a note's start, and its velocity
 TOKEN_WEIGHT = 0.3  # of the token heads' loss
 PROGRAM_WEIGHT = 0.1  # of the cross-entropy of tokens' programs in it
+TIMBRE_WEIGHT = 20.0  # of the error of single notes' mels
 LOUDNESS_WEIGHT = 3.0  # of the error of velocities of what sounds, beside the rolls
 
 
@@ -59,8 +61,8 @@ class SymbolicBatch:
     rolls: Tensor  # float32 [B, T, 2, 128]: sounding, starting
     parts: Tensor | None  # float32 [B, T, PARTS, 128]: velocity (1 is 127) of what sounds; None: it is all a piano's
     programs: Tensor | None  # float32 [B, T, 128]: which programs sound
-    targets: Tensor  # float32 [B, N, 5]: onset and offset in segments, start or not, velocity, program; where masked
-    targets_mask: Tensor  # bool [B, N, 2]: pitch token; pitch token that starts a note
+    targets: Tensor  # float32 [B, N, 6]: onset, offset, whether it starts; velocity, program, pitch; where masked
+    targets_mask: Tensor  # bool [B, N, 3]: pitch token; pitch token that starts a note; or a drum
 
 
 class SymbolicHeads(nn.Module):
@@ -75,6 +77,7 @@ class SymbolicHeads(nn.Module):
         self.loudness = nn.Linear(width, 2 * PITCHES)
         self.tokens = nn.Linear(width, TOKEN_TARGETS)
         self.token_programs = nn.Linear(width, PROGRAMS)
+        self.timbres = nn.Linear(width, len(AGES) * MELS)
         nn.init.constant_(self.frames.bias, -3.0)
         nn.init.constant_(self.parts.bias, -4.0)
         nn.init.constant_(self.programs.bias, -3.0)
@@ -147,8 +150,8 @@ def program_rolls(notes: Notes, segments: int) -> NDArray[np.float32]:
 
 
 def token_targets(tokens: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Targets [N, 5] and masks [N, 2] of ``SymbolicBatch`` for one segment, read from the tokens alone."""
-    targets, mask = np.zeros((len(tokens), TOKEN_TARGETS + 1), np.float32), np.zeros((len(tokens), 2), bool)
+    """Targets [N, 6] and masks [N, 3] of ``SymbolicBatch`` for one segment, read from the tokens alone."""
+    targets, mask = np.zeros((len(tokens), TOKEN_TARGETS + 2), np.float32), np.zeros((len(tokens), 3), bool)
     dialect = dialect_of(tokens)
     time, velocity, program = -0.05, dialect.velocities, dialect.program
     started: dict[tuple[int, int], int] = {}  # (program, pitch token) to index
@@ -160,13 +163,16 @@ def token_targets(tokens: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArr
         elif dialect.program <= token < dialect.drum:
             program = token
         elif PITCH <= token < VELOCITY:
-            mask[index] = True, velocity > 0
-            loudness = velocity / dialect.velocities
-            targets[index] = time, 1.05, velocity > 0, loudness, program - dialect.program
+            mask[index] = True, velocity > 0, velocity > 0
+            loudness, pitch = velocity / dialect.velocities, token - PITCH
+            targets[index] = time, 1.05, velocity > 0, loudness, program - dialect.program, pitch
             if velocity:
                 started[program, token] = index
             elif (program, token) in started:
                 targets[started.pop((program, token)), 1] = time
+        elif dialect.drum <= token < dialect.end:
+            mask[index] = False, False, True
+            targets[index, 3:] = velocity / dialect.velocities, DRUMS, token - dialect.drum
         elif token == dialect.tie:  # from here on, events
             time = 0.0
     return targets, mask
@@ -211,8 +217,8 @@ def collate(
 ) -> SymbolicBatch:
     """A batch of segments, with rolls of pitches [B, T, 2, 128], families [B, T, PARTS, 128], programs [B, T, 128]."""
     padded = token_batch(tokens)
-    targets = torch.zeros(*padded.shape, TOKEN_TARGETS + 1)
-    mask = torch.zeros(*padded.shape, 2, dtype=torch.bool)
+    targets = torch.zeros(*padded.shape, TOKEN_TARGETS + 2)
+    mask = torch.zeros(*padded.shape, 3, dtype=torch.bool)
     for index, segment in enumerate(tokens):
         values, where = token_targets(segment)
         targets[index, : len(segment)], mask[index, : len(segment)] = torch.from_numpy(values), torch.from_numpy(where)
@@ -230,6 +236,7 @@ class ReadOut:
     loudness: Tensor  # [B, F, 2, 128]: velocity, of 127, at each pitch and each drum
     times: Tensor  # [B, N, TOKEN_TARGETS]
     token_programs: Tensor  # [B, N, 128]
+    timbres: Tensor  # [B, N, A, M]: the mel of the token's note by itself, in the networks' range
 
 
 def symbolic_forward(
@@ -251,6 +258,7 @@ def symbolic_forward(
         heads.loudness(x).unflatten(-1, (2, PITCHES)),
         heads.tokens(notes),
         heads.token_programs(notes),
+        heads.timbres(notes).unflatten(-1, (len(AGES), MELS)),
     )
 
 
@@ -277,9 +285,14 @@ def _mean(errors: Tensor) -> Tensor:
 
 
 def symbolic_loss(
-    model: SpectrogramDiffusion, heads: SymbolicHeads, batch: SymbolicBatch, frames: int, generator: torch.Generator
+    model: SpectrogramDiffusion,
+    heads: SymbolicHeads,
+    batch: SymbolicBatch,
+    frames: int,
+    generator: torch.Generator,
+    timbres: Timbres | None = None,
 ) -> Tensor:
-    """Weighted cross-entropy of pitches at a random crop of each segment, plus the token head's error."""
+    """Weighted cross-entropy of pitches at a random crop of each segment, plus the token heads' errors."""
     count, device = len(batch.tokens), batch.tokens.device
     offsets = torch.randint(0, FRAMES - frames + 1, (count,), generator=generator).to(device)
     noise = torch.randn(count, frames, model.size.mels, generator=generator).to(device)
@@ -287,14 +300,24 @@ def symbolic_loss(
     row, window = torch.arange(count, device=device)[:, None], offsets[:, None] + torch.arange(frames, device=device)
     frame_loss = 2 * pitch_loss(read.pitches.float(), batch.rolls[row, window])
     error = (read.times.float() - batch.targets[..., :TOKEN_TARGETS]).abs()
-    pitch, start = batch.targets_mask.unbind(-1)
+    pitch, start, struck = batch.targets_mask.unbind(-1)
     token_loss = _mean(error[..., (0, 2)][pitch]) + _mean(error[..., 1][start])
     if batch.parts is not None and batch.programs is not None:
         frame_loss = frame_loss + part_loss(read, batch.parts[row, window], batch.programs[row, window])
-        programs = batch.targets[..., -1][pitch].long()
+        programs = batch.targets[..., 4][pitch].long()
         named = F.cross_entropy(read.token_programs[pitch].float(), programs, reduction="none")
         token_loss = token_loss + _mean(error[..., 3][start]) + PROGRAM_WEIGHT * _mean(named)
-    return FRAME_WEIGHT * frame_loss + TOKEN_WEIGHT * token_loss
+    loss = FRAME_WEIGHT * frame_loss + TOKEN_WEIGHT * token_loss
+    return loss if timbres is None else loss + TIMBRE_WEIGHT * timbre_loss(read.timbres, batch, struck, timbres)
+
+
+def timbre_loss(read: Tensor, batch: SymbolicBatch, struck: Tensor, timbres: Timbres) -> Tensor:
+    """Mean error of the mels [B, N, A, M] that struck tokens are read to have by themselves."""
+    velocity, program, pitch = batch.targets[..., 3:].unbind(-1)
+    known = struck & (pitch >= LOWEST) & (pitch <= HIGHEST)
+    asked = (values[known].cpu().numpy() for values in (program.long(), pitch.long(), MAX_VELOCITY * velocity))
+    true = torch.from_numpy(timbres.mel(*asked)).to(read.device)
+    return _mean((read[known].float() - true).abs())
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from notewave.export.convert import export_voice
 from notewave.export.graphs.restore import restore_vocoder
 from notewave.export.material.packing import pack_songs
 from notewave.export.material.songs import make_data
+from notewave.export.material.timbres import Timbres
 from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.config import Config, for_gpu, load_config
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE
@@ -30,6 +31,7 @@ from notewave.voice.folder import Voice
 SAMPLING, DISTILLED = Sampling("dpmpp-2m", steps=4, guidance=1.2), Sampling("dpmpp-2m", steps=1)
 LICENCE = "Apache-2.0"
 SYMBOLIC_SHARE, MEL_SHARE, DISTIL_SHARE = 0.2, 0.7, 0.8  # of a training's time: when these stages end
+TIMBRES = "timbres.npz"  # beside the songs
 PAIRED_SONGS, PAIRED_SEGMENTS = 32, 6  # vocoded from generated mels while the vocoder trains
 
 
@@ -83,7 +85,10 @@ def _train_networks(
     """The symbolic and the mel stage and the distillation; the file of weights, or None if it was stopped."""
     model: SpectrogramDiffusion | None = None if origin is None else trained_model(config, origin)
     if origin is None or origin.dialect != config.dialect:  # it must learn to read, or to read other tokens
-        model = train_symbolic(config, folder, _until(SYMBOLIC_SHARE, clock), model)
+        timbres = None
+        if config.data.ensemble != "piano" and songs.is_dir():
+            timbres = Timbres.load(songs / TIMBRES, config.threads)
+        model = train_symbolic(config, folder, _until(SYMBOLIC_SHARE, clock), model, timbres)
     if model is None:
         return None
     if origin is None:
