@@ -1,6 +1,7 @@
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,9 @@ def test_rolls_say_when_notes_sound() -> None:
 
 def test_rolls_of_parts_tell_instruments_apart() -> None:
     notes = as_notes([(0.1, 0.2, 60, 33, False), (0.1, 0.3, 60, 73, False), (1.0, 1.1, 38, 0, True)])
-    rolls = part_rolls(notes, 1)[0]
+    velocities = part_rolls(notes, 1)[0]
+    assert set(np.unique(velocities)) == {np.float32(0), np.float32(90 / 127)}
+    rolls = velocities > 0
     bass, flute = 33 // FAMILY, 73 // FAMILY
     assert np.flatnonzero(rolls[:, bass, 60]).tolist() == [5, 6, 7, 8, 9]
     assert np.flatnonzero(rolls[:, flute, 60]).tolist() == [*range(5, 15)]
@@ -229,6 +232,10 @@ def test_a_damaged_pack_is_named(tmp_path: Path) -> None:
         pack.write_bytes(damaged)
         with pytest.raises(TrainingError, match="is no pack of songs"):
             list(packed_songs(pack, "train"))
+    with zipfile.ZipFile(pack, "w", zipfile.ZIP_LZMA) as archive, archive.open("train-00000.mel", "w") as member:
+        np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": (128, 1 << 50)})
+    with pytest.raises(TrainingError, match="no song is so long"):
+        list(packed_songs(pack, "train"))
     with pytest.raises(TrainingError, match="no songs to pack"):
         pack_songs(tmp_path / "nowhere", pack)
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from torch import nn
 from notewave.errors import TrainingError, VoiceError
 from notewave.export.graphs.vocoder import adopt_onnx_vocoder, export_vocoder_onnx, receptive_field
 from notewave.export.material.pieces import as_notes
-from notewave.export.material.songs import SEGMENT_SAMPLES, Song, save_song
+from notewave.export.material.songs import SEGMENT_SAMPLES, Song, pack_mel, save_song
 from notewave.export.training.config import VocoderTraining
+from notewave.export.training.loop import Allowance
 from notewave.export.training.vocoder import Crops, Recording, Trainer, load_recordings, mel_of, train_vocoder
 from notewave.export.vocoders import MelGAN, Tonewheel, load_vocoder, save_vocoder
 from notewave.sound.mel import FRAMES, HOP, MELS, log_mel
@@ -234,7 +236,7 @@ def test_naming_steps_teach_the_trunk_and_the_listener_and_later_steps_the_sound
 
 def test_training_on_generated_mels_uses_them(tmp_path: Path) -> None:
     samples = np.zeros(40 * HOP, np.int16)
-    generated = np.full((40, MELS), -3.0, np.float16)
+    generated = pack_mel(np.full((40, MELS), -3.0))
     silence = np.zeros((40, 2 * 128 // 8), np.uint8)
     batch = Crops(CONFIG, [([Recording(samples, silence, generated)], 1.0)]).draw(0)
     mel = batch.mel
@@ -338,3 +340,27 @@ def test_damaged_file_is_refused(foreign: Path, tmp_path: Path) -> None:
     for source in (tmp_path / "cut.onnx", tmp_path / "text.onnx", tmp_path / "missing.onnx"):
         with pytest.raises(VoiceError):
             adopt_onnx_vocoder(source, tmp_path / "vocoder.onnx")
+
+
+def test_training_begins_with_a_given_vocoder(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    given = Tonewheel(**SMALL)
+    begun, fresh = (Trainer(CONFIG, tmp_path / name, start=start) for name, start in (("a", given), ("b", None)))
+    for name, value in given.state_dict().items():
+        torch.testing.assert_close(begun.model.state_dict()[name], value, rtol=0, atol=0)
+    assert not torch.equal(fresh.model.embed.weight, given.embed.weight)
+
+
+def test_by_the_clock_naming_ends_and_the_rate_falls(tmp_path: Path) -> None:
+    config = replace(CONFIG, naming_steps=1000, steps=1000)
+    early, late = (
+        Trainer(config, tmp_path / name, Allowance(time.monotonic() - used, 100.0))
+        for name, used in (("early", 10.0), ("late", 90.0))
+    )
+    assert early.naming and not late.naming
+    assert early.falling == 1.0 and 0.3 < late.falling < 0.7
+    late.save()
+    assert not late.checkpoint.exists()
+    early.folder.mkdir(parents=True)
+    early.save()
+    assert early.checkpoint.exists()

@@ -7,18 +7,23 @@ two MEL_STEP: 0.03 nats of error on average) as differences from frame to frame,
 
 from __future__ import annotations
 
+import lzma
+import math
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from notewave.errors import TrainingError
+from notewave.errors import MidiError, TrainingError
 from notewave.export.material.songs import Song, load_song, notes_from_array, notes_to_array
 from notewave.files import atomic_file
 from notewave.sound.mel import FRAMES, MELS
 
 LOST_BITS = 1
+MAX_ARRAY_BYTES = 1 << 27  # of a song's mel: 5 hours
 
 
 def pack_songs(folder: Path, out: Path, songs: int | None = None) -> int:
@@ -52,13 +57,22 @@ def packed_songs(pack: Path, kind: str) -> Iterator[tuple[int, Song]]:
                 stem, _, array = name.rpartition(".")
                 if array == "mel" and stem.startswith(f"{kind}-"):
                     yield int(stem.split("-")[1]), _unpack(archive, stem)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, MidiError, lzma.LZMAError, zipfile.BadZipFile) as error:
         raise TrainingError(f"{pack} is no pack of songs: {error}. Pack them again.") from error
 
 
 def _unpack(archive: zipfile.ZipFile, stem: str) -> Song:
-    with archive.open(f"{stem}.mel") as mel, archive.open(f"{stem}.notes") as notes:
-        changes = np.lib.format.read_array(mel, allow_pickle=False)
-        table = np.lib.format.read_array(notes, allow_pickle=False)
+    changes, table = (_array(archive, f"{stem}.{kind}") for kind in ("mel", "notes"))
     frames = np.cumsum(changes.T, axis=0, dtype=np.uint8) << np.uint8(LOST_BITS)
     return Song(np.zeros(0, np.int16), frames.reshape(-1, FRAMES, MELS), notes_from_array(table))
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """An array of the archive, of no more bytes than a song has. Raises ValueError for others."""
+    with archive.open(name) as member:
+        np.lib.format.read_magic(member)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+        if math.prod(shape) * dtype.itemsize > MAX_ARRAY_BYTES:
+            raise ValueError(f"{name} has the shape {shape}: no song is so long")
+        member.seek(0)
+        return np.lib.format.read_array(member, allow_pickle=False)
