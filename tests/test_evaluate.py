@@ -10,7 +10,7 @@ from notewave.benchmarks import judges, probes
 from notewave.benchmarks.evaluate import evaluate
 from notewave.errors import ArgumentError, MidiError, OutputError, ToolError
 from notewave.export.material.excerpts import HELD_OUT
-from notewave.export.material.fluidsynth import SOUNDFONT, write_midi
+from notewave.export.material.fluidsynth import SOUNDFONT, as_midi
 from notewave.song.notes import Notes
 from notewave.sound.mel import FRAMES, MELS, SAMPLE_RATE, log_mel
 
@@ -194,7 +194,7 @@ def test_a_voice_is_judged_beside_fluidsynth(reference_voice, tmp_path, transcri
     few = {"organs": {"16": probes.program_phrases()["organs"]["16 Drawbar Organ"]}}
     monkeypatch.setattr(probes, "program_phrases", lambda: few)
     strings_and_claves = Notes([0.0, 1.0], [5.0, 1.1], [48, 75], [100, 100], [48, 0], [False, True])
-    write_midi(strings_and_claves, tmp_path / "both.mid")
+    as_midi(strings_and_claves).write(str(tmp_path / "both.mid"))
     out = tmp_path / "report"
     options = {"vocoder": "griffin-lim", "max_segments": 1, "sampler": "ddim", "steps": 2, "seed": 3}
     report = evaluate(reference_voice, [MIDI / "piano_scale.mid", tmp_path / "both.mid", "gm"], out=out, **options)
