@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from notewave.sound.mel import SAMPLE_RATE
+from notewave.voice.graph_files import varint
 
 HOP, FFT, BINS = 256, 512, 96  # musicnn's spectrogram at SAMPLE_RATE: samples, samples, mel bins
 PATCH_FRAMES, PATCH_STEP = 187, 62  # 3 s, every second
@@ -120,7 +121,7 @@ def read_checkpoint(folder: Path) -> dict[str, _Floats]:
     footer = index[-FOOTER_BYTES:]
     at = 0
     for _ in range(2):  # past where another index lies
-        _, at = _varint(footer, at)
+        _, at = varint(footer, at)
     weights = {}
     for _, place in _entries(_block(index, footer[at:])):
         for name, description in _entries(_block(index, place)):
@@ -134,8 +135,8 @@ def read_checkpoint(folder: Path) -> dict[str, _Floats]:
 
 def _block(index: bytes, place: bytes) -> bytes:
     """The block of a table that lies at a place: two varints, where it starts and its bytes."""
-    start, at = _varint(place, 0)
-    size, _ = _varint(place, at)
+    start, at = varint(place, 0)
+    size, _ = varint(place, at)
     return index[start : start + size]
 
 
@@ -144,9 +145,9 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     end = len(block) - 4 - 4 * int.from_bytes(block[-4:], "little")
     at, key = 0, b""
     while at < end:
-        shared, at = _varint(block, at)
-        rest, at = _varint(block, at)
-        size, at = _varint(block, at)
+        shared, at = varint(block, at)
+        rest, at = varint(block, at)
+        size, at = varint(block, at)
         key = key[:shared] + block[at : at + rest]
         yield key, block[at + rest : at + rest + size]
         at += rest + size
@@ -156,27 +157,15 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """Numbers and values of a protocol buffer's fields: whole numbers, and bytes."""
     at = 0
     while at < len(message):
-        tag, at = _varint(message, at)
+        tag, at = varint(message, at)
         size = {5: 4}.get(tag & 7, 0)  # kind 5 is four bytes, 2 tells its bytes, 0 is a number
         if tag & 7 != 5:
-            size, at = _varint(message, at)
+            size, at = varint(message, at)
         if tag & 7 == 0:
             yield tag >> 3, size
             continue
         yield tag >> 3, message[at : at + size]
         at += size
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number in groups of seven bits, the lowest first, and where it ends."""
-    number = shift = 0
-    while True:
-        group = data[at]
-        at += 1
-        number |= (group & 127) << shift
-        shift += 7
-        if group < 128:
-            return number, at
 
 
 def _numbered(name: str, number: int) -> str:

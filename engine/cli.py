@@ -86,11 +86,12 @@ def _render(options: argparse.Namespace) -> None:
     from notewave.sound.plot import check_picture, save_mel_picture
 
     start = time.perf_counter()
-    tokens = notewave.tokenize(options.song, strict=options.strict)
+    notes = notewave.read(options.song)  # before the voice, which takes longer
     out = options.out or Path(options.song).with_suffix(".wav").name
     if options.plot:
         check_picture(options.plot)
     synthesizer = notewave.Synthesizer(options.voice, **_synthesizer_options(options))
+    tokens = notewave.tokenize(notes, strict=options.strict, dialect=synthesizer.voice.dialect)
     steps = options.steps or synthesizer.voice.sampling.steps
     stream, mels = MelStream(), []
     with (
@@ -119,6 +120,7 @@ def _info(options: argparse.Namespace) -> None:
     print(f"  licence     {voice.licence}")
     print(f"  provenance  {voice.provenance}")
     print(f"  networks    {voice.dimensions}")
+    print(f"  tokens      {voice.dialect}")
     print(f"  diffusion   predicts {voice.prediction}; {voice.schedule}; recommended {voice.sampling}")
     print(f"  vocoder     {voice.vocoder or 'none: spectrograms, or ' + GRIFFIN_LIM}")
     print(f"  files       {len(voice.files)}, {size / 2**20:.1f} MiB, {voice.precision}; checksums agree")

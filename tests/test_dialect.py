@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 import notewave
-from notewave import Dialect, MidiError, Notes, Synthesizer, Voice, VoiceError
+from notewave import ArgumentError, Dialect, MidiError, Notes, Synthesizer, Voice, VoiceError
+from notewave.cli import main
 from notewave.song.dialect import PUBLISHED, dialect_of
 from notewave.voice.folder import DESCRIPTION
 
@@ -93,6 +95,26 @@ def test_tokens_of_another_dialect_are_refused_by_name(voice: Voice, reference_v
             session.feed(tokens[:1])
     with pytest.raises(MidiError, match="in the dialect of velocities=1"):
         ours.spectrogram([tokens.tolist() for tokens in notewave.tokenize(SONG, dialect=GM)])
+
+
+def test_what_is_no_dialect_is_refused() -> None:
+    for dialect in (None, "gm", 32):
+        with pytest.raises(ArgumentError, match=r"must be a notewave\.Dialect"):
+            notewave.tokenize(SONG, dialect=dialect)  # type: ignore[arg-type]
+
+
+def test_the_command_reads_songs_in_the_voices_dialect(
+    voice: Voice, midi_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    song, out = midi_folder / "piano_scale.mid", tmp_path / "song.wav"
+    options = ["--vocoder", "griffin-lim", "--steps", "1", "--backend", "cpu"]
+    assert main(["render", str(song), "-o", str(out), "--voice", str(voice.folder), *options]) == 0
+    sung, _ = soundfile.read(out, dtype="int16")
+    expected = Synthesizer(voice.folder, backend="cpu", vocoder="griffin-lim").render(song, steps=1)
+    expected.save(tmp_path / "expected.wav")
+    np.testing.assert_array_equal(sung, soundfile.read(tmp_path / "expected.wav", dtype="int16")[0])
+    assert main(["info", str(voice.folder)]) == 0
+    assert "velocities=32, programs='gm'" in capsys.readouterr().out
 
 
 def test_ids_become_tokens_of_a_dialect(voice: Voice) -> None:

@@ -53,6 +53,8 @@ def tokenize(
     """
     if not is_number(max_seconds, 0, math.inf):
         raise ArgumentError(f"max_seconds is {quoted(max_seconds)}; it must be a number of seconds from 0 on.")
+    if not isinstance(dialect, Dialect):
+        raise ArgumentError(f"dialect is {quoted(dialect)}; it must be a notewave.Dialect, as Voice.dialect is.")
     notes = read(song)
     if not notes.seconds <= max_seconds:
         raise MidiError(

@@ -53,23 +53,23 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Number and content of each length-delimited field; the others are skipped."""
     position, end = 0, len(message)
     while position < end:
-        tag, position = _varint(message, position)
+        tag, position = varint(message, position)
         wire = tag & 7
         if wire == _BYTES:
-            size, position = _varint(message, position)
+            size, position = varint(message, position)
             if size > end - position:
                 raise ValueError("it ends early")
             yield tag >> 3, message[position : position + size]
             position += size
         elif wire == _VARINT:
-            _, position = _varint(message, position)
+            _, position = varint(message, position)
         elif wire in (_FIXED64, _FIXED32):
             position += 8 if wire == _FIXED64 else 4
         else:
             raise ValueError(f"wire type {wire} at byte {position}")
 
 
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
+def varint(message: memoryview | bytes, position: int) -> tuple[int, int]:
     """A number, and the position behind it."""
     number = shift = 0
     while True:

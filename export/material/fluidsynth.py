@@ -17,7 +17,7 @@ from notewave.song.notes import Notes
 from notewave.sound.mel import SAMPLE_RATE
 
 SOUNDFONT = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")  # Debian's fluid-soundfont-gm, MIT licence
-GAIN = 0.3  # at which no song clips: the loudest of thousands peak at 0.9
+GAIN = 0.3  # of 897 songs the loudest touches 1.0 with one sample, the next has 0.95
 PROGRAMS_AT_ONCE = 15  # that MIDI's channels hold beside the drums
 TICKS_PER_BEAT = 500  # at 120 beats a minute one tick is 1 ms, so the codec's grid is exact
 

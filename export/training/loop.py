@@ -120,10 +120,10 @@ class Run:
     ) -> None:
         """Begin, or go on from the folder's checkpoint of the stage. Raises TrainingError if it isn't of this run.
 
-        about: what a checkpoint must agree with, the sizes of what is trained. allowance: the time to end in; while
-        the rate falls no checkpoint is written, so that a later run goes on from where that began.
+        about: what a checkpoint must agree with, the sizes of what is trained. allowance: the time to end in; the
+        last checkpoint is written where the rate begins to fall, so that a later run goes on from there.
         """
-        self.allowance = allowance
+        self.allowance, self.fell = allowance, False
         self.folder, self.stage, self.about = folder, stage, about
         self.trained, self.optimiser, self.average = trained, optimiser, average
         self.checkpoint_seconds = checkpoint_seconds
@@ -186,7 +186,7 @@ class Run:
                 if figures or ended or self.step % log_every == 0:
                     self._record({**_means(losses), **figures}, said=bool(figures) or self.step % SAID_EVERY == 0)
                     losses.clear()
-                if time.monotonic() - self.saved > self.checkpoint_seconds:
+                if time.monotonic() - self.saved > self.checkpoint_seconds or (self.falling < 1 and not self.fell):
                     self.save()
             self.save()
         return not self.stopping
@@ -202,12 +202,13 @@ class Run:
         return norm
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all; none while the learning rate falls by the clock."""
+        """Write the checkpoint, whole or not at all; none once the learning rate falls by the clock."""
         now = time.monotonic()
         self.seconds += now - self.started
         self.started = self.saved = now
-        if self.falling < 1:
+        if self.fell:
             return
+        self.fell = self.falling < 1
         state = {
             "about": self.about,
             "step": self.step,

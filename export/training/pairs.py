@@ -6,7 +6,8 @@ from pathlib import Path
 
 from notewave.export.material.songs import SEGMENT_SAMPLES, Song, load_song, pack_mel, save_song
 from notewave.export.training.generation import generate
-from notewave.export.training.weights import load_weights, weights_dialect
+from notewave.export.training.weights import load_weights, weights_about
+from notewave.song.dialect import Dialect
 
 
 def make_pairs(weights: Path, data: Path, out: Path, songs: int, segments: int, steps: int = 20) -> None:
@@ -15,7 +16,7 @@ def make_pairs(weights: Path, data: Path, out: Path, songs: int, segments: int, 
     Songs that are there already stay.
     """
     out.mkdir(parents=True, exist_ok=True)
-    model, dialect = load_weights(weights), weights_dialect(weights)
+    model, dialect = load_weights(weights), Dialect(**weights_about(weights)["dialect"])
     paths = [path for path in sorted(data.glob("train-*.npz"))[:songs] if not (out / path.name).exists()]
     for start in range(0, len(paths), 8):
         originals = [load_song(path) for path in paths[start : start + 8]]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from notewave.checks import quoted
+from notewave.checks import is_number, quoted
 from notewave.errors import ArgumentError, ToolError, TrainingError
 from notewave.export.convert import export_voice
 from notewave.export.graphs.restore import restore_vocoder
@@ -23,9 +22,10 @@ from notewave.export.training.loop import Allowance, plot_log
 from notewave.export.training.pairs import make_pairs
 from notewave.export.training.stages import prepare_for_mel, train_mel, train_symbolic, trained_model
 from notewave.export.training.vocoder import train_vocoder
-from notewave.export.training.weights import load_weights, weights_dialect
+from notewave.export.training.weights import load_weights, weights_about
 from notewave.export.vocoders import load_vocoder
 from notewave.sampling.options import Sampling
+from notewave.song.dialect import Dialect
 from notewave.voice.folder import Voice
 
 SAMPLING, DISTILLED = Sampling("dpmpp-2m", steps=4, guidance=1.2), Sampling("dpmpp-2m", steps=1)
@@ -53,24 +53,30 @@ def train(
     (default: ``out`` with ".training" added). data: folder of rendered songs (default: "data" in the state folder), of
     which those that it lacks are rendered, or a pack of them. vocoder: file of a trained vocoder, in the place of
     training one. start: folder of a voice whose networks and vocoder training begins with; without one the symbolic
-    stage makes networks. minutes: how long to train in all. By then there is a voice: each stage has its share of the
-    time, in whose last fifth its learning rate falls; started again, it goes on from where that began. device: "cpu",
-    or "cuda" with larger batches than a configuration for the CPU has; default: as the configuration says.
+    stage makes networks. minutes: how long to train in all, once there is data. By then there is a voice: each stage
+    has its share of the time, in whose last fifth its learning rate falls; started again, it goes on from where that
+    began. device: "cpu", or "cuda" with larger batches than a configuration for the CPU has; default: as the
+    configuration says.
     Stopped by SIGTERM or SIGINT while a stage trains, the vocoder's too, it saves its state and returns None; elsewhere
     it ends at once, and whatever is on the disk is whole. Raises TrainingError for a bad configuration or state,
     ToolError where FluidSynth or music21 is missing, VoiceError for a voice that can't be gone on from.
     """
+    if minutes is not None and not is_number(minutes, 1e-3, 1e9):
+        raise ArgumentError(f"minutes is {quoted(minutes)}; it must be a number above 0, or None for no limit.")
     settings = _on(load_config(config), device)
     folder = Path(state) if state else Path(f"{out}.training")
     songs = Path(data) if data else folder / "data"
     wants_vocoder = vocoder is None and settings.vocoder is not None
+    timbres = None
     if not songs.is_file():
         make_data(songs, settings.data, settings.threads)
+        if settings.data.ensemble != "piano":
+            timbres = Timbres.load(songs / TIMBRES, settings.threads)
     elif wants_vocoder:
         raise TrainingError(f"{songs} has no sound to train a vocoder on: a pack is without. Name a trained --vocoder.")
     clock = None if minutes is None else Allowance.from_now(60 * minutes)
     origin = None if start is None else Voice.load(start)
-    weights = _train_networks(settings, folder, songs, origin, clock, wants_vocoder)
+    weights = _train_networks(settings, folder, songs, origin, clock, wants_vocoder, timbres)
     plot_log(folder)
     if weights is not None and wants_vocoder:
         vocoder = folder / "vocoder" / "final"
@@ -80,14 +86,17 @@ def train(
 
 
 def _train_networks(
-    config: Config, folder: Path, songs: Path, origin: Voice | None, clock: Allowance | None, wants_vocoder: bool
+    config: Config,
+    folder: Path,
+    songs: Path,
+    origin: Voice | None,
+    clock: Allowance | None,
+    wants_vocoder: bool,
+    timbres: Timbres | None,
 ) -> Path | None:
     """The symbolic and the mel stage and the distillation; the file of weights, or None if it was stopped."""
     model: SpectrogramDiffusion | None = None if origin is None else trained_model(config, origin)
     if origin is None or origin.dialect != config.dialect:  # it must learn to read, or to read other tokens
-        timbres = None
-        if config.data.ensemble != "piano" and songs.is_dir():
-            timbres = Timbres.load(songs / TIMBRES, config.threads)
         model = train_symbolic(config, folder, _until(SYMBOLIC_SHARE, clock), model, timbres)
     if model is None:
         return None
@@ -97,7 +106,8 @@ def _train_networks(
     weights = train_mel(config, folder, songs, model, _until(MEL_SHARE if config.distil else last, clock))
     if weights is None or not config.distil:
         return weights
-    return train_student(config, folder / "distil", songs, load_weights(weights), _until(last, clock))
+    state = folder / f"distil-{weights_about(weights)['steps_trained']}"  # a student of this teacher, and no other's
+    return train_student(config, state, songs, load_weights(weights), _until(last, clock))
 
 
 def _train_vocoder(
@@ -147,7 +157,7 @@ def pack(config: str | Path, data: str | Path, out: str | Path) -> int:
 
 def write_voice(weights: Path, out: Path, vocoder: str | Path | None = None, precision: str = "fp16") -> Voice:
     """Write a voice folder of averaged weights and, if there is one, a trained vocoder."""
-    about = json.loads(weights.with_suffix(".json").read_text())
+    about = weights_about(weights)
     return export_voice(
         load_weights(weights),
         out,
@@ -157,7 +167,7 @@ def write_voice(weights: Path, out: Path, vocoder: str | Path | None = None, pre
         prediction=PREDICTION,
         schedule=SCHEDULE,
         sampling=DISTILLED if about["distilled"] else SAMPLING,
-        dialect=weights_dialect(weights),
+        dialect=Dialect(**about["dialect"]),
         precision=precision,
         vocoder=load_vocoder(Path(vocoder)) if vocoder else None,
     )

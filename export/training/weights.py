@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
@@ -13,7 +14,6 @@ from notewave.export.training.config import Config
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE
 from notewave.export.training.queries import plain_state
 from notewave.files import atomic_file
-from notewave.song.dialect import Dialect
 from notewave.voice.contracts import Dimensions
 
 
@@ -43,12 +43,12 @@ def write_weights(
 
 def load_weights(weights: Path) -> SpectrogramDiffusion:
     """The networks of a run's averaged weights, ``ema.safetensors``."""
-    about = json.loads(weights.with_suffix(".json").read_text())
-    model = SpectrogramDiffusion(Dimensions(**about["dimensions"]))
+    model = SpectrogramDiffusion(Dimensions(**weights_about(weights)["dimensions"]))
     model.load_state_dict(load_file(weights))
     return model.eval()
 
 
-def weights_dialect(weights: Path) -> Dialect:
-    """The dialect of tokens that a run's averaged weights read."""
-    return Dialect(**json.loads(weights.with_suffix(".json").read_text())["dialect"])
+def weights_about(weights: Path) -> dict[str, Any]:
+    """What a run's averaged weights are: their dimensions, dialect, steps trained, and so on."""
+    about: dict[str, Any] = json.loads(weights.with_suffix(".json").read_text())
+    return about
