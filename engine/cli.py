@@ -276,7 +276,7 @@ def _fill_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vocoder", metavar="FILE", type=Path, help="a trained vocoder (default: train one)")
     parser.add_argument("--precision", default="fp16", choices=STORED_PRECISIONS)
     parser.add_argument(
-        "--minutes", type=float, help="end by then, with a voice (default: when the configuration does)"
+        "--minutes", type=float, help="train so long, then write a voice (default: as the configuration says)"
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: as the configuration says")
     parser.set_defaults(run=_train)

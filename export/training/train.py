@@ -53,9 +53,9 @@ def train(
     (default: ``out`` with ".training" added). data: folder of rendered songs (default: "data" in the state folder), of
     which those that it lacks are rendered, or a pack of them. vocoder: file of a trained vocoder, in the place of
     training one. start: folder of a voice whose networks and vocoder training begins with; without one the symbolic
-    stage makes networks. minutes: how long to train in all, once there is data. By then there is a voice: each stage
-    has its share of the time, in whose last fifth its learning rate falls; started again, it goes on from where that
-    began. device: "cpu", or "cuda" with larger batches than a configuration for the CPU has; default: as the
+    stage makes networks. minutes: how long to train in all, once there is data; then a voice is written. Each stage has
+    its share of the time, in whose last fifth its learning rate falls; started again, it goes on from where that began.
+    device: "cpu", or "cuda" with larger batches than a configuration for the CPU has; default: as the
     configuration says.
     Stopped by SIGTERM or SIGINT while a stage trains, the vocoder's too, it saves its state and returns None; elsewhere
     it ends at once, and whatever is on the disk is whole. Raises TrainingError for a bad configuration or state,
