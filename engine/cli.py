@@ -18,7 +18,7 @@ import numpy as np
 
 import notewave
 from notewave.backends.choose import BACKENDS
-from notewave.backends.trt.plans import FLAVOURS, PLAN_PRECISIONS
+from notewave.backends.device.plans import FLAVOURS, PLAN_PRECISIONS
 from notewave.errors import NotewaveError, ToolError
 from notewave.sound.mel import SEGMENT_SECONDS, MelStream
 from notewave.synthesizer import DEFAULT_VOICE, GRIFFIN_LIM
@@ -143,7 +143,7 @@ def _build(options: argparse.Namespace) -> None:
 
     voice = notewave.Voice.load(options.voice)
     folder = build_plans(voice, options.precision, options.compute_capability, flavour=options.flavour)
-    plans = sorted(folder.glob("*.plan"))
+    plans = sorted(path for path in folder.iterdir() if path.suffix in (".plan", ".onnx"))
     size = sum(plan.stat().st_size for plan in plans)
     print(f"{folder}: {len(plans)} plans, {size / 2**20:.1f} MiB")
 
@@ -258,7 +258,9 @@ def _fill_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("voice", metavar="VOICE")
     parser.add_argument("--precision", default=PLAN_PRECISIONS[0], choices=PLAN_PRECISIONS)
     parser.add_argument("--compute-capability", metavar="8.9", type=_capability, help="default: that of the GPU here")
-    parser.add_argument("--flavour", choices=FLAVOURS, help="default: the first one installed that builds for that GPU")
+    parser.add_argument(
+        "--flavour", choices=FLAVOURS, help="default: the first TensorRT installed that builds for that GPU"
+    )
     parser.set_defaults(run=_build)
 
 

@@ -15,8 +15,10 @@ from simulated_tensorrt import SimulatedTensorRT, SimulatedTensorRTRTX, simulate
 from sounding_voice import sounding_voice
 
 from notewave.backends.device.cache import plans_home
-from notewave.backends.trt import plans
-from notewave.backends.trt.plans import RECORD, PlanRecord, check_plans, find_plans, target_of
+from notewave.backends.device.plans import RECORD, PlanRecord, check_plans, find_plans, target_of
+from notewave.backends.graphs import make
+from notewave.backends.graphs.contracts import gpu_contracts
+from notewave.backends.trt import modules
 from notewave.errors import BackendError, VoiceError
 from notewave.export.plans.build import build_plans, timing_cache
 from notewave.kernels import loader
@@ -55,7 +57,7 @@ def check_built(voice: Voice, capability: tuple[int, int]) -> None:
     assert find_plans(voice, trt, capability, None) == folder
     content = json.loads((folder / RECORD).read_text())
     networks = ["note_encoder", "context_encoder", "cross_attention", "time_embedding", "decoder"]
-    networks += ["unconditional_decoder", "vocoder"]
+    networks += ["vocoder"]
     assert list(content["seconds"]) == networks and set(content["files"]) >= {f"{name}.plan" for name in networks}
     assert min(record["bytes"] for record in content["files"].values()) > 1000
     assert content["target"]["capability"] == "{}.{}".format(*capability)
@@ -73,8 +75,7 @@ def test_voices_of_8_bit_weights_are_refused(voice: Voice, home: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_other_precisions_build(precision: str, voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx")
-    known = voice.contracts()
-    monkeypatch.setattr(Voice, "contracts", lambda _: {"decoder": known["decoder"]})
+    monkeypatch.setattr(make, "gpu_contracts", lambda *given: {"decoder": gpu_contracts(*given)["decoder"]})
     folder = build_plans(voice, precision, (8, 9))
     assert (folder / "decoder.plan").stat().st_size > 100_000
 
@@ -145,7 +146,7 @@ def test_of_two_tensorrts_the_one_that_can_builds_unless_one_is_named(
 
 
 def test_a_new_build_leaves_no_kernels_of_an_older_source(voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("notewave.export.plans.build.compile_kernels", lambda _: b"a cubin")
+    monkeypatch.setattr("notewave.backends.graphs.make.compile_kernels", lambda _: b"a cubin")
     trt, source, names = SimulatedTensorRTRTX(SimulatedDevice()), loader.source, []
     for change in ("", "// changed"):
         monkeypatch.setattr(loader, "source", lambda name=loader.SOURCE, change=change: source(name) + change)
@@ -179,7 +180,7 @@ def test_tensorrt_itself_builds_float32_for_turing_too(voice: Voice, monkeypatch
 
     for precision in ("fp32", "fp16"):
         build_plans(voice, precision, trt=trt, compile_plan=compile_plan)
-    assert built == ["fp32"] * 7 + ["fp16"] * 6 + ["fp32"], "the vocoder stays in float32"
+    assert built == ["fp32"] * 6 + ["fp16"] * 5 + ["fp32"], "the vocoder stays in float32"
     with pytest.raises(BackendError, match=r"no bf16 plans .*7\.5 \(Turing\)\. Ask for --precision fp16 or fp32"):
         build_plans(voice, "bf16", trt=trt, compile_plan=compile_plan)
 
@@ -202,11 +203,11 @@ def test_turing_s_vocoder_is_float16_and_elsewhere_float32(voice: Voice, caplog:
     with caplog.at_level(logging.INFO):
         for capability in built:
             build_plans(voice, "fp16", capability, trt=trt, compile_plan=compile_plan)
-    assert built == {(7, 5): ["fp16"] * 7, (8, 9): ["fp16"] * 6 + ["fp32"]}
+    assert built == {(7, 5): ["fp16"] * 6, (8, 9): ["fp16"] * 5 + ["fp32"]}
     assert "decoder built for compute capability 8.9" in caplog.text
 
 
 def test_no_tensorrt_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "FLAVOURS", ("tensorrt_of_no_kind",))
+    monkeypatch.setattr(modules, "TENSORRTS", ("tensorrt_of_no_kind",))
     with pytest.raises(BackendError, match=r"TensorRT is not installed .*notewave\[rtx\].*notewave\[gpu\]"):
-        plans.tensorrt_modules()
+        modules.tensorrt_modules()

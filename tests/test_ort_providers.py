@@ -1,22 +1,28 @@
-"""ONNX Runtime's GPU providers, as far as they can be looked at without a GPU."""
+"""ONNX Runtime on the CPU, and its provider for GPUs as far as it can be looked at without one."""
 
 from __future__ import annotations
 
-import sys
+import ctypes.util
+import inspect
+import re
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+import simulated_onnxruntime
+from simulated_device import SimulatedDevice
+from simulated_onnxruntime import CPU, CUDA, SimulatedOnnxRuntime
 
-from notewave.backends.ort import backend as ort_backend
-from notewave.backends.ort import providers
+import notewave
+from notewave.backends.graphs.contracts import gpu_contracts
+from notewave.backends.graphs.typed import NARROWING_NORM
+from notewave.backends.ort import executors, providers
 from notewave.backends.ort.backend import OrtBackend
-from notewave.backends.ort.providers import execution_providers, tensorrt_options
+from notewave.backends.ort.executors import DEFAULTS, TAKEN, Sessions, make_graphs
+from notewave.backends.ort.providers import check_provider
 from notewave.errors import BackendError, VoiceError
-from notewave.sound.mel import FRAMES, MELS
+from notewave.sound.mel import MELS
 from notewave.voice.folder import Voice
 
 
@@ -25,94 +31,85 @@ def voice(vocoded_voice: Path) -> Voice:
     return Voice.load(vocoded_voice)
 
 
-@pytest.fixture
-def seemingly_usable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_backend, "usable_devices", lambda: ["cpu", "cuda"])
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
-
-
-def test_providers_and_their_options() -> None:
-    assert execution_providers("cpu", {}) == [("CPUExecutionProvider", {})]
-    assert execution_providers("cuda", {"device_id": 1}) == [
-        ("CUDAExecutionProvider", {"use_tf32": "0", "device_id": 1}),
-        ("CPUExecutionProvider", {}),
-    ]
-    assert execution_providers("cuda", {"use_tf32": "1", "trt_fp16_enable": True, "device_id": 1}) == [
-        ("TensorrtExecutionProvider", {"trt_fp16_enable": True, "device_id": 1}),
-        ("CUDAExecutionProvider", {"use_tf32": "1", "device_id": 1}),
-        ("CPUExecutionProvider", {}),
-    ]
-
-
-def test_tensorrt_is_told_shapes_and_a_cache_for_each_network(
-    voice: Voice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NOTEWAVE_PLANS", str(tmp_path))
-    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.15"))
-    known = voice.contracts()
-    assert tensorrt_options(voice, known["decoder"], {"device_id": 1}) == {"device_id": 1}
-    options = tensorrt_options(voice, known["cross_attention"], {"trt_fp16_enable": True})
-    width, longest = voice.dimensions.width, voice.dimensions.max_tokens
-    assert options["trt_fp16_enable"] and options["trt_engine_cache_enable"] and options["trt_timing_cache_enable"]
-    assert options["trt_profile_min_shapes"] == f"notes:1x1x{width},context:1x0x{width}"  # a first segment has none
-    assert options["trt_profile_max_shapes"] == f"notes:4x{longest}x{width},context:4x{FRAMES}x{width}"
-    cache = Path(options["trt_engine_cache_path"])
-    assert cache.is_dir() and cache.name.startswith(f"onnxruntime-{onnxruntime.__version__}-10.15-")
-    decoder = tensorrt_options(voice, known["decoder"], {"trt_fp16_enable": True})["trt_profile_opt_shapes"]
-    assert "mask:1x1x1x768," in decoder and "film" not in decoder, "its shape does not vary"
-    own = {"trt_engine_cache_enable": False, "trt_profile_min_shapes": "x:1"}
-    chosen = tensorrt_options(voice, known["decoder"], own)
-    assert chosen.items() >= own.items() and "trt_profile_max_shapes" not in chosen
-    monkeypatch.setenv("NOTEWAVE_PLANS", __file__)
-    with pytest.raises(BackendError, match=r"cannot be made .*Set NOTEWAVE_PLANS"):
-        tensorrt_options(voice, known["decoder"], own)
-
-
-@pytest.mark.usefixtures("seemingly_usable")
-def test_tensorrt_s_libraries_are_found_before_a_session_asks_for_them(
-    voice: Voice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NOTEWAVE_PLANS", str(tmp_path))
-    asked: list[str] = []
-
-    def session(*_: object, providers: list[tuple[str, dict[str, Any]]]) -> None:
-        asked.append("tensorrt" if "tensorrt" in loaded else "too early")
-        assert "trt_profile_min_shapes" in dict(providers)["TensorrtExecutionProvider"]
-        raise RuntimeError("no GPU")
-
-    loaded: list[str] = []
-    monkeypatch.setattr(providers, "_tensorrt_version", lambda: loaded.append("tensorrt") or "10.15")
-    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    with pytest.raises(BackendError, match="no GPU"):
-        OrtBackend(voice, "cuda", None, {"trt_fp16_enable": True})
-    assert asked == ["tensorrt"]
-
-
-@pytest.mark.filterwarnings("ignore:Specified provider")
-@pytest.mark.usefixtures("seemingly_usable")
-def test_a_provider_that_onnx_runtime_passes_over_is_no_silent_cpu(
-    voice: Voice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(providers.PROVIDERS, "cuda", "ExecutionProviderThatIsNotHere")
-    with pytest.raises(BackendError, match=r"cannot load its .* took CPUExecutionProvider.*\[cuda,cudnn\]"):
-        OrtBackend(voice, "cuda", None, {})
-
-
-@pytest.mark.usefixtures("seemingly_usable")
-def test_a_gpu_session_that_fails_leaves_the_cpu_to_auto(voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: object, providers: list[tuple[str, Any]]) -> None:
-        raise RuntimeError("CUDA failure 2: out of memory")
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", fails)
-    with pytest.raises(BackendError, match=r"CUDAExecutionProvider \(CUDA failure 2: out of memory\)"):
-        OrtBackend(voice, "cuda", None, {"gpu_mem_limit": 1})
-
-
-def test_what_onnx_runtime_raises_is_the_voice_s_fault_or_the_gpu_s(voice: Voice) -> None:
-    backend = OrtBackend(voice, "cpu", 1, {})
+def test_what_onnx_runtime_raises_on_the_cpu_is_the_voice_s_fault(voice: Voice) -> None:
     wrong = np.zeros((1, 20, MELS + 1), np.float32)
     with pytest.raises(VoiceError, match=r"(?s)cannot run the voice's graphs \(.*Got: 129 Expected: 128"):
-        backend.vocode(wrong, 0)
-    backend.name = "cuda"
-    with pytest.raises(BackendError, match=r"(?s)failed on the GPU \(.*Got: 129 Expected: 128"):
-        backend.vocode(wrong, 0)
+        OrtBackend(voice, 1, {}).vocode(wrong, 0)
+
+
+def test_this_machine_s_package_is_what_it_is() -> None:
+    """The module that is here, whichever package brought it."""
+    if CUDA in onnxruntime.get_available_providers():
+        check_provider(onnxruntime)
+    else:
+        with pytest.raises(BackendError, match=rf"{re.escape(onnxruntime.__version__)}\) has no CUDA provider"):
+            check_provider(onnxruntime)
+    assert providers._installed()
+
+
+def test_auto_goes_on_to_the_cpu(voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where onnxruntime-gpu finds no driver, or one too old."""
+    device = SimulatedDevice()
+    device.driver = "12.2"
+    monkeypatch.setattr(executors, "CudaDevice", lambda _: device)
+    monkeypatch.setattr(executors, "onnxruntime", SimulatedOnnxRuntime(device))
+    monkeypatch.setattr(providers, "_installed", lambda: {"onnxruntime-gpu": "1.31.1"})
+    assert notewave.Synthesizer(voice.folder).backend == "cpu"
+    with pytest.raises(BackendError, match=r"for CUDA 12\.2\. Update the driver"):
+        notewave.Synthesizer(voice.folder, backend="cuda")
+
+
+def test_every_name_of_the_simulated_onnxruntime_is_in_the_real_one() -> None:
+    """The engine runs on these names and arguments alone, so all that it uses exists."""
+    checked = set()
+    for name in ("SessionOptions", "RunOptions", "OrtValue", "InferenceSession", "IOBinding"):
+        kind, real = getattr(simulated_onnxruntime, name), getattr(onnxruntime, name)
+        for member in vars(kind):
+            if member.startswith("_") or not callable(getattr(kind, member)):
+                continue
+            theirs, mine = getattr(real, member), _arguments(getattr(kind, member))
+            checked.add(f"{name}.{member}")
+            try:
+                assert mine == _arguments(theirs)[: len(mine)], f"{name}.{member}"
+            except ValueError:  # of C++, which says what it takes in its docstring, by numbers
+                assert len(re.findall(r"arg\d+: ", theirs.__doc__)) == len(mine), f"{name}.{member}"
+    assert {"SessionOptions.add_initializer", "OrtValue.from_dlpack", "IOBinding.bind_input"} <= checked
+    for name in ("get_available_providers", "preload_dlls", "__version__"):
+        assert hasattr(onnxruntime, name) and hasattr(SimulatedOnnxRuntime, name)
+
+
+def _arguments(function: object) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+gpu_package = pytest.mark.skipif(
+    CUDA not in onnxruntime.get_available_providers(), reason="onnxruntime-gpu is not installed"
+)
+
+
+@gpu_package
+def test_the_real_provider_knows_every_option() -> None:
+    """By name, as text in its library: without a GPU it is not loaded, and asks nothing."""
+    library = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    core = next(library.parent.glob("onnxruntime_pybind11_state*.so"))
+    known = library.read_bytes() + core.read_bytes()
+    for name, value in {**DEFAULTS, "user_compute_stream": "", "device_id": ""}.items():
+        assert name.encode() in known and value.encode() in known, name
+    for name in (*TAKEN, "disable_synchronize_execution_providers", NARROWING_NORM):
+        assert name.encode() in known, name
+
+
+@gpu_package
+@pytest.mark.skipif(ctypes.util.find_library("cuda") is not None, reason="a driver is here: tests/gpu shows more")
+def test_the_real_package_without_a_driver_leaves_no_session_on_the_cpu_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTEWAVE_PLANS", str(tmp_path))
+    voice, device = Voice.load("band"), SimulatedDevice()
+    folder = make_graphs(voice, "fp16", device.capability)
+    sessions = Sessions(folder, onnxruntime, device, 0, gpu_contracts(voice, "fp16"), DEFAULTS)
+    with device, pytest.raises(BackendError, match=rf"cannot load its {CUDA} and took {CPU}|failed on simulated GPU"):
+        sessions.open_ahead(["context_encoder"])
+    with device:
+        sessions.free()
+    assert not device.memories

@@ -24,6 +24,7 @@ ROOMS = (  # from the ground up; a module belongs to the first that its name beg
     ("notewave.voice",),
     ("notewave.backends.protocol", "notewave.backends.executor"),
     ("notewave.backends.device",),
+    ("notewave.backends.graphs",),
     ("notewave.backends.gpu",),
     ("notewave.backends.trt",),
     ("notewave.backends.ort",),

@@ -35,13 +35,19 @@ def open_backend(name: str, voice: Voice, threads: int | None, options: dict[str
 
 
 def _open(name: str, voice: Voice, threads: int | None, options: dict[str, Any]) -> Backend:
-    if name == "tensorrt":
+    if name == "cpu":
+        from notewave.backends.ort.backend import OrtBackend
+
+        return OrtBackend(voice, threads, options)
+    opened: Backend
+    if name == "cuda":
+        from notewave.backends.ort.executors import open_cuda
+
+        opened = open_cuda(voice, options)
+    else:
         from notewave.backends.trt.backend import open_tensorrt
 
-        backend = open_tensorrt(voice, options)
-        if threads is not None:
-            log.warning("threads=%d is of no use to backend tensorrt, which runs on the GPU", threads)
-        return backend
-    from notewave.backends.ort.backend import OrtBackend
-
-    return OrtBackend(voice, name, threads, options)
+        opened = open_tensorrt(voice, options)
+    if threads is not None:
+        log.warning("threads=%d is of no use to backend %s, which runs on the GPU", threads, name)
+    return opened

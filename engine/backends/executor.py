@@ -1,6 +1,6 @@
 """What the GPU's backend asks of whatever runs a network on device memory. Each engine is one implementation.
 
-Letters as in ``notewave.voice.contracts``; data types by their names there, or "float16" and "bfloat16".
+Networks are those of ``notewave.backends.graphs.contracts``, letters as in ``notewave.voice.contracts``.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
+
+from notewave.voice.contracts import Contract
 
 
 class Scratch(NamedTuple):
@@ -51,11 +53,9 @@ class Runtime(Protocol):
     """A voice's networks in one engine on one GPU."""
 
     name: str  # the backend's
+    contracts: Mapping[str, Contract]  # of each network, with the data types of what it takes and gives
     warm_runs: int  # of a shape, before its launches can be captured: they may allocate
     stream_bound: bool  # whether a network, once opened, belongs to its stream: another stream opens it once more
-
-    def dtype(self, network: str, tensor: str) -> str:
-        """Data type of a network's input or output."""
 
     def scratch_bytes(self, networks: Sequence[str]) -> int:
         """Memory that these networks need while they run, one after another; 0 for an engine that has its own."""

@@ -1,4 +1,4 @@
-"""`notewave build`: a voice's graphs to TensorRT plans for one kind of GPU."""
+"""`notewave build`: a voice's plans for one kind of GPU, by TensorRT or for ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -6,27 +6,19 @@ import contextlib
 import dataclasses
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import notewave
-from notewave.backends.device.cache import FORMAT, plans_home
-from notewave.backends.device.shapes import MAX_BATCH, Extent, extents, token_buckets
-from notewave.backends.trt.plans import (
-    NO_INTEGERS,
-    PLAN_PRECISIONS,
-    RTX,
-    PlanRecord,
-    target_of,
-    tensorrt_modules,
-)
+from notewave.backends.device.cache import plans_home
+from notewave.backends.device.plans import NO_INTEGERS, ONNXRUNTIME, PLAN_PRECISIONS, RTX
+from notewave.backends.device.shapes import Extent, extents
+from notewave.backends.graphs.make import gpu_graph, make_plans
+from notewave.backends.ort.executors import make_graphs
+from notewave.backends.trt.modules import tensorrt_modules
 from notewave.errors import BackendError, VoiceError
-from notewave.export.plans.typed import typed_graph
-from notewave.files import atomic_folder
-from notewave.kernels.loader import compile_kernels, cubin_name
-from notewave.voice.folder import FileRecord, Voice
+from notewave.voice.contracts import Contract
+from notewave.voice.folder import Voice
 
 log = logging.getLogger(__name__)
 
@@ -46,36 +38,27 @@ def build_plans(
     """Build the plan of every network of a voice and compile the CUDA kernels; the folder they are kept in.
 
     compute_capability: of the GPU they are for, such as (8, 9); by default that of the GPU here. flavour: one of
-    plans.FLAVOURS; by default the first installed one that builds for this GPU and precision. trt, compile_plan: stand
-    in for the installed TensorRT. Raises VoiceError for a voice with 8-bit weights, BackendError when TensorRT is
+    plans.FLAVOURS; by default the first installed TensorRT that builds for this GPU and precision. trt, compile_plan:
+    stand in for the installed TensorRT. Raises VoiceError for a voice with 8-bit weights, BackendError when TensorRT is
     missing or cannot build for this GPU and precision.
     """
     if precision not in PLAN_PRECISIONS:
         raise BackendError(f"there is no plan precision {precision!r}. Choose one of {', '.join(PLAN_PRECISIONS)}.")
     if voice.precision == "int8":
         raise VoiceError(NO_INTEGERS.format(voice.name))
+    if flavour == ONNXRUNTIME:
+        return make_graphs(voice, precision, compute_capability or _local_capability())
     modules = [trt] if trt else tensorrt_modules(flavour)
     capability = compute_capability or _local_capability()
     trt = _first_able(modules, capability, precision)
-    target = target_of(voice, trt, capability, precision)
-    home = plans_home()
     compile_plan = compile_plan or _Compiler(trt, capability, timing_cache(trt, capability))
-    seconds = {}
-    with atomic_folder(target.folder(voice, home)) as folder:
-        for network, contract in voice.contracts().items():
-            start = time.perf_counter()
-            typing = precision if network != "vocoder" else vocoder_precision(trt, precision, capability)
-            graph = typed_graph(voice.graph(network), typing).SerializeToString()
-            (folder / f"{network}.plan").write_bytes(compile_plan(graph, extents(voice, contract.inputs), typing))
-            seconds[network] = round(time.perf_counter() - start, 2)
-            log.info("%s built for compute capability %s in %.1f s", network, _dotted(capability), seconds[network])
-        _compile_kernels_ahead(capability, folder)
-        files = {path.name: FileRecord.of(path) for path in sorted(folder.iterdir())}
-        record = PlanRecord(
-            FORMAT, target, voice.name, notewave.__version__, token_buckets(voice), MAX_BATCH, seconds, files
-        )
-        record.save(folder)
-    return target.folder(voice, home)
+
+    def plan(network: str, contract: Contract) -> bytes:
+        typing = precision if network != "vocoder" else vocoder_precision(trt, precision, capability)
+        graph = gpu_graph(voice, network, typing).SerializeToString()
+        return compile_plan(graph, extents(voice, network, contract), typing)
+
+    return make_plans(voice, trt, capability, precision, plan)
 
 
 def buildable_precisions(trt: Any, capability: tuple[int, int]) -> tuple[str, ...]:
@@ -196,13 +179,6 @@ class _Compiler:
             if layer.type == self.trt.LayerType.ATTENTION_INPUT:
                 layer.__class__ = self.trt.IAttentionInputLayer
                 layer.attention.decomposable = True
-
-
-def _compile_kernels_ahead(capability: tuple[int, int], folder: Path) -> None:
-    try:
-        (folder / cubin_name()).write_bytes(compile_kernels(capability))
-    except BackendError as error:
-        log.info("kernels are left to be compiled on the GPU's machine: %s", error)
 
 
 def _local_capability() -> tuple[int, int]:

@@ -21,11 +21,11 @@ from simulated_tensorrt import (
 )
 
 import notewave
-from notewave.backends.device.shapes import MAX_BATCH
+from notewave.backends.device.plans import RECORD
+from notewave.backends.device.shapes import VOCODER_BATCH
 from notewave.backends.ort.backend import OrtBackend
 from notewave.backends.trt import backend as trt
 from notewave.backends.trt.backend import open_tensorrt
-from notewave.backends.trt.plans import RECORD
 from notewave.errors import BackendError
 from notewave.export.plans.build import build_plans
 from notewave.kernels import loader
@@ -41,7 +41,7 @@ def test_the_samples_are_the_cpu_s(kind: str, voice: Voice, home: Path, segments
     backend = open_tensorrt(voice, {"graphs": kind != "no graphs"}, device=device, trt=trt)
     work = job(voice)
     np.testing.assert_allclose(
-        sung(backend, work, [segments]), sung(OrtBackend(voice, "cpu", 1, {}), work, [segments]), rtol=0, atol=TOLERANCE
+        sung(backend, work, [segments]), sung(OrtBackend(voice, 1, {}), work, [segments]), rtol=0, atol=TOLERANCE
     )
     assert [graph.launches for graph in device.graphs] == ([1] if kind in ("tensorrt", "rtx") else [])
     if kind == "rtx that cannot be captured":  # then TensorRT-RTX captures graphs itself
@@ -55,9 +55,9 @@ def test_limits_of_the_plans_are_named(voice: Voice, home: Path) -> None:
     backend, _ = opened(voice)
     with backend.start(job(voice)) as run, pytest.raises(BackendError, match=r"2049 tokens; the plans take 2048"):
         run.denoise([np.ones(2049, np.int32)])
-    with pytest.raises(BackendError, match=r"5 songs .* the plans take 4"), backend.start(job(voice, seeds=(0,) * 5)):
+    with pytest.raises(BackendError, match=r"17 songs .* plans take 16"), backend.start(job(voice, seeds=(0,) * 17)):
         pass
-    with pytest.raises(BackendError, match=rf"its plan takes {MAX_BATCH} of {FRAMES + 2}"):
+    with pytest.raises(BackendError, match=rf"it takes {VOCODER_BATCH} of {FRAMES + 2}"):
         backend.vocode(np.zeros((1, FRAMES + 3, MELS), np.float32), 0)
     with pytest.raises(BackendError, match=r"no option speed\. Known: precision, device_id, graphs"):
         opened(voice, speed=9)
@@ -129,7 +129,7 @@ def test_kernels_that_are_missing_or_of_another_source_are_compiled_again(
     loaded: list[bytes] = []
     monkeypatch.setenv("NOTEWAVE_PLANS", str(tmp_path))
     monkeypatch.setattr(SimulatedDevice, "kernels", lambda _, image: loaded.append(image) or {})
-    monkeypatch.setattr("notewave.export.plans.build.compile_kernels", lambda _: b"ahead")
+    monkeypatch.setattr("notewave.backends.graphs.make.compile_kernels", lambda _: b"ahead")
     monkeypatch.setattr(loader, "compile_kernels", lambda _: b"now")
     build_plans(voice, "fp32", (8, 9), trt=SimulatedTensorRTRTX(SimulatedDevice()), compile_plan=simulated_plan)
     opened(voice)

@@ -18,26 +18,34 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from gpu_at_hand import gpu_at_hand, unusable
 from simulated_device import SimulatedDevice
+from simulated_onnxruntime import SimulatedOnnxRuntime
 from simulated_tensorrt import SimulatedTensorRTRTX, simulated_plan
 from sounding_voice import sounding_voice
 
 import notewave
+from notewave.backends import choose
 from notewave.backends.device.buffers import Layout, Slab
 from notewave.backends.device.driver import CudaDevice
-from notewave.backends.device.shapes import ITEM_BYTES, MAX_BATCH, SCHEDULE_ROWS, token_buckets
+from notewave.backends.device.shapes import ITEM_BYTES, MAX_BATCH, SCHEDULE_ROWS, VOCODER_BATCH, token_buckets
 from notewave.backends.executor import Capture, Scratch
 from notewave.backends.gpu import program
 from notewave.backends.gpu.backend import GpuBackend
+from notewave.backends.graphs.contracts import gpu_contracts
+from notewave.backends.graphs.make import gpu_graph
+from notewave.backends.ort import executors, providers
 from notewave.backends.ort.backend import OrtBackend
+from notewave.backends.ort.executors import open_cuda
 from notewave.backends.protocol import Backend
 from notewave.backends.trt import backend as trt_backend
 from notewave.backends.trt.backend import open_tensorrt
-from notewave.backends.trt.plans import tensorrt_modules
+from notewave.backends.trt.modules import tensorrt_modules
 from notewave.errors import BackendError
 from notewave.export.plans.build import TURING, build_plans, buildable_precisions
 from notewave.sampling.job import Job
@@ -48,20 +56,17 @@ from notewave.sound.stream import VocoderStream
 from notewave.voice.folder import Voice
 
 STEPS = 10
-SEGMENT_RMS = {"fp32": 1e-3, "fp16": 5e-3, "bf16": 5e-2}  # of a denoised segment against the CPU; its range is [-1, 1]
+ENGINES = ("tensorrt", "tensorrt_rtx", "onnxruntime")
+SEGMENT_RMS = {"fp32": 1e-3, "fp16": 2e-3, "bf16": 5e-2}  # of a denoised segment against the CPU; its range is [-1, 1]
 STAGE_ERROR = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 1e-1}  # of one network, relative to its largest output
 # An error of 1 in the networks' range sounds as loud as this at most, before samples are clipped: the sounding voice's
 # vocoder sums 3 frames of 128 bins with weights of 0.01 RMS, so it makes 0.01 sqrt(384) of any error in log-mel.
 HEARD = 0.01 * (3 * MELS) ** 0.5 * LOG_SCALE
-NETWORKS = ("note_encoder", "context_encoder", "cross_attention", "time_embedding", "decoder", "unconditional_decoder")
+NETWORKS = ("note_encoder", "context_encoder", "cross_attention", "time_embedding", "decoder")
 
 
 @pytest.fixture(scope="module")
 def device() -> CudaDevice:
-    try:
-        tensorrt_modules()[0]
-    except BackendError as error:
-        unusable(str(error))
     return gpu_at_hand()
 
 
@@ -72,59 +77,106 @@ def voice(reference_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Vo
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """A GPU, or a simulated one, with plans for it in the folder ``home``."""
+    """A GPU, or a simulated one, an engine on it, and what was made for both in the folder ``home``."""
 
     voice: Voice
+    engine: str
     precision: str
     home: Path
     simulated: SimulatedDevice | None = None
 
+    @property
+    def backend_name(self) -> str:
+        return "cuda" if self.engine == "onnxruntime" else "tensorrt"
+
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Backends that are opened within find this machine."""
+        """Backends that are opened within find this machine, and of the TensorRTs this one."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("NOTEWAVE_PLANS", str(self.home))
+            patch.setattr(trt_backend, "tensorrt_modules", lambda: [module_of(self.engine, self.simulated)])
             if self.simulated:
-                patch.setattr(trt_backend, "CudaDevice", lambda _: self.simulated)
-                patch.setattr(trt_backend, "tensorrt_modules", lambda: [SimulatedTensorRTRTX(self.simulated)])
+                for module in (trt_backend, executors):
+                    patch.setattr(module, "CudaDevice", lambda _: self.simulated)
+                patch.setattr(executors, "onnxruntime", SimulatedOnnxRuntime(self.simulated))
+                patch.setattr(providers, "_installed", lambda: {"onnxruntime-gpu": "1.31.1"})
             yield
 
     def backend(self, **options: object) -> GpuBackend:
+        opened = open_cuda if self.engine == "onnxruntime" else open_tensorrt
         with self.used():
-            return open_tensorrt(self.voice, {"precision": self.precision, **options})
+            return opened(self.voice, {"precision": self.precision, **options})
 
-    def synthesizer(self, name: str = "tensorrt") -> notewave.Synthesizer:
-        options = {"precision": self.precision} if name == "tensorrt" else {}
+    def synthesizer(self, name: str = "") -> notewave.Synthesizer:
+        options = {} if name else {"precision": self.precision}
         with self.used():
-            return notewave.Synthesizer(self.voice.folder, backend=name, provider_options=options)
+            return notewave.Synthesizer(self.voice.folder, backend=name or self.backend_name, provider_options=options)
 
 
-GPU = [pytest.param(precision, marks=pytest.mark.gpu) for precision in SEGMENT_RMS]
+def module_of(engine: str, simulated: SimulatedDevice | None) -> Any:
+    """An engine's module, or what stands in for it."""
+    if simulated:
+        return (SimulatedOnnxRuntime if engine == "onnxruntime" else SimulatedTensorRTRTX)(simulated)
+    if engine == "onnxruntime":
+        return executors.onnxruntime
+    return tensorrt_modules(engine)[0]
+
+
+GPU = [
+    pytest.param((engine, precision), marks=pytest.mark.gpu, id=f"{engine}-{precision}")
+    for engine in ENGINES
+    for precision in SEGMENT_RMS
+]
+SIMULATED = [pytest.param((engine, "simulated"), id=f"simulated-{engine}") for engine in ENGINES[1:]]
 only_on_a_gpu = pytest.mark.parametrize("machine", GPU, indirect=True)
 
 
-@pytest.fixture(scope="module", params=[*GPU, "simulated"])
+@pytest.fixture(scope="module", params=[*GPU, *SIMULATED])
 def machine(request: pytest.FixtureRequest, voice: Voice, tmp_path_factory: pytest.TempPathFactory) -> Machine:
     """A machine with plans that were just built for it."""
     home = tmp_path_factory.mktemp("plans")
-    if request.param == "simulated":
-        simulated = Machine(voice, "fp16", home, SimulatedDevice())
-        with simulated.used():
-            trt = SimulatedTensorRTRTX(simulated.simulated)
-            build_plans(voice, "fp16", simulated.simulated.capability, trt=trt, compile_plan=simulated_plan)
-        return simulated
-    device, trt = request.getfixturevalue("device"), tensorrt_modules()[0]
-    if request.param not in buildable_precisions(trt, device.capability):
-        pytest.skip(f"{trt.__name__} builds no {request.param} plans for compute capability {device.capability}")
-    machine = Machine(voice, request.param, home)
-    with machine.used():
-        build_plans(voice, machine.precision, device.capability)
-    return machine
+    engine, precision = request.param
+    if precision == "simulated":
+        made = Machine(voice, engine, "fp16", home, simulated := SimulatedDevice())
+        capability, stand_in = (
+            simulated.capability,
+            {"trt": module_of(engine, simulated), "compile_plan": simulated_plan},
+        )
+    else:
+        device = request.getfixturevalue("device")
+        check_usable(engine, precision, device)
+        made = Machine(voice, engine, precision, home)
+        capability, stand_in = device.capability, {}
+    with made.used():
+        build_plans(voice, made.precision, capability, flavour=engine, **stand_in)
+    return made
+
+
+def check_usable(engine: str, precision: str, device: CudaDevice) -> None:
+    """Skip an engine that is not installed, but fail where none is; skip what it does not build for the GPU."""
+    usable = {}
+    for name in ENGINES:
+        try:
+            usable[name] = module_of(name, None)
+            if name == "onnxruntime":
+                providers.check_provider(usable[name])
+        except BackendError as error:
+            usable.pop(name, None)
+            reason = error
+    if not usable:
+        unusable(str(reason))
+    if engine not in usable:
+        pytest.skip(f"{engine} is not installed")
+    if engine == "onnxruntime":
+        if precision == "bf16" and device.capability < executors.AMPERE:
+            pytest.skip("no bfloat16 here")
+    elif precision not in buildable_precisions(usable[engine], device.capability):
+        pytest.skip(f"{engine} builds no {precision} plans for compute capability {device.capability}")
 
 
 @pytest.fixture(scope="module")
 def cpu(voice: Voice) -> OrtBackend:
-    return OrtBackend(voice, "cpu", None, {})
+    return OrtBackend(voice, None, {})
 
 
 @pytest.fixture(scope="module")
@@ -159,19 +211,21 @@ def worst(mine: np.ndarray, theirs: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_every_network_is_the_cpu_s(network: str, machine: Machine, voice: Voice, cpu: OrtBackend) -> None:
-    contract, random = voice.contracts()[network], np.random.default_rng(0)
+def test_every_network_is_the_cpu_s(network: str, machine: Machine, voice: Voice) -> None:
+    """Against the same graph in float32 on the CPU, which other tests hold to the voice's own."""
+    contract, random = gpu_contracts(voice, machine.precision)[network], np.random.default_rng(0)
     length = token_buckets(voice)[0]
     axes = {"B": 1, "N": length, "C": FRAMES, "J": length + FRAMES, "S": min(3, SCHEDULE_ROWS)}
     shapes = {tensor.name: tensor.shape_at(axes) for tensor in (*contract.inputs, *contract.outputs)}
     inputs = {tensor.name: random.standard_normal(shapes[tensor.name]).astype(np.float32) for tensor in contract.inputs}
     if "tokens" in inputs:
         inputs["tokens"] = random.integers(1, voice.dimensions.vocabulary, shapes["tokens"], np.int32)
-    if "mask" in inputs:
-        inputs["mask"] = np.where(inputs["mask"] > 1, np.finfo(np.float32).min, np.float32(0))
+    for mask in inputs.keys() & {"mask", "bias"}:
+        inputs[mask] = np.where(inputs[mask] > 1, np.float32(-3e4), np.float32(0))
     if "time" in inputs:
         inputs["time"] = np.array([0.05, 0.5, 0.95], np.float32)
-    expected = cpu.networks[network].run(inputs)
+    graph = gpu_graph(voice, network, "fp32").SerializeToString()
+    expected = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).run(None, inputs)
     for tensor, mine, reference in zip(
         contract.outputs, on_gpu(machine.backend(), network, inputs, axes), expected, strict=True
     ):
@@ -181,9 +235,10 @@ def test_every_network_is_the_cpu_s(network: str, machine: Machine, voice: Voice
 
 def on_gpu(backend: GpuBackend, network: str, inputs: dict[str, np.ndarray], axes: dict[str, int]) -> list[np.ndarray]:
     """Outputs of a network for host inputs, all as float32, by whatever runs it."""
-    runtime, device, contract = backend.shared.runtime, backend.shared.device, backend.shared.voice.contracts()[network]
+    runtime, device = backend.shared.runtime, backend.shared.device
+    contract = runtime.contracts[network]
     shapes = {tensor.name: tensor.shape_at(axes) for tensor in (*contract.inputs, *contract.outputs)}
-    kinds = {name: runtime.dtype(network, name) for name in shapes}
+    kinds = {tensor.name: tensor.dtype for tensor in (*contract.inputs, *contract.outputs)}
     sizes = {name: int(np.prod(shape)) * ITEM_BYTES[kinds[name]] for name, shape in shapes.items()}
     with device:
         scratch = runtime.scratch_bytes([network])
@@ -254,7 +309,7 @@ def test_many_steps_go_into_several_graphs(
     if machine.simulated:
         monkeypatch.setattr(program, "GRAPH_STEPS", 4)  # 130 steps take it long
     work = job(voice, steps=program.GRAPH_STEPS + 2)
-    same_bucket = segments[:2]  # the first runs eagerly, the second is captured
+    same_bucket = segments[:2] * 2  # the last is captured, on every engine
     backend, eager = machine.backend(), machine.backend(graphs=False)
     mine = sung(backend, work, [same_bucket])
     np.testing.assert_array_equal(mine, sung(eager, work, [same_bucket]))
@@ -265,15 +320,18 @@ def test_many_steps_go_into_several_graphs(
         assert len(launched._graphs) == 2
 
 
-def test_songs_side_by_side_are_the_songs_alone(machine: Machine, voice: Voice, segments: list[Tokens]) -> None:
-    first, second, third = segments
-    songs, seeds = [[first, second], [second, third], [third, third], [second, first]], (3, 4, 5, 2**64 - 1)
-    assert len(songs) == MAX_BATCH
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_songs_side_by_side_are_the_songs_alone(
+    guidance: float, machine: Machine, voice: Voice, segments: list[Tokens]
+) -> None:
+    count = VOCODER_BATCH + 1 if machine.simulated else MAX_BATCH
+    songs = [[segments[index % 3], segments[(index + 1) % 3]] for index in range(count)]
+    seeds, steps = (2**64 - 1, *range(1, count)), 3 if machine.simulated else STEPS
     backend = machine.backend()
-    together = sung(backend, job(voice, seeds=seeds), songs)
-    for index, (song, seed) in enumerate(zip(songs, seeds, strict=True)):
-        alone = sung(backend, job(voice, seeds=(seed,)), [song])
-        assert worst(together[:, index], alone[:, 0]) < SEGMENT_RMS[machine.precision]
+    together = sung(backend, job(voice, guidance, seeds, steps), songs)
+    for index in range(0, count, 1 if count < MAX_BATCH else 5):
+        alone = sung(backend, job(voice, guidance, seeds[index : index + 1], steps), [songs[index]])
+        assert worst(together[:, index], alone[:, 0]) < guided(guidance) * SEGMENT_RMS[machine.precision]
 
 
 def test_the_vocoder_runs_beside_the_next_segment(
@@ -320,7 +378,7 @@ def test_a_run_s_sound_is_its_mels_vocoded(machine: Machine, voice: Voice, segme
 
 def test_a_song_sounds_as_on_the_cpu(machine: Machine, segments: list[Tokens]) -> None:
     song, choices = segments * 2, {"sampler": "ddpm", "steps": STEPS, "guidance": 1.0, "seed": 5}
-    mine, theirs = (machine.synthesizer(name).render(song, **choices).samples for name in ("tensorrt", "cpu"))
+    mine, theirs = (machine.synthesizer(name).render(song, **choices).samples for name in ("", "cpu"))
     assert len(mine) == len(theirs) == len(song) * FRAMES * HOP
     assert worst(*(audio.reshape(len(song), -1) for audio in (mine, theirs))) < HEARD * SEGMENT_RMS[machine.precision]
 
@@ -336,26 +394,12 @@ def test_songs_streamed_by_turns_are_the_songs_rendered(machine: Machine, segmen
 
 
 @only_on_a_gpu
-def test_auto_takes_tensorrt(machine: Machine) -> None:
+def test_auto_takes_what_is_there(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    if machine.engine == "onnxruntime":
+        monkeypatch.setattr(choose, "AUTO", ("cuda", "cpu"))  # as where no plans of TensorRT are
     with machine.used():
-        assert notewave.Synthesizer(machine.voice.folder).backend == "tensorrt"
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("options", [{}, {"trt_fp16_enable": "0"}], ids=["cuda", "tensorrt"])
-def test_onnx_runtime_s_providers_give_what_the_cpu_gives(
-    options: dict[str, str], voice: Voice, cpu: OrtBackend, segments: list[Tokens]
-) -> None:
-    try:
-        backend = OrtBackend(voice, "cuda", None, options)
-    except BackendError as error:
-        if not options:
-            unusable(str(error))
-        pytest.skip(f"ONNX Runtime may have been made for another TensorRT: {error}")
-    mine, theirs = (sung(one, job(voice, 2.0), [segments]) for one in (backend, cpu))
-    assert worst(mine, theirs) < guided(2.0) * SEGMENT_RMS["fp32"]
-    mel = from_network(theirs[0])
-    np.testing.assert_allclose(backend.vocode(mel, 3), cpu.vocode(mel, 3), rtol=0, atol=1e-3)
+        taken = notewave.Synthesizer(machine.voice.folder, provider_options={"precision": machine.precision})
+    assert taken.backend == machine.backend_name
 
 
 @only_on_a_gpu
@@ -389,14 +433,21 @@ def test_too_much_memory_is_refused_with_sizes(device: CudaDevice) -> None:
         device.allocate(1 << 50, "a test")
 
 
-def test_a_damaged_plan_is_named(machine: Machine, tmp_path: Path) -> None:
+def test_a_damaged_plan_is_named_or_made_again(
+    machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (folder,) = machine.home.glob(f"*-{machine.precision}")
     copy = tmp_path / folder.name
     shutil.copytree(folder, copy)
-    plan = copy / "decoder.plan"
+    (plan,) = (path for path in copy.glob("decoder.*") if path.suffix in (".plan", ".onnx"))
     plan.write_bytes(plan.read_bytes()[:-1])
+    damaged = dataclasses.replace(machine, home=tmp_path)
+    if machine.engine == "onnxruntime":  # which takes a second
+        damaged.backend()
+        assert "decoder.onnx has" in caplog.text and plan.read_bytes() == (folder / plan.name).read_bytes()
+        return
     with pytest.raises(BackendError, match=r"decoder\.plan .* cut short"):
-        dataclasses.replace(machine, home=tmp_path).backend()
+        damaged.backend()
 
 
 @pytest.mark.gpu

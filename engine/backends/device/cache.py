@@ -9,7 +9,7 @@ from pathlib import Path
 
 from notewave.voice.folder import Voice
 
-FORMAT = 1  # of plans.json and of the way graphs are rewritten; older plans are refused
+FORMAT = 2  # of plans.json and of the way graphs are rewritten; older plans are refused
 HOME_VARIABLE = "NOTEWAVE_PLANS"
 
 

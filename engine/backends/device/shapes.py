@@ -8,16 +8,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from notewave.sound.mel import FRAMES
-from notewave.voice.contracts import Tensor
+from notewave.voice.contracts import Contract
 from notewave.voice.folder import Voice
 
 TOKEN_BUCKETS = (256, 512, 1024, 2048)  # lengths that tokens are padded to
-MAX_BATCH = 4  # songs side by side
+MAX_BATCH = 16  # songs side by side; with guidance, a decoder runs twice as many: each with its notes, and without
+VOCODER_BATCH = 4  # of them that are vocoded at once
 SCHEDULE_ROWS = 64  # noise times that the time embedding takes at once
+FILM_ALIGNMENT = 128  # elements: 256 bytes of float16
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8}  # by a data type's name in contracts
 
 Shape = tuple[int, ...]
 Range = tuple[int, int, int]  # smallest, most frequent, largest
+
+
+def film_stride(width: int) -> int:
+    """Elements from one row of FiLM [D] to the next, so that each begins where a device's memory is aligned."""
+    return -(-width // FILM_ALIGNMENT) * FILM_ALIGNMENT
 
 
 @dataclass(frozen=True)
@@ -41,19 +48,20 @@ def vocoder_frames(voice: Voice) -> int:
     return FRAMES + (traits.left_frames + traits.right_frames if traits else 0)
 
 
-def extents(voice: Voice, inputs: tuple[Tensor, ...], padded: bool = True) -> dict[str, Extent]:
-    """Optimisation profile of a network's inputs.
+def most_songs(network: str) -> int:
+    """Most songs side by side B in one run of a network."""
+    return {"decoder": 2 * MAX_BATCH, "vocoder": VOCODER_BATCH}.get(network, MAX_BATCH)
 
-    padded: whether tokens fill one of ``token_buckets`` and a song's first segment has a context too, under a mask.
-    """
+
+def extents(voice: Voice, network: str, contract: Contract) -> dict[str, Extent]:
+    """Optimisation profile of a network's inputs."""
     lengths = token_buckets(voice)
     usual = lengths[min(1, len(lengths) - 1)]
-    tokens, context = (lengths[0], FRAMES) if padded else (1, 0)  # the fewest
     ranges: dict[str, Range] = {
-        "B": (1, 1, MAX_BATCH),
-        "N": (tokens, usual, lengths[-1]),
-        "C": (context, FRAMES, FRAMES),
-        "J": (tokens + context, usual + FRAMES, lengths[-1] + FRAMES),
+        "B": (1, 1, most_songs(network)),
+        "N": (lengths[0], usual, lengths[-1]),
+        "C": (FRAMES, FRAMES, FRAMES),
+        "J": (lengths[0] + FRAMES, usual + FRAMES, lengths[-1] + FRAMES),
         "S": (1, SCHEDULE_ROWS, SCHEDULE_ROWS),
         "V": (1, FRAMES, vocoder_frames(voice)),
     }
@@ -61,5 +69,5 @@ def extents(voice: Voice, inputs: tuple[Tensor, ...], padded: bool = True) -> di
     least, most_frequent, most = ({axis: sizes[which] for axis, sizes in ranges.items()} for which in range(3))
     return {
         tensor.name: Extent(tensor.shape_at(least), tensor.shape_at(most_frequent), tensor.shape_at(most))
-        for tensor in inputs
+        for tensor in contract.inputs
     }

@@ -1,17 +1,20 @@
 """What a segment launches, recorded once and launched again and again.
 
+With guidance, the decoder runs every song twice in one pass: with its notes, and attending to nothing but zeros, which
+is the same as no attention to notes at all. So the launches of a step are no more than without guidance.
+
 Letters as in ``notewave.voice.contracts``.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from notewave.backends.device.driver import Graph
 from notewave.backends.executor import Capture, Executor
 from notewave.backends.gpu.shared import Shared
-from notewave.backends.gpu.workspace import RunShape, Slot, Workspace
+from notewave.backends.gpu.workspace import SEGMENT_NETWORKS, RunShape, Slot, Workspace
 from notewave.errors import BackendError
 from notewave.kernels.layout import ROW, STEP_KERNELS, ordered
 from notewave.kernels.loader import blocks
@@ -29,17 +32,18 @@ class Program:
 
     def __init__(self, space: Workspace, bucket: int) -> None:
         self._space, self._recorder = space, space.shared.recorder
-        sizes = {"B": space.shape.batch, "N": bucket, "C": FRAMES, "J": bucket + FRAMES}
-        self._networks = self._open(sizes)
+        self._networks = self._open(bucket)
         if self._recorder.capture is Capture.OURS and not all(one.is_capturable() for one in self._networks.values()):
             self._recorder.leave_to_engine()
             self._close()
-            self._networks = self._open(sizes)
-        self._encoders = [self._networks[name] for name in ("note_encoder", "context_encoder", "cross_attention")]
-        self._decoders = [network for name, network in self._networks.items() if name.endswith("decoder")]
+            self._networks = self._open(bucket)
+        self._encoders = [network for name, network in self._networks.items() if name != "decoder"]
+        self._decoder = self._networks["decoder"]
+        self._without_notes = space.without_notes(bucket) if space.shape.guided else []
         self._blocks = blocks(SIZE, space.shape.batch)
         self._film_bytes = space.film_bytes()
-        kernel = STEP_KERNELS[space.runtime.dtype("decoder", "prediction")]
+        (prediction,) = space.runtime.contracts["decoder"].outputs
+        kernel = STEP_KERNELS[prediction.dtype]
         self._step = space.kernels[kernel]
         films, rows = space.address["films"], space.address["rows"]
         steps = [
@@ -80,8 +84,9 @@ class Program:
             self._begin()
         for film, arguments in self._parts[part]:
             device.copy(address["film"], film, self._film_bytes, stream)
-            for decoder in self._decoders:
-                decoder.launch()
+            if space.shape.guided:
+                device.copy(address["x"] + space.shape.mel_bytes, address["x"], space.shape.mel_bytes, stream)
+            self._decoder.launch()
             self._step(self._blocks, stream, *arguments)
         if part == len(self._parts) - 1:
             given = ordered("mel_to_context", mel=address["x"], context=address["context_mel"], size=SIZE)
@@ -90,6 +95,8 @@ class Program:
     def _begin(self) -> None:
         """Launch what comes before the first step: encoders, noise."""
         space, stream, address = self._space, self._space.stream, self._space.address
+        for region in self._without_notes:
+            space.device.clear(region.address, region.size, stream)
         for encoder in self._encoders:
             encoder.launch()
         if space.shape.draws:
@@ -98,12 +105,12 @@ class Program:
             given = ordered("philox_normal", out=address["x"], control=address["control"], draw=0, size=SIZE)
             space.kernels["philox_normal"](self._blocks, stream, *given)
 
-    def _open(self, sizes: Mapping[str, int]) -> dict[str, Executor]:
+    def _open(self, bucket: int) -> dict[str, Executor]:
         space, networks = self._space, {}
-        for name in space.shape.networks:
+        for name in SEGMENT_NETWORKS:
             networks[name] = space.runtime.open(name, space.stream, space.scratch, self._recorder.capture)
             networks[name].bind(space.bindings(name))
-            networks[name].reshape(sizes)
+            networks[name].reshape(space.sizes(name, bucket))
         return networks
 
     def _close(self) -> None:
@@ -116,7 +123,7 @@ class Program:
         return ordered(
             kernel,
             **{name: address[name] for name in ("x", "x0_previous", "prediction", "control")},
-            unconditional=address["unconditional"] if shape.guided else 0,
+            unconditional=self._space.unconditional,
             noise=address["noise"] if shape.draws else 0,
             row=row,
             size=SIZE,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from notewave.backends.device.buffers import Layout, Slab, Staging
-from notewave.backends.device.shapes import ITEM_BYTES, MAX_BATCH, vocoder_frames
+from notewave.backends.device.shapes import ITEM_BYTES, VOCODER_BATCH, vocoder_frames
 from notewave.backends.executor import Capture, Scratch
 from notewave.backends.gpu.shared import Shared
 from notewave.backends.gpu.workspace import Slot
@@ -31,10 +31,10 @@ class VocoderLane:
         voice, runtime, device = shared.voice, shared.runtime, shared.device
         self._runtime, self._device = runtime, device
         self._frames = vocoder_frames(voice)
-        contract = voice.contracts()["vocoder"]
-        largest = {"B": MAX_BATCH, "V": self._frames}
+        contract = runtime.contracts["vocoder"]
+        largest = {"B": VOCODER_BATCH, "V": self._frames}
         sizes = {
-            tensor.name: math.prod(tensor.shape_at(largest)) * ITEM_BYTES[runtime.dtype("vocoder", tensor.name)]
+            tensor.name: math.prod(tensor.shape_at(largest)) * ITEM_BYTES[tensor.dtype]
             for tensor in reversed(contract.inputs)  # the mel last, whose end is seldom used
         }
         inputs, audio_bytes = Layout(sizes), 4 * math.prod(contract.outputs[0].shape_at(largest))
@@ -67,10 +67,10 @@ class VocoderLane:
     def send(self, mel: FloatArray, frame: int) -> None:
         """Begin to vocode log-mel [B, V, M] from the host's memory; ``receive`` gives the audio."""
         batch, frames, _ = mel.shape
-        if batch > MAX_BATCH or frames > self._frames:
+        if batch > VOCODER_BATCH or frames > self._frames:
             raise BackendError(
-                f"the vocoder was given {batch} songs of {frames} frames; its plan takes {MAX_BATCH} of {self._frames}."
-                " Give it fewer at once."
+                f"the vocoder was given {batch} songs of {frames} frames; it takes {VOCODER_BATCH} of {self._frames}. "
+                "Give it fewer at once."
             )
         audio = self._audio[: batch * HOP * frames]
         self._staging.view("mel", np.float32, mel.shape)[...] = mel
@@ -97,12 +97,14 @@ class VocoderLane:
         if self._mel_offset:
             slot.frame[...] = frame
             self._device.upload(self._address["frame"], slot.frame, self.stream)
-        for song, mel in enumerate(mels):
-            self._device.copy(self._address["mel"] + row * song, mel, row, self.stream)
-        self._run(len(mels), frames)
-        for song, samples in enumerate(audio):
-            start = self._address["audio"] + hop * (frames * song + skipped)
-            self._device.download(samples, start, self.stream)
+        for first in range(0, len(mels), VOCODER_BATCH):
+            some = slice(first, first + VOCODER_BATCH)
+            for song, mel in enumerate(mels[some]):
+                self._device.copy(self._address["mel"] + row * song, mel, row, self.stream)
+            self._run(len(mels[some]), frames)
+            for song, samples in enumerate(audio[some]):
+                start = self._address["audio"] + hop * (frames * song + skipped)
+                self._device.download(samples, start, self.stream)
 
     def _run(self, batch: int, frames: int) -> None:
         """Launch the network on what lies at its inputs."""

@@ -7,18 +7,27 @@ under a mask, so that shapes and addresses never change: what a segment launches
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from notewave.backends.device.buffers import Layout, Slab, Staging
 from notewave.backends.device.driver import CudaDevice
-from notewave.backends.device.shapes import ITEM_BYTES, MAX_BATCH, SCHEDULE_ROWS, token_buckets, vocoder_frames
+from notewave.backends.device.shapes import (
+    ITEM_BYTES,
+    MAX_BATCH,
+    SCHEDULE_ROWS,
+    film_stride,
+    token_buckets,
+    vocoder_frames,
+)
 from notewave.backends.executor import Capture, Scratch
 from notewave.backends.gpu.pending import Copied
 from notewave.backends.gpu.shared import Shared
+from notewave.backends.graphs.contracts import film_row, film_rows
 from notewave.errors import BackendError
 from notewave.kernels.layout import ROW, control_dtype, table_rows
 from notewave.sampling.job import Job
@@ -29,11 +38,14 @@ from notewave.voice.contracts import Tensor
 
 SEGMENT_NETWORKS = ("note_encoder", "context_encoder", "cross_attention", "decoder")  # of every segment, in their order
 UNDER_WAY = 2  # segments that may be submitted and not taken
-REGIONS = {  # where tensors of one name but different meaning lie
-    ("context_encoder", "mel"): "context_mel",
-    ("time_embedding", "film"): "films",
-    ("unconditional_decoder", "prediction"): "unconditional",
-}
+REGIONS = {("context_encoder", "mel"): "context_mel"}  # of what has another meaning elsewhere under the same name
+
+
+class Region(NamedTuple):
+    """A piece of device memory."""
+
+    address: int
+    size: int  # bytes
 
 
 @dataclass(frozen=True)
@@ -56,9 +68,9 @@ class RunShape:
         return cls(batch, job.table.steps, job.guided, 0 if job.noise is None else job.table.draws)
 
     @property
-    def networks(self) -> tuple[str, ...]:
-        """Networks that run for each segment, in their order."""
-        return (*SEGMENT_NETWORKS, *(["unconditional_decoder"] if self.guided else []))
+    def decoded(self) -> int:
+        """Songs that the decoder runs at once; with guidance each a second time, without its notes."""
+        return self.batch * (2 if self.guided else 1)
 
     @property
     def mel_bytes(self) -> int:
@@ -99,16 +111,19 @@ class Workspace:
         self.shared, self.shape = shared, shape
         voice, self.device, self.runtime, self.kernels = shared.voice, shared.device, shared.runtime, shared.kernels
         self.buckets = token_buckets(voice)
-        self.contracts = voice.contracts()
         self.traits = voice.vocoder
-        networks = (*shape.networks, "time_embedding")
+        self._film_rows, self._film_stride = film_rows(voice), film_stride(voice.dimensions.width)
+        networks = (*SEGMENT_NETWORKS, "time_embedding")
         staged = Layout(self._staged_sizes())
         frames = vocoder_frames(voice) if self.traits else 0
         self.window_bytes = 4 * MELS * frames  # of one song
         layout = Layout(
             {
                 "staged": staged.total,
-                **self._tensor_sizes(networks),
+                **self._tensor_sizes(),
+                "film": self.film_bytes(),
+                "films": self.film_bytes(shape.steps),
+                "time": 4 * shape.steps,
                 "window": shape.batch * self.window_bytes,
                 "spare_window": shape.batch * self.window_bytes,
                 "x0_previous": shape.mel_bytes,
@@ -127,6 +142,8 @@ class Workspace:
             raise
         base = self._slab.address["staged"]
         self.address = self._slab.address | {name: base + offset for name, offset in staged.offsets.items()}
+        for row in range(self._film_rows):
+            self.address[film_row(row)] = self.address["film"] + self._film_bytes(row * self._film_stride)
         self.scratch = Scratch(self.address["scratch"], scratch)
 
     def begin(self, job: Job) -> None:
@@ -160,13 +177,35 @@ class Workspace:
 
     def bindings(self, network: str) -> dict[str, int]:
         """Addresses of a network's inputs and outputs."""
-        contract = self.contracts[network]
+        contract = self.runtime.contracts[network]
         return {tensor.name: self.address[_region(network, tensor)] for tensor in (*contract.inputs, *contract.outputs)}
+
+    def sizes(self, network: str, tokens: int) -> dict[str, int]:
+        """Sizes of a network's dynamic axes for segments of so many tokens, by letter."""
+        batch = self.shape.decoded if network == "decoder" else self.shape.batch
+        return {"B": batch, "N": tokens, "C": FRAMES, "J": tokens + FRAMES}
+
+    def without_notes(self, tokens: int) -> list[Region]:
+        """What the decoder attends to for songs without their notes, at this length; all zero, it adds nothing."""
+        given, taken = (self.sizes(network, tokens) for network in ("cross_attention", "decoder"))
+        return [
+            Region(self.address[tensor.name] + (begin := _bytes(tensor, given)), _bytes(tensor, taken) - begin)
+            for tensor in self.runtime.contracts["cross_attention"].outputs
+        ]
+
+    @property
+    def unconditional(self) -> int:
+        """Address of the decoder's predictions for songs without their notes; 0 where there are none."""
+        (prediction,) = self.runtime.contracts["decoder"].outputs
+        return self.address["prediction"] + _bytes(prediction, {"B": self.shape.batch}) if self.shape.guided else 0
 
     def film_bytes(self, steps: int = 1) -> int:
         """Size of the FiLM scales and shifts of some steps."""
-        film = self.contracts["time_embedding"].outputs[0]
-        return ITEM_BYTES[film.dtype] * math.prod(film.shape_at({"S": steps}))
+        return self._film_bytes(steps * self._film_rows * self._film_stride)
+
+    def _film_bytes(self, elements: int) -> int:
+        (film,) = self.runtime.contracts["time_embedding"].outputs
+        return ITEM_BYTES[film.dtype] * elements
 
     def settle(self) -> None:
         """Wait for all that may be under way."""
@@ -192,17 +231,16 @@ class Workspace:
             "noise": self.shape.draws * self.shape.mel_bytes,
         }
 
-    def _tensor_sizes(self, networks: Sequence[str]) -> dict[str, int]:
-        """Every input and output of the networks at its largest, in bytes."""
-        longest = self.buckets[-1]
-        sizes = {"B": self.shape.batch, "N": longest, "C": FRAMES, "J": longest + FRAMES, "S": self.shape.steps}
-        staged = self._staged_sizes()
-        return {
-            region: math.prod(tensor.shape_at(sizes)) * ITEM_BYTES[self.runtime.dtype(network, tensor.name)]
-            for network in networks
-            for tensor in (*self.contracts[network].inputs, *self.contracts[network].outputs)
-            if (region := _region(network, tensor)) not in staged
-        }
+    def _tensor_sizes(self) -> dict[str, int]:
+        """What the networks of a segment pass on, each at its largest, in bytes."""
+        apart = {*self._staged_sizes(), *map(film_row, range(self._film_rows))}
+        sizes: dict[str, int] = {}
+        for network in SEGMENT_NETWORKS:
+            contract, largest = self.runtime.contracts[network], self.sizes(network, self.buckets[-1])
+            for tensor in (*contract.inputs, *contract.outputs):
+                if (region := _region(network, tensor)) not in apart:
+                    sizes[region] = max(sizes.get(region, 0), _bytes(tensor, largest))
+        return sizes
 
     def _put_schedule(self, table: SamplerTable) -> None:
         """Compute FiLM of every step on the device, and copy the sampler's rows there.
@@ -221,6 +259,10 @@ class Workspace:
         self.stream.synchronize()
         embed.free()
         self.runtime.drop("time_embedding")
+
+
+def _bytes(tensor: Tensor, sizes: Mapping[str, int]) -> int:
+    return ITEM_BYTES[tensor.dtype] * math.prod(tensor.shape_at(sizes))
 
 
 def _region(network: str, tensor: Tensor) -> str:

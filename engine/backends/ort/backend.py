@@ -1,28 +1,20 @@
-"""ONNX Runtime: the voice's graphs on the CPU, or on a GPU by its CUDA provider, bound to buffers allocated once.
-
-Options of the CUDA backend are those of ONNX Runtime's CUDA provider; any named trt_... are for its TensorRT provider,
-which then stands in front of CUDA's. Keys and values of a segment stay on the GPU. The rest is the host's: the loop's
-arithmetic, and so x, FiLM and prediction, are copied at every step; mask, encodings, mel and sound once a segment.
-"""
+"""ONNX Runtime on the CPU: the voice's graphs, bound to buffers allocated once."""
 
 from __future__ import annotations
 
 import contextlib
-import re
+import math
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from notewave.backends.ort.providers import usable_devices
+from notewave.backends.ort.failures import on_cpu
 from notewave.backends.ort.sessions import Network, Networks, shared_networks
 from notewave.backends.protocol import OVER, Run
-from notewave.checks import is_integer, quoted
 from notewave.errors import BackendError, VoiceError
 from notewave.kernels.reference import mel_to_context
 from notewave.sampling.job import Job
@@ -34,24 +26,16 @@ from notewave.sound.stream import VocoderStream
 from notewave.voice.contracts import keys_values
 from notewave.voice.folder import Voice
 
-MAX_DEVICE = 99
-
 
 class OrtBackend:
-    """One voice on one ONNX Runtime provider; sessions are shared by all backends alike on the same voice."""
+    """One voice on ONNX Runtime's CPU provider; sessions are shared by all backends alike on the same voice."""
 
-    def __init__(self, voice: Voice, device: str, threads: int | None, options: dict[str, Any]) -> None:
-        if device not in usable_devices():
-            raise BackendError(
-                f"backend {device!r} cannot run here: ONNX Runtime offers {', '.join(usable_devices())}. "
-                "A GPU needs its driver and notewave[gpu] (onnxruntime-gpu in the place of onnxruntime)."
-            )
-        self.name = device
+    name = "cpu"
+
+    def __init__(self, voice: Voice, threads: int | None, options: dict[str, Any]) -> None:
+        """options: of the provider."""
         self.voice = voice
-        self._ordinal = _device_id(options)
-        if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()  # CUDA and cuDNN from pip's packages, where they are not installed otherwise
-        self.networks = shared_networks(voice, device, threads, options)
+        self.networks = shared_networks(voice, threads, options)
         self._idle: dict[int, list[Buffers]] = {}  # by batch
         self._lock = threading.Lock()
 
@@ -59,10 +43,10 @@ class OrtBackend:
     def start(self, job: Job) -> Iterator[Run]:
         """Begin a batch of songs on buffers that no other run is using, and leave them to the next run."""
         batch = len(job.seeds)
-        with _failures(self.name):
+        with on_cpu():
             with self._lock:
                 idle = self._idle.setdefault(batch, [])
-                buffers = idle.pop() if idle else Buffers(self.voice, batch, self.name, self._ordinal)
+                buffers = idle.pop() if idle else Buffers(self.voice, batch)
             run = OrtRun(self.voice, self.networks, buffers, job)
             try:
                 yield run
@@ -72,7 +56,7 @@ class OrtBackend:
 
     def vocode(self, mel: FloatArray, frame: int) -> FloatArray:
         """See ``notewave.backends.protocol.Backend.vocode``."""
-        with _failures(self.name):
+        with on_cpu():
             return _vocode(self.voice, self.networks["vocoder"], mel, frame)
 
 
@@ -84,43 +68,11 @@ def _vocode(voice: Voice, vocoder: Network, mel: FloatArray, frame: int) -> Floa
     return vocoder.run(inputs)[0]
 
 
-def _device_id(options: dict[str, Any]) -> int:
-    """Which GPU the options name; the first if they name none."""
-    given = options.get("device_id", 0)
-    if not (is_integer(given, 0, MAX_DEVICE) or (isinstance(given, str) and re.fullmatch(r"[0-9]{1,2}", given))):
-        raise BackendError(f"device_id is {quoted(given)}; it must be a GPU's number, from 0 to {MAX_DEVICE}.")
-    return int(given)
-
-
-@contextlib.contextmanager
-def _failures(device: str) -> Iterator[None]:
-    """Make an error of ours of what ONNX Runtime raises while it runs: the voice's fault, or the GPU's."""
-    try:
-        yield
-    except Exception as error:
-        if not _is_onnx_runtimes(error):
-            raise
-        if device == "cpu":
-            raise VoiceError(
-                f"ONNX Runtime cannot run the voice's graphs ({error}). Export the voice again, or free memory if it "
-                "asks for that."
-            ) from error
-        raise BackendError(
-            f"ONNX Runtime failed on the GPU ({error}). Close other programs on it, or take fewer songs."
-        ) from error
-
-
-def _is_onnx_runtimes(error: Exception) -> bool:
-    """Whether an exception was raised in ONNX Runtime: its types are many, plain RuntimeError among them."""
-    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
-    return str(innermost.f_globals.get("__name__")).startswith("onnxruntime")
-
-
 class Buffers:
     """Every buffer that one run needs, for a batch of B songs."""
 
-    def __init__(self, voice: Voice, batch: int, device: str, ordinal: int) -> None:
-        self.batch, self.device, self._ordinal = batch, device, ordinal
+    def __init__(self, voice: Voice, batch: int) -> None:
+        self.batch = batch
         self.size = size = voice.dimensions
         shape = (batch, FRAMES, MELS)
         self.x = np.empty(shape, np.float32)
@@ -132,7 +84,7 @@ class Buffers:
         self.keys = 0  # J of the segment at hand
         self._capacity = (size.max_tokens + FRAMES) * batch * size.heads * size.head_width  # floats, of a layer's keys
         try:
-            self._keys_values, self._address = _take(2 * size.decoder_layers * self._capacity, device, ordinal)
+            self._keys_values = np.empty(2 * size.decoder_layers * self._capacity, np.float32)
         except (MemoryError, ValueError) as error:
             raise BackendError(
                 f"there is no room for the keys and values of {batch} songs of this voice ({error}). Free memory, or "
@@ -143,17 +95,9 @@ class Buffers:
         """Bind each layer's keys and values where they lie, as inputs or as outputs."""
         sizes = {"B": self.batch, "J": self.keys}
         for index, tensor in enumerate(keys_values(self.size)):
-            address = self._address + 4 * index * self._capacity
-            bind(tensor.name, self.device, self._ordinal, np.float32, tensor.shape_at(sizes), address)
-
-
-def _take(size: int, device: str, ordinal: int) -> tuple[Any, int]:
-    """Float32 memory on the device, and its address; the host's pages cost nothing until they are written."""
-    if device == "cpu":
-        array = np.empty(size, np.float32)
-        return array, int(array.ctypes.data)
-    value = onnxruntime.OrtValue.ortvalue_from_shape_and_type([size], np.float32, device, ordinal)
-    return value, int(value.data_ptr())
+            size = math.prod(shape := tensor.shape_at(sizes))
+            first = index * self._capacity
+            _bind(bind, tensor.name, self._keys_values[first : first + size].reshape(shape))
 
 
 class Later:
@@ -235,7 +179,7 @@ class OrtRun(Run):
 
         def predict(step: int) -> tuple[FloatArray, FloatArray | None]:
             for network, session, binding in passes:
-                _bind_host(binding.bind_input, "film", self._film[step : step + 1])
+                _bind(binding.bind_input, "film", self._film[step : step + 1])
                 with job.watched(network):
                     session.run_with_iobinding(binding)
             return buffers.prediction, buffers.unconditional if job.guided else None
@@ -300,13 +244,13 @@ class OrtRun(Run):
         buffers = self._buffers
         session = self._networks[network].session
         binding = session.io_binding()
-        _bind_host(binding.bind_input, "x", buffers.x)
-        _bind_host(binding.bind_output, "prediction", prediction)
+        _bind(binding.bind_input, "x", buffers.x)
+        _bind(binding.bind_output, "prediction", prediction)
         if network == "decoder":
-            _bind_host(binding.bind_input, "mask", buffers.mask)
+            _bind(binding.bind_input, "mask", buffers.mask)
             buffers.bind_keys_values(binding.bind_input)
         return network, session, binding
 
 
-def _bind_host(bind: Any, name: str, array: FloatArray) -> None:
+def _bind(bind: Any, name: str, array: FloatArray) -> None:
     bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)

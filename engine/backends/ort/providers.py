@@ -1,75 +1,47 @@
-"""ONNX Runtime's execution providers: which of them work here, and the options that each network is opened with."""
+"""ONNX Runtime's execution providers: whether CUDA's works here, as far as can be said before it is asked."""
 
 from __future__ import annotations
 
-import ctypes.util
-import importlib
+import importlib.metadata
+import re
 from typing import Any
 
-from notewave.backends.device.cache import HOME_VARIABLE, graphs_digest, plans_home
-from notewave.backends.device.shapes import extents
+from notewave.backends.device.driver import CudaDevice
 from notewave.errors import BackendError
-from notewave.voice.contracts import Contract
-from notewave.voice.folder import Voice
 
-try:
-    import onnxruntime
-except ImportError as error:
-    raise BackendError(
-        "ONNX Runtime is not installed, and every backend but TensorRT needs it. "
-        "Install notewave[cpu], or notewave[gpu] on a machine with an NVIDIA GPU."
-    ) from error
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-TENSORRT = "TensorrtExecutionProvider"
-CUDA_DEFAULTS = {"use_tf32": "0"}  # float32 products as the CPU's, which TF32 would round to 10 bits
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+FOLDER = "pip uninstall onnxruntime onnxruntime-gpu; pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 
-def usable_devices() -> list[str]:
-    """Which of PROVIDERS this machine can run."""
-    has_driver = ctypes.util.find_library("cuda") is not None
-    available = onnxruntime.get_available_providers()
-    return [device for device, name in PROVIDERS.items() if name in available and (device == "cpu" or has_driver)]
+def check_provider(runtime: Any) -> None:
+    """Refuse an onnxruntime module without CUDA, or one that two packages were installed over each other as."""
+    versions = _installed()
+    if len(set(versions.values())) > 1:
+        raise BackendError(
+            f"{' and '.join(f'{name} {version}' for name, version in versions.items())} are installed over each other, "
+            f"in one folder. Remove both, then install one: {FOLDER}."
+        )
+    if CUDA not in runtime.get_available_providers():
+        which = "of the two packages installed in one folder, the one" if len(versions) > 1 else "the onnxruntime here"
+        raise BackendError(f"{which} ({runtime.__version__}) has no CUDA provider. Install the other: {FOLDER}.")
 
 
-def execution_providers(device: str, options: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """ONNX Runtime's providers for a device, the first asked first, each with its options."""
-    if device == "cpu":
-        return [(PROVIDERS["cpu"], options)]
-    tensorrt = {name: value for name, value in options.items() if name.startswith("trt_")}
-    cuda = CUDA_DEFAULTS | {name: value for name, value in options.items() if name not in tensorrt}
-    if tensorrt:
-        tensorrt |= {"device_id": cuda["device_id"]} if "device_id" in cuda else {}
-    return [*([(TENSORRT, tensorrt)] if tensorrt else []), (PROVIDERS["cuda"], cuda), (PROVIDERS["cpu"], {})]
+def check_driver(runtime: Any, device: CudaDevice) -> None:
+    """Refuse a driver that is older than the CUDA which an onnxruntime module was made for."""
+    made_for = re.match(r"\d+", str(getattr(runtime, "cuda_version", "")))
+    if made_for and int(made_for[0]) > int(device.driver.partition(".")[0]):
+        raise BackendError(
+            f"onnxruntime-gpu {runtime.__version__} is made for CUDA {runtime.cuda_version}, and the driver of "
+            f"{device.name} is for CUDA {device.driver}. Update the driver (580 or newer for CUDA 13)."
+        )
 
 
-def tensorrt_options(voice: Voice, contract: Contract, options: dict[str, Any]) -> dict[str, Any]:
-    """Options for one network: with any trt_... among them, also the shapes that TensorRT is to build it for at once,
-    not again for each that it meets, and a folder to keep engines in; unless these are given too.
-    """
-    if not any(name.startswith("trt_") for name in options):
-        return options
-    folder = plans_home() / f"onnxruntime-{onnxruntime.__version__}-{_tensorrt_version()}-{graphs_digest(voice)[:12]}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BackendError(f"{folder} cannot be made ({error}). Set {HOME_VARIABLE} to where plans can go.") from error
-    defaults: dict[str, Any] = {}
-    for kind in ("engine", "timing"):
-        defaults |= {f"trt_{kind}_cache_enable": True, f"trt_{kind}_cache_path": str(folder)}
-    if not any(name.startswith("trt_profile_") for name in options):
-        dynamic = tuple(tensor for tensor in contract.inputs if any(isinstance(axis, str) for axis in tensor.shape))
-        shapes = extents(voice, dynamic, padded=False).items()
-        for which in ("min", "opt", "max"):
-            sizes = (f"{name}:{'x'.join(map(str, getattr(extent, which)))}" for name, extent in shapes)
-            defaults[f"trt_profile_{which}_shapes"] = ",".join(sizes)
-    return defaults | options
-
-
-def _tensorrt_version() -> str:
-    """Version of pip's tensorrt, whose libraries ONNX Runtime finds once it is imported; of the system's, unknown."""
-    try:
-        version: str = importlib.import_module("tensorrt").__version__
-    except (ImportError, AttributeError, OSError):
-        return "unknown"
-    return version
+def _installed() -> dict[str, str]:
+    """Versions of the packages that bring a module of this name, by theirs."""
+    versions = {}
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

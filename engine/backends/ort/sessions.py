@@ -1,4 +1,4 @@
-"""A voice's graphs in ONNX Runtime's sessions, each held to its contract."""
+"""A voice's graphs in ONNX Runtime's sessions on the CPU, each held to its contract."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
-from notewave.backends.ort.providers import TENSORRT, execution_providers, tensorrt_options
-from notewave.errors import BackendError, VoiceError
+from notewave.backends.ort.providers import CPU
+from notewave.errors import VoiceError
 from notewave.sampling.job import Job
 from notewave.sound.mel import FloatArray
 from notewave.voice.contracts import Axis, Contract
@@ -24,34 +24,19 @@ KEPT_SCHEDULES = 4  # FiLM tables kept for the schedules used last
 class Network:
     """One of a voice's graphs in a session, held to its contract."""
 
-    def __init__(
-        self, path: Path, contract: Contract, device: str, threads: int | None, options: dict[str, Any]
-    ) -> None:
+    def __init__(self, path: Path, contract: Contract, threads: int | None, options: dict[str, Any]) -> None:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads or 0
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
         # Each session has threads of its own: those of one must not spin while another's work.
         settings.add_session_config_entry("session.force_spinning_stop", "1")
-        providers = execution_providers(device, options)
         try:
-            self.session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
+            self.session = onnxruntime.InferenceSession(str(path), settings, providers=[(CPU, options)])
         except Exception as error:  # ONNX Runtime raises many types of its own
-            if device != "cpu":
-                raise BackendError(
-                    f"{path} does not load in ONNX Runtime's {providers[0][0]} ({error}). Check its options and the "
-                    "GPU's free memory."
-                ) from error
             raise VoiceError(f"{path} does not load in ONNX Runtime ({error}). Export the voice again.") from error
-        if providers[0][0] not in (taken := self.session.get_providers()):  # a provider that fails is passed over
-            raise BackendError(
-                f"ONNX Runtime cannot load its {providers[0][0]} and took {', '.join(taken)}; why is on stderr. "
-                "Install the libraries it needs: pip install 'onnxruntime-gpu[cuda,cudnn]'"
-                f"{' tensorrt' if providers[0][0] == TENSORRT else ''}."
-            )
-        self.device = device
         self._path, self._contract = path, contract
-        _check_contract(path, contract, self.session)
+        check_contract(path, contract, self.session)
 
     def run(self, inputs: dict[str, NDArray[Any]]) -> list[FloatArray]:
         """Run on host arrays, into new host arrays; raises VoiceError when these have other shapes than is due."""
@@ -72,8 +57,8 @@ ALWAYS_NEEDED = ("note_encoder", "context_encoder", "cross_attention", "decoder"
 class Networks:
     """The sessions of a voice: those that every song needs opened at once, the others when first needed."""
 
-    def __init__(self, voice: Voice, device: str, threads: int | None, options: dict[str, Any]) -> None:
-        self._voice, self._device, self._threads, self._options = voice, device, threads, options
+    def __init__(self, voice: Voice, threads: int | None, options: dict[str, Any]) -> None:
+        self._voice, self._threads, self._options = voice, threads, options
         self._contracts = voice.contracts()
         self._open: dict[str, Network] = {}
         self._films: OrderedDict[bytes, FloatArray] = OrderedDict()
@@ -105,27 +90,25 @@ class Networks:
             return self._films[key]
 
     def _load(self, network: str) -> Network:
-        path, contract = self._voice.graph(network), self._contracts[network]
-        options = tensorrt_options(self._voice, contract, self._options)
-        return Network(path, contract, self._device, self._threads, options)
+        return Network(self._voice.graph(network), self._contracts[network], self._threads, self._options)
 
 
 _networks: weakref.WeakValueDictionary[tuple[Any, ...], Networks] = weakref.WeakValueDictionary()
 _networks_lock = threading.Lock()  # voices load one after another, and each once
 
 
-def shared_networks(voice: Voice, device: str, threads: int | None, options: dict[str, Any]) -> Networks:
-    """The sessions of a voice on a device, opened once for all backends alike that live."""
+def shared_networks(voice: Voice, threads: int | None, options: dict[str, Any]) -> Networks:
+    """The sessions of a voice, opened once for all backends alike that live."""
     checksums = tuple(sorted((name, record.sha256) for name, record in voice.files.items()))
-    key = (voice.folder.resolve(), checksums, device, threads, tuple(sorted(options.items())))
+    key = (voice.folder.resolve(), checksums, threads, tuple(sorted(options.items())))
     with _networks_lock:
         networks = _networks.get(key)
         if networks is None:
-            networks = _networks[key] = Networks(voice, device, threads, options)
+            networks = _networks[key] = Networks(voice, threads, options)
         return networks
 
 
-def _check_contract(path: Path, contract: Contract, session: Any) -> None:
+def check_contract(path: Path, contract: Contract, session: Any) -> None:
     """Refuse a graph whose inputs or outputs are not those of its contract."""
     for kind, expected, actual in (
         ("inputs", contract.inputs, session.get_inputs()),
@@ -145,7 +128,9 @@ def _check_contract(path: Path, contract: Contract, session: Any) -> None:
                 )
 
 
-_ORT_TYPES = {"float32": "tensor(float)", "int32": "tensor(int32)", "int64": "tensor(int64)"}
+_ORT_TYPES = {name: f"tensor({name})" for name in ("float16", "bfloat16", "int32", "int64")} | {
+    "float32": "tensor(float)"
+}
 
 
 def _fits(expected: tuple[Axis, ...], actual: list[int | str | None], kind: str) -> bool:

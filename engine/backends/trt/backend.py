@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from notewave.backends.device.driver import CudaDevice
+from notewave.backends.device.plans import PlanRecord, find_plans
 from notewave.backends.gpu.backend import GpuBackend
 from notewave.backends.gpu.workspace import SEGMENT_NETWORKS
+from notewave.backends.graphs.contracts import gpu_contracts
 from notewave.backends.trt.engines import Engines
-from notewave.backends.trt.plans import find_plans, tensorrt_modules
+from notewave.backends.trt.modules import tensorrt_modules
 from notewave.errors import BackendError
 from notewave.kernels.loader import load_kernels
 from notewave.voice.folder import Voice
@@ -48,7 +50,8 @@ def _open_engines(voice: Voice, modules: Sequence[Any], device: CudaDevice, prec
     for trt in modules:
         try:
             folder = find_plans(voice, trt, device.capability, precision)
-            engines = Engines(folder, trt, device, voice.contracts())
+            contracts = gpu_contracts(voice, PlanRecord.load(folder).target.precision)
+            engines = Engines(folder, trt, device, contracts)
             for network in needed:
                 engines[network]
             return engines

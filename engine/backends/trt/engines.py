@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from notewave.backends.device.driver import MIB, CudaDevice
+from notewave.backends.device.plans import REBUILD
 from notewave.backends.executor import Capture, Scratch
-from notewave.backends.trt.plans import REBUILD
 from notewave.errors import BackendError, OutputError
 from notewave.files import atomic_file
 from notewave.voice.contracts import Contract
@@ -29,8 +29,8 @@ class Engines:
     stream_bound = False
 
     def __init__(self, folder: Path, trt: Any, device: CudaDevice, contracts: Mapping[str, Contract]) -> None:
-        self.folder, self.device = folder, device
-        self._trt, self._contracts = trt, contracts
+        self.folder, self.device, self.contracts = folder, device, contracts
+        self._trt = trt
         self._log = _logger(trt.ILogger)
         try:
             self._runtime = self.ask(trt.Runtime, self._log)
@@ -67,10 +67,6 @@ class Engines:
         self._log.last = ""
         return call(*arguments)
 
-    def dtype(self, network: str, tensor: str) -> str:
-        """Data type of a network's input or output."""
-        return DTYPES[self[network].get_tensor_dtype(tensor).name]
-
     def scratch_bytes(self, networks: Sequence[str]) -> int:
         """Memory that these networks need while they run, one after another."""
         return max(int(self[network].device_memory_size_v2) for network in networks)
@@ -81,7 +77,7 @@ class Engines:
             context = self._context(self[network], network, capture)
         if context is None:
             raise self.failure(f"{network}.plan cannot be run; {self._free_memory()}")
-        return PlanExecutor(self, network, self._contracts[network], context, stream, scratch)
+        return PlanExecutor(self, network, self.contracts[network], context, stream, scratch)
 
     def _context(self, engine: Any, network: str, capture: Capture) -> Any:
         trt = self._trt
@@ -130,6 +126,11 @@ class Engines:
                 f"{self.device.driver} on {self.device.name}; {self._free_memory()}). Update the driver, free GPU "
                 "memory, or build the plans again: notewave build VOICE."
             )
+        for tensor in (*self.contracts[network].inputs, *self.contracts[network].outputs):
+            if (kind := DTYPES.get(engine.get_tensor_dtype(tensor.name).name)) != tensor.dtype:
+                raise BackendError(
+                    f"{network}.plan has {kind} for {tensor.name}, where {tensor.dtype} is due. {REBUILD}"
+                )
         return engine
 
     def _free_memory(self) -> str:

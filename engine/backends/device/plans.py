@@ -1,12 +1,11 @@
-"""TensorRT plans of a voice: what they were built for, and whether they fit this voice and this GPU.
+"""What was made of a voice for one GPU and engine: TensorRT's plans, or ONNX Runtime's graphs; all are called plans.
 
-`notewave build` writes them, the TensorRT backend reads them.
+`notewave build` writes them, the backends on a GPU read them, and check that they fit this voice and this GPU.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import re
 from dataclasses import dataclass
@@ -20,7 +19,9 @@ from notewave.voice.folder import FileRecord, Voice
 RECORD = "plans.json"
 PLAN_PRECISIONS = ("fp16", "bf16", "fp32")  # the first that is found is taken
 RTX = "tensorrt_rtx"
-FLAVOURS = ("tensorrt", RTX)  # Python modules with one and the same API
+TENSORRTS = ("tensorrt", RTX)  # Python modules with one and the same API
+ONNXRUNTIME = "onnxruntime"
+FLAVOURS = (*TENSORRTS, ONNXRUNTIME)  # engines, by their Python modules' names
 
 
 @dataclass(frozen=True)
@@ -75,26 +76,15 @@ NO_INTEGERS = (
 )
 
 
-def tensorrt_modules(flavour: str | None = None) -> list[Any]:
-    """Which of FLAVOURS, or of the one asked for, are installed; raises BackendError when none works."""
-    modules, reasons = [], []
-    for name in (flavour,) if flavour else FLAVOURS:
-        try:
-            module = importlib.import_module(name)
-            module.Builder  # noqa: B018 (PyPI's placeholder imports, but is empty)
-            modules.append(module)
-        except (ImportError, AttributeError, OSError) as error:
-            reasons.append(f"{name}: {error}")
-    if modules:
-        return modules
-    raise BackendError(
-        f"TensorRT is not installed ({'; '.join(reasons)}). Install notewave[rtx] (TensorRT-RTX, GeForce and RTX GPUs "
-        "from Turing on) or notewave[gpu] (TensorRT, which data-centre GPUs need)."
-    )
+def plan_name(network: str, flavour: str) -> str:
+    """File of a network's plan in a folder of plans."""
+    return f"{network}.{'onnx' if flavour == ONNXRUNTIME else 'plan'}"
 
 
-def find_plans(voice: Voice, trt: Any, capability: tuple[int, int], precision: str | None) -> Path:
-    """Folder of checked plans for this voice, TensorRT and GPU, at the precision asked for or the best one built.
+def find_plans(voice: Voice, engine: Any, capability: tuple[int, int], precision: str | None) -> Path:
+    """Folder of checked plans for this voice, engine and GPU, at the precision asked for or the best one built.
+
+    engine: one of FLAVOURS' modules.
 
     Raises BackendError that says what is there instead and why it does not fit.
     """
@@ -102,7 +92,7 @@ def find_plans(voice: Voice, trt: Any, capability: tuple[int, int], precision: s
         raise BackendError(NO_INTEGERS.format(voice.name))
     home, tried = plans_home(), []
     for choice in (precision,) if precision else PLAN_PRECISIONS:
-        target = target_of(voice, trt, capability, choice)
+        target = target_of(voice, engine, capability, choice)
         folder = target.folder(voice, home)
         if (folder / RECORD).is_file():
             check_plans(folder, target)
@@ -112,8 +102,8 @@ def find_plans(voice: Voice, trt: Any, capability: tuple[int, int], precision: s
     others = sorted(path.parent for path in home.glob(f"{_slug(voice)}-*/{RECORD}"))
     found = "; ".join(f"{folder.name} is {_misfit(folder, tried)}" for folder in others) or "none at all"
     raise BackendError(
-        f"there are no {precision or 'TensorRT'} plans of voice {voice.name!r} for {wanted.flavour} {wanted.version} "
-        f"on compute capability {wanted.capability} in {home} (found: {found}). "
+        f"there are no {precision + ' ' if precision else ''}plans of voice {voice.name!r} for {wanted.flavour} "
+        f"{wanted.version} on compute capability {wanted.capability} in {home} (found: {found}). "
         f"Build them: notewave build {voice.folder} --precision {wanted.precision}"
     )
 
@@ -132,9 +122,9 @@ def check_plans(folder: Path, target: Target) -> None:
             raise BackendError(f"{path} does not match its SHA-256 in {RECORD}: it was changed. {REBUILD}")
 
 
-def target_of(voice: Voice, trt: Any, capability: tuple[int, int], precision: str) -> Target:
-    """What plans of this voice must be built for to run on this TensorRT and GPU."""
-    return Target(graphs_digest(voice), trt.__name__, trt.__version__, "{}.{}".format(*capability), precision)
+def target_of(voice: Voice, engine: Any, capability: tuple[int, int], precision: str) -> Target:
+    """What plans of this voice must be built for to run on this engine and GPU."""
+    return Target(graphs_digest(voice), engine.__name__, engine.__version__, "{}.{}".format(*capability), precision)
 
 
 def _misfit(folder: Path, targets: list[Target]) -> str:

@@ -1,14 +1,13 @@
 """Strongly typed graphs: a voice's float32 networks with their matrix products in float16 or bfloat16.
 
 TensorRT 11 and TensorRT-RTX compute what the graph says. Matrix products and attention take and give the low precision
-(tensor cores and fused attention accumulate in float32 all the same); the residual stream, norms, FiLM and gates stay
-in float32, because T5's residuals leave float16's range. Keys and values of the cross-attention pass from graph to
-graph in the low precision, and so does the prediction to the sampler's kernel; all else is as the contracts say.
+(tensor cores and fused attention accumulate in float32 all the same), and so does what lies between one product and the
+next, or between a norm and a product: gates, and what FiLM adds. The residual stream and norms stay in float32, because
+T5's residuals leave float16's range. What a graph takes and gives stays as it is declared.
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,22 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from notewave.backends.graphs.contracts import FILM
+from notewave.backends.graphs.lean import MASKED, drop_unused
 from notewave.errors import VoiceError
 
 FLOAT = TensorProto.FLOAT
 LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}  # by precision; "fp32" leaves a graph as it is
 PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Attention")  # computed in the low precision
 MOVES = ("Reshape", "Transpose", "Split", "Concat", "Slice", "Gather", "Unsqueeze", "Squeeze", "Expand", "Identity")
-MASKED = -3e4  # attention bias of a masked key: finite in every precision, its exponential zero
+NARROWING_NORM = "SimplifiedLayerNormalization"  # ONNX Runtime's; its RMSNormalization gives what it reads
 INTEGER_OPERATORS = ("DynamicQuantizeLinear", "MatMulInteger", "QuantizeLinear", "DequantizeLinear", "MatMulNBits")
 
-_LOW_VALUES = re.compile(r"(keys|values)_\d+|prediction")
 _NUMPY: dict[int, Any] = {TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
 
 
-def typed_graph(path: Path, precision: str) -> onnx.ModelProto:
-    """Graph of a network with its weights inside, at a precision: "fp32", "fp16" or "bf16".
-
-    Raises VoiceError for a graph that holds integer weights.
-    """
+def load_graph(path: Path) -> onnx.ModelProto:
+    """Graph of a network in float32, its weights inside. Raises VoiceError for one that holds integer weights."""
     model = onnx.load(path)
     refused = sorted({node.op_type for node in model.graph.node} & set(INTEGER_OPERATORS))
     if refused:
@@ -43,9 +40,17 @@ def typed_graph(path: Path, precision: str) -> onnx.ModelProto:
             "Export the voice with --precision fp32 or fp16."
         )
     _unpack_weights(model.graph)
-    if precision in LOW:
-        _Typing(model.graph, LOW[precision]).apply()
     return model
+
+
+def type_graph(graph: onnx.GraphProto, precision: str, narrow_norms: bool) -> None:
+    """Give a graph a precision: "fp32", as it is, "fp16" or "bf16".
+
+    narrow_norms: whether norms are to read float32 and give the low precision without a cast, by an operator of ONNX
+    Runtime's own.
+    """
+    if precision in LOW:
+        _Typing(graph, LOW[precision], narrow_norms).apply()
 
 
 def _unpack_weights(graph: onnx.GraphProto) -> None:
@@ -56,27 +61,29 @@ def _unpack_weights(graph: onnx.GraphProto) -> None:
         value = numpy_helper.to_array(stored[node.input[0]]).astype(target)
         graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
         graph.node.remove(node)
-    _drop_unused(graph)
+    drop_unused(graph)
 
 
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-        graph.initializer.remove(tensor)
+def _takers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    takers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            takers.setdefault(name, []).append(node)
+    return takers
 
 
 class _Typing:
     """One pass over a graph in its order, casting each input to what its operator computes in."""
 
-    def __init__(self, graph: onnx.GraphProto, low: int) -> None:
-        self.graph, self.low = graph, low
+    def __init__(self, graph: onnx.GraphProto, low: int, narrow_norms: bool) -> None:
+        self.graph, self.low, self.narrow_norms = graph, low, narrow_norms
+        self.film = {value.name for value in graph.input if value.name.startswith(FILM)}
+        self.taken_by = _takers(graph)
         self.weights = {tensor.name: tensor for tensor in graph.initializer}
-        for value in (*graph.input, *graph.output):
-            if _LOW_VALUES.fullmatch(value.name):
-                value.type.tensor_type.elem_type = low
         self.types = {tensor.name: tensor.data_type for tensor in graph.initializer}
         self.types |= {value.name: value.type.tensor_type.elem_type for value in graph.input}
         self.nodes: list[onnx.NodeProto] = []
+        self.gates: set[str] = set()  # what goes through a Gelu
 
     def apply(self) -> None:
         """Rewrite the graph in place."""
@@ -86,21 +93,42 @@ class _Typing:
             self._finish(value.name, value.type.tensor_type.elem_type)
         del self.graph.node[:], self.graph.value_info[:]
         self.graph.node.extend(self.nodes)
-        _drop_unused(self.graph)
+        drop_unused(self.graph)
 
     def _type(self, node: onnx.NodeProto) -> None:
         """Cast a node's floating-point inputs to the type it runs in, and note the type of what it gives."""
         floats = [i for i, name in enumerate(node.input) if self.types.get(name) in (FLOAT, self.low)]
-        low = node.op_type in PRODUCTS
-        if node.op_type in MOVES:
-            low = bool(floats) and all(self.types[node.input[i]] == self.low for i in floats)
-        if node.op_type == "Attention" and len(node.input) > 3:
+        given = [node.input[i] for i in floats]
+        if node.op_type == "Attention" and len(node.input) > 3 and self.types[node.input[3]] == FLOAT:
             node.input[3] = self._bounded(node.input[3])
+        narrow = self.narrow_norms and node.op_type == "RMSNormalization" and self._feeds_products(node.output[0])
+        low = node.op_type in PRODUCTS or narrow or self._stays_low(node, given)
         for i in floats:
-            node.input[i] = self._as(node.input[i], self.low if low else FLOAT)
+            wide = not low or (narrow and i == 0)
+            node.input[i] = self._as(node.input[i], FLOAT if wide else self.low)
+        if narrow:
+            node.op_type = NARROWING_NORM
         self.nodes.append(node)
         if floats:
             self.types |= dict.fromkeys(node.output, self.low if low else FLOAT)
+        if node.op_type == "Gelu":
+            self.gates.update(node.output)
+
+    def _stays_low(self, node: onnx.NodeProto, given: list[str]) -> bool:
+        """Whether it is computed in the low precision since what it takes is in it: moves, gates and FiLM's shifts."""
+        low = [name for name in given if self.types[name] == self.low]
+        if node.op_type in MOVES or node.op_type == "Gelu":
+            return bool(given) and len(low) == len(given)
+        if node.op_type == "Mul":  # a gate; others scale what is in float32, or by weights
+            return len(low) == 2 and any(name in self.gates for name in given)
+        return node.op_type == "Add" and any(name in self.film for name in given)
+
+    def _feeds_products(self, value: str) -> bool:
+        """Whether nothing but products takes a value, also with FiLM's shift added."""
+        takers = self.taken_by.get(value, [])
+        return bool(takers) and all(
+            node.op_type in PRODUCTS or any(name in self.film for name in node.input) for node in takers
+        )
 
     def _as(self, name: str, target: int) -> str:
         """Name of a value in a type, cast at most once."""

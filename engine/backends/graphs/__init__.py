@@ -1,0 +1,1 @@
+"""A voice's graphs rewritten for a GPU: fewer launches, products in low precision."""

@@ -1,0 +1,102 @@
+"""The graphs that a GPU runs of a voice, lean, then typed; and folders of what is made of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import TensorProto, helper
+
+import notewave
+from notewave.backends.device.cache import FORMAT, plans_home
+from notewave.backends.device.plans import PlanRecord, plan_name, target_of
+from notewave.backends.device.shapes import MAX_BATCH, token_buckets
+from notewave.backends.graphs.contracts import gpu_contracts
+from notewave.backends.graphs.lean import (
+    drop_unused,
+    fold_film,
+    fold_norms,
+    give_bias,
+    merge_heads,
+    merge_keys_values,
+    take_bias,
+)
+from notewave.backends.graphs.typed import load_graph, type_graph
+from notewave.errors import BackendError
+from notewave.files import atomic_folder
+from notewave.kernels.loader import compile_kernels, cubin_name
+from notewave.voice.contracts import Contract
+from notewave.voice.folder import FileRecord, Voice
+
+log = logging.getLogger(__name__)
+
+ELEMENTS = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+}  # ONNX's data type, by its name in contracts
+
+
+def gpu_graph(voice: Voice, network: str, precision: str, narrow_norms: bool = False) -> onnx.ModelProto:
+    """Graph of a network with its weights inside: see ``type_graph``. Its contract is that of ``gpu_contracts``.
+
+    Raises VoiceError for graphs that hold integer weights, or that are not as notewave exports them.
+    """
+    model, size = load_graph(voice.graph(network)), voice.dimensions
+    graph = model.graph
+    if network in ("note_encoder", "context_encoder", "decoder"):
+        merge_heads(graph, size.heads)
+    if network == "decoder":
+        take_bias(graph)
+        fold_film(graph, size)
+    elif network == "cross_attention":
+        merge_keys_values(graph)
+        give_bias(graph)
+    elif network == "time_embedding":
+        decoder = load_graph(voice.graph("decoder")).graph
+        fold_norms(graph, fold_film(decoder, size))
+    _declare(graph, gpu_contracts(voice, precision)[network])
+    drop_unused(graph)
+    type_graph(graph, precision, narrow_norms)
+    return model
+
+
+def make_plans(
+    voice: Voice, engine: Any, capability: tuple[int, int], precision: str, plan: Callable[[str, Contract], bytes]
+) -> Path:
+    """Keep what ``plan`` gives for every network of a voice, and the CUDA kernels, in a folder of its own, whole.
+
+    engine: one of plans.FLAVOURS' modules.
+    """
+    target, seconds = target_of(voice, engine, capability, precision), {}
+    with atomic_folder(target.folder(voice, plans_home())) as folder:
+        for network, contract in gpu_contracts(voice, precision).items():
+            start = time.perf_counter()
+            (folder / plan_name(network, target.flavour)).write_bytes(plan(network, contract))
+            seconds[network] = round(time.perf_counter() - start, 2)
+            log.info("%s built for compute capability %s in %.1f s", network, target.capability, seconds[network])
+        try:
+            (folder / cubin_name()).write_bytes(compile_kernels(capability))
+        except BackendError as error:
+            log.info("kernels are left to be compiled on the GPU's machine: %s", error)
+        files = {path.name: FileRecord.of(path) for path in sorted(folder.iterdir())}
+        record = PlanRecord(
+            FORMAT, target, voice.name, notewave.__version__, token_buckets(voice), MAX_BATCH, seconds, files
+        )
+        record.save(folder)
+    return target.folder(voice, plans_home())
+
+
+def _declare(graph: onnx.GraphProto, contract: Contract) -> None:
+    """Say what the graph takes and gives."""
+    for values, tensors in ((graph.input, contract.inputs), (graph.output, contract.outputs)):
+        del values[:]
+        values.extend(
+            helper.make_tensor_value_info(tensor.name, ELEMENTS[tensor.dtype], tensor.shape) for tensor in tensors
+        )

@@ -1,0 +1,136 @@
+"""Graphs of fewer launches give what the voice's own give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from default_voice import default_voice
+from onnx import helper
+
+from notewave.backends.graphs.contracts import film_row
+from notewave.backends.graphs.lean import fold_film, merge_heads, take_bias
+from notewave.backends.graphs.make import gpu_graph
+from notewave.backends.graphs.typed import load_graph
+from notewave.errors import VoiceError
+from notewave.sound.mel import FRAMES, MELS
+from notewave.voice.folder import Voice
+
+TOLERANCE = 1e-4  # of the largest value
+BATCH, TOKENS, CHOSEN = 2, 256, 1  # songs, their tokens, and which of two noise times
+LAUNCHED = 23  # nodes a layer of a decoder in float16, each of which an engine launches, or two
+
+
+@pytest.fixture(scope="module", params=["reference", "bundled"])
+def voice(request: pytest.FixtureRequest, reference_voice: Path) -> Voice:
+    reference = Voice.load(reference_voice)
+    return reference if request.param == "reference" else default_voice(reference)
+
+
+def run(model: onnx.ModelProto | Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    graph = str(model) if isinstance(model, Path) else model.SerializeToString()
+    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).run(None, inputs)
+
+
+def assert_alike(mine: np.ndarray, theirs: np.ndarray) -> None:
+    assert mine.shape == theirs.shape
+    assert np.abs(mine - theirs).max() < TOLERANCE * np.abs(theirs).max()
+
+
+def merged(values: np.ndarray) -> np.ndarray:
+    """[B, H, J, K] as [B, J, H K]."""
+    return values.transpose(0, 2, 1, 3).reshape(*values.shape[::2][:2], -1)
+
+
+@pytest.fixture(scope="module")
+def given(voice: Voice) -> dict[str, np.ndarray]:
+    """Inputs of every network, as its present graphs pass them on."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(1, voice.dimensions.vocabulary, (BATCH, TOKENS), np.int32)
+    tokens[0, TOKENS // 2 :] = 0
+    mel, x = (random.standard_normal((BATCH, FRAMES, MELS), np.float32) for _ in range(2))
+    mask = np.zeros((BATCH, 1, 1, TOKENS + FRAMES), np.float32)
+    mask[0, ..., TOKENS // 2 : TOKENS] = np.finfo(np.float32).min
+    return {"tokens": tokens, "mel": mel, "x": x, "mask": mask, "time": np.array([0.9, 0.2], np.float32)}
+
+
+@pytest.mark.parametrize(("network", "taken"), [("note_encoder", "tokens"), ("context_encoder", "mel")])
+def test_encoders_give_what_they_gave(network: str, taken: str, voice: Voice, given: dict[str, np.ndarray]) -> None:
+    inputs = {taken: given[taken]}
+    assert_alike(run(gpu_graph(voice, network, "fp32"), inputs)[0], run(voice.graph(network), inputs)[0])
+
+
+def test_a_step_gives_what_it_gave_with_notes_and_without(voice: Voice, given: dict[str, np.ndarray]) -> None:
+    """From cross-attention and time embedding to the prediction, as a whole; songs attending to zeros have no notes."""
+    size = voice.dimensions
+    random = np.random.default_rng(1)
+    notes, context = (random.standard_normal((BATCH, n, size.width), np.float32) for n in (TOKENS, FRAMES))
+    keys_values = run(voice.graph("cross_attention"), {"notes": notes, "context": context})
+    inputs = {"notes": notes, "context": context, "mask": given["mask"]}
+    *lean_keys_values, bias = run(gpu_graph(voice, "cross_attention", "fp32"), inputs)
+    for mine, theirs in zip(lean_keys_values, keys_values, strict=True):
+        assert_alike(mine, merged(theirs))
+
+    (film,), (rows,) = (run(graph, {"time": given["time"]}) for graph in graphs(voice, "time_embedding"))
+    assert np.array_equal(rows[..., size.width :], np.zeros_like(rows[..., size.width :])), "rows are padded"
+    names = [f"{kind}_{layer}" for layer in range(size.decoder_layers) for kind in ("keys", "values")]
+    taken = {"x": given["x"], "film": film[CHOSEN:]}
+    expected = run(
+        voice.graph("decoder"), {**taken, "mask": given["mask"], **dict(zip(names, keys_values, strict=True))}
+    )
+    row = rows[CHOSEN].reshape(-1, rows.shape[-1])[:, : size.width]
+    lean = {film_row(index): values for index, values in enumerate(row)} | dict(
+        zip(names, lean_keys_values, strict=True)
+    )
+    decoder = gpu_graph(voice, "decoder", "fp32")
+    assert_alike(run(decoder, {"x": given["x"], "bias": bias, **lean})[0], expected[0])
+
+    lean |= {name: np.zeros_like(lean[name]) for name in names}
+    without = run(decoder, {"x": given["x"], "bias": np.zeros_like(bias), **lean})
+    assert_alike(without[0], run(voice.graph("unconditional_decoder"), taken)[0])
+
+
+def graphs(voice: Voice, network: str) -> tuple[Path, onnx.ModelProto]:
+    return voice.graph(network), gpu_graph(voice, network, "fp32")
+
+
+def test_a_decoder_launches_little_a_layer(voice: Voice) -> None:
+    nodes = gpu_graph(voice, "decoder", "fp16", narrow_norms=True).graph.node
+    assert len(nodes) == LAUNCHED * voice.dimensions.decoder_layers + 6  # in, positions, their casts, norm, out
+    assert not {node.op_type for node in nodes} & {"Transpose", "Reshape", "Expand", "Gather", "Unsqueeze", "Max"}
+
+
+def test_a_decoder_of_another_make_is_refused_by_what_is_strange(voice: Voice) -> None:
+    def decoder() -> onnx.GraphProto:
+        return load_graph(voice.graph("decoder")).graph
+
+    graph = decoder()
+    first = next(node for node in graph.node if node.op_type == "Transpose")
+    first.ClearField("attribute")
+    first.attribute.append(helper.make_attribute("perm", [0, 1, 2, 3]))
+    with pytest.raises(VoiceError, match=r"not as notewave exports them: .* heads as is usual\. Export"):
+        merge_heads(graph, voice.dimensions.heads)
+
+    graph = decoder()
+    for node in graph.node:
+        if node.op_type == "Expand":
+            node.input[0] = "x"
+    with pytest.raises(VoiceError, match=r"not masked by its input of that name"):
+        take_bias(graph)
+
+    graph = decoder()
+    norm = next(node for node in graph.node if node.op_type == "RMSNormalization")
+    norm.op_type = "Relu"
+    with pytest.raises(VoiceError, match=r"scales by FiLM what is no norm"):
+        fold_film(graph, voice.dimensions)
+
+    graph = decoder()
+    shift = next(
+        node for node in graph.node if node.op_type == "Add" and any(name.startswith("mul") for name in node.input)
+    )
+    shift.input[1] = shift.input[0]
+    with pytest.raises(VoiceError, match=r"leaves FiLM out of some layers"):
+        fold_film(graph, voice.dimensions)
