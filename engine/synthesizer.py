@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from notewave.backends.choose import open_backend
+from notewave.backends.protocol import DeviceFacts
 from notewave.checks import is_integer, quoted
 from notewave.errors import ArgumentError, MidiError, SamplingError, VoiceError
 from notewave.sampling.job import Job, make_job
@@ -72,6 +73,11 @@ class Synthesizer:
     def backend(self) -> str:
         """Name of the backend that runs."""
         return self._backend.name
+
+    @property
+    def device(self) -> DeviceFacts | None:
+        """The GPU that runs, and what is known of it by now; None on the CPU."""
+        return self._backend.device_facts()
 
     def render(self, song: Song, **options: Unpack[SamplingOptions]) -> Audio:
         """The whole song as one Audio. Arguments and errors as in ``stream``."""

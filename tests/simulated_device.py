@@ -143,6 +143,7 @@ class Graph:
 
     def __init__(self, device: SimulatedDevice, operations: list[Operation]) -> None:
         self.device, self.operations, self.launches, self.freed = device, operations, 0, False
+        self.nodes = len(operations)
 
     def launch(self, stream: Stream) -> None:
         assert not self.freed

@@ -61,6 +61,7 @@ class Bindings(ModuleType):
         "cuStreamBeginCapture": 2,
         "cuStreamEndCapture": 1,
         "cuGraphInstantiate": 2,
+        "cuGraphGetNodes": 2,
         "cuGraphLaunch": 2,
         "cuGraphDestroy": 1,
         "cuGraphExecDestroy": 1,
@@ -85,7 +86,8 @@ class Bindings(ModuleType):
 
         def call(*arguments: object) -> tuple[Bindings.CUresult, str]:
             assert len(arguments) == self.CALLS[name], name
-            return self.results.get(name, self.CUresult.CUDA_SUCCESS), name
+            found = (None, 7) if name == "cuGraphGetNodes" else (name,)
+            return self.results.get(name, self.CUresult.CUDA_SUCCESS), *found
 
         return call
 

@@ -6,8 +6,9 @@ Which calls wait is part of the protocol, and holds on every backend. Letters as
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from notewave.sampling.job import Job
@@ -59,6 +60,15 @@ class Run(ABC):
         return self.mel().result()
 
 
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What can be told of a GPU that a backend runs on."""
+
+    name: str
+    memory: int  # bytes of its memory that are taken, by whomever
+    launches: Mapping[int, int]  # of a segment as it was recorded in CUDA graphs, by the segment's denoising steps
+
+
 class Backend(Protocol):
     """One voice on one device."""
 
@@ -69,3 +79,6 @@ class Backend(Protocol):
 
     def vocode(self, mel: FloatArray, frame: int) -> FloatArray:
         """Log-mel [B, V, M], whose first frame is the song's frame ``frame`` -> audio [B, HOP * V]; waits."""
+
+    def device_facts(self) -> DeviceFacts | None:
+        """What can be told of its GPU; None on the CPU."""

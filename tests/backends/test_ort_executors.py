@@ -96,6 +96,10 @@ def test_a_shape_is_captured_after_two_runs(voice: Voice, song: list[Tokens]) ->
             run.denoise([tokens])
             launched.append(sum(graph.launches for graph in device.graphs))
     assert launched == [0, 0, 1, 2]
+    facts = backend.device_facts()
+    before_and_after = 3 + 1 + 1  # encoders, noise, context for the next segment
+    assert facts.launches == {STEPS: before_and_after + 3 * STEPS}, "FiLM, the decoder and the sampler are a step"
+    assert facts.name == device.name and 0 < facts.memory == sum(memory.bytes.size for memory in device.memories)
 
 
 @pytest.mark.usefixtures("home")

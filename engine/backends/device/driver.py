@@ -200,7 +200,9 @@ class CudaDevice:
             raise
         recorded = _checked(driver, driver.cuStreamEndCapture(handle))
         try:
-            return Graph(driver, _checked(driver, driver.cuGraphInstantiate(recorded, 0)))
+            outcome, _, nodes = driver.cuGraphGetNodes(recorded, 0)
+            _checked(driver, (outcome,))
+            return Graph(driver, _checked(driver, driver.cuGraphInstantiate(recorded, 0)), nodes)
         finally:
             driver.cuGraphDestroy(recorded)
 
@@ -208,7 +210,8 @@ class CudaDevice:
 class Graph:
     """A recorded sequence of launches, at the addresses it was recorded with."""
 
-    def __init__(self, driver: Any, executable: Any) -> None:
+    def __init__(self, driver: Any, executable: Any, nodes: int) -> None:
+        self.nodes = nodes  # launches and copies
         self._driver, self._executable = driver, executable
 
     def launch(self, stream: Any) -> None:

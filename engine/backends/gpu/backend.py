@@ -23,7 +23,7 @@ from notewave.backends.gpu.shared import Recorder, Shared
 from notewave.backends.gpu.sound import DeviceSound, Lane
 from notewave.backends.gpu.vocoder import VocoderLane
 from notewave.backends.gpu.workspace import RunShape, Slot
-from notewave.backends.protocol import OVER, Pending, Run
+from notewave.backends.protocol import OVER, DeviceFacts, Pending, Run
 from notewave.errors import BackendError, VoiceError
 from notewave.sampling.job import Job
 from notewave.song.dialect import Tokens
@@ -92,6 +92,13 @@ class GpuBackend:
             with self._lane() as lane:
                 lane.send(mel, frame)
             return lane.receive(*mel.shape[:2])
+
+    def device_facts(self) -> DeviceFacts:
+        """See ``notewave.backends.protocol.Backend.device_facts``."""
+        device = self.shared.device
+        with device:
+            free, total = device.memory()
+        return DeviceFacts(device.name, total - free, dict(self.shared.recorder.launches))
 
     @contextlib.contextmanager
     def _lane(self) -> Iterator[VocoderLane]:

@@ -59,7 +59,7 @@ class Program:
         space, parts = self._space, [functools.partial(self._issue, part) for part in range(len(self._parts))]
         warm = self._runs >= space.runtime.warm_runs
         if warm and not self._graphs and self._recorder.capture is Capture.OURS:
-            self._graphs = self._recorder.record(space.device, space.stream, parts)
+            self._graphs = self._recorder.record(space.device, space.stream, space.shape.steps, parts)
         for graph in self._graphs:
             graph.launch(space.stream)
         if self._graphs:

@@ -20,27 +20,32 @@ class Recorder:
 
     def __init__(self, wanted: bool) -> None:
         self.capture = Capture.OURS if wanted else Capture.NOBODY
+        self.launches: dict[int, int] = {}  # of a recorded segment, by its denoising steps
 
     def leave_to_engine(self) -> None:
         """The engine's launches cannot be recorded by others here."""
         log.info("launches cannot be captured here; leaving graphs to the engine")
         self.capture = Capture.ENGINE
 
-    def record(self, device: CudaDevice, stream: Any, parts: Sequence[Callable[[], None]]) -> list[Graph]:
-        """A graph of each part, or none where recording is refused, which then is not asked for again.
+    def record(
+        self, device: CudaDevice, stream: Any, steps: int, parts: Sequence[Callable[[], None]]
+    ) -> list[Graph]:
+        """A graph of each part of a segment, or none where recording is refused, which then is not asked for again.
 
         Tried twice, for other work on the GPU can spoil a capture.
         """
         try:
             try:
-                return [device.capture(stream, part) for part in parts]
+                graphs = [device.capture(stream, part) for part in parts]
             except BackendError as error:
                 log.info("capturing once more: %s", error)
-                return [device.capture(stream, part) for part in parts]
+                graphs = [device.capture(stream, part) for part in parts]
         except BackendError as error:
             log.warning("launching without CUDA graphs: %s", error)
             self.capture = Capture.ENGINE
             return []
+        self.launches[steps] = sum(graph.nodes for graph in graphs)
+        return graphs
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,9 @@ class OrtBackend:
         with on_cpu():
             return _vocode(self.voice, self.networks["vocoder"], mel, frame)
 
+    def device_facts(self) -> None:
+        """See ``notewave.backends.protocol.Backend.device_facts``."""
+
 
 def _vocode(voice: Voice, vocoder: Network, mel: FloatArray, frame: int) -> FloatArray:
     """Log-mel [B, V, M], index of its first frame -> audio [B, HOP V]."""
