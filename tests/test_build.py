@@ -15,9 +15,9 @@ from simulated_tensorrt import SimulatedTensorRT, SimulatedTensorRTRTX, simulate
 from sounding_voice import sounding_voice
 
 from notewave.backends.device.cache import plans_home
+from notewave.backends.device.contracts import gpu_contracts
 from notewave.backends.device.plans import RECORD, PlanRecord, check_plans, find_plans, target_of
 from notewave.backends.graphs import make
-from notewave.backends.graphs.contracts import gpu_contracts
 from notewave.backends.trt import modules
 from notewave.errors import BackendError, VoiceError
 from notewave.export.plans.build import build_plans, timing_cache

@@ -176,8 +176,6 @@ def test_every_command_has_its_own_help(command: list[str], words: str, capsys: 
         (["bench", "--help"], "notewave.benchmarks.trial", "export,plot"),
         (["bench", "--voice", "evaluate"], "notewave.benchmarks.trial", "export,plot"),
         (["evaluate", "bench"], "notewave.benchmarks.judges", "evaluate"),
-        (["render", "{song}", "--backend", "cpu", "--voice", "{voice}"], "onnxruntime", "cpu"),
-        (["bench", "--voice", "{voice}", "--backend", "cpu"], "onnxruntime", "cpu"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
@@ -190,6 +188,18 @@ def test_what_is_not_installed_is_named_with_the_command_s_extras(
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == f"notewave: {missing} is not installed, which this needs. Install notewave[{extras}].\n"
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu", "cuda"])
+def test_without_any_onnx_runtime_it_is_named(backend: str, vocoded_voice: Path, midi_folder: Path) -> None:
+    command = ["render", str(midi_folder / "piano_scale.mid"), "--backend", backend, "--voice", str(vocoded_voice)]
+    program = (
+        f"import sys; sys.modules['onnxruntime'] = None; from notewave.cli import main; sys.exit(main({command!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("notewave: ONNX Runtime is not installed, and every backend but TensorRT needs it.")
+    assert "Install notewave[cpu], or notewave[gpu]" in done.stderr
 
 
 def test_info_tells_the_voice(reference_voice: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from default_voice import default_voice
 from onnx import helper
 
-from notewave.backends.graphs.contracts import film_row
+from notewave.backends.device.contracts import film_row
 from notewave.backends.graphs.lean import fold_film, merge_heads, take_bias
 from notewave.backends.graphs.make import gpu_graph
 from notewave.backends.graphs.typed import load_graph

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes.util
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from simulated_device import SimulatedDevice
 from simulated_onnxruntime import CPU, CUDA, SimulatedOnnxRuntime
 
 import notewave
-from notewave.backends.graphs.contracts import gpu_contracts
+from notewave.backends.device.contracts import gpu_contracts
 from notewave.backends.graphs.typed import NARROWING_NORM
 from notewave.backends.ort import executors, providers
 from notewave.backends.ort.backend import OrtBackend
@@ -52,11 +54,25 @@ def test_auto_goes_on_to_the_cpu(voice: Voice, monkeypatch: pytest.MonkeyPatch) 
     device = SimulatedDevice()
     device.driver = "12.2"
     monkeypatch.setattr(executors, "CudaDevice", lambda _: device)
-    monkeypatch.setattr(executors, "onnxruntime", SimulatedOnnxRuntime(device))
+    for module in (executors, providers):
+        monkeypatch.setattr(module, "onnxruntime", SimulatedOnnxRuntime(device))
     monkeypatch.setattr(providers, "_installed", lambda: {"onnxruntime-gpu": "1.31.1"})
     assert notewave.Synthesizer(voice.folder).backend == "cpu"
     with pytest.raises(BackendError, match=r"for CUDA 12\.2\. Update the driver"):
         notewave.Synthesizer(voice.folder, backend="cuda")
+
+
+def test_a_package_that_only_a_gpu_needs_leaves_the_cpu_to_auto(vocoded_voice: Path) -> None:
+    program = (
+        "import sys; sys.modules['onnx'] = None\n"
+        "import notewave; from notewave.backends.ort import providers\n"
+        "providers.check_provider = lambda: None\n"
+        f"print(notewave.Synthesizer({str(vocoded_voice)!r}).backend, flush=True)\n"
+        f"notewave.Synthesizer({str(vocoded_voice)!r}, backend='cuda')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "cpu\n"
+    assert "BackendError: backend 'cuda' makes its graphs with onnx, which is not installed. Install" in done.stderr
 
 
 def test_every_name_of_the_simulated_onnxruntime_is_in_the_real_one() -> None:

@@ -15,7 +15,7 @@ from simulated_tensorrt import SimulatedTensorRTRTX, simulated_plan
 from typed_on_cpu import runnable_on_cpu
 
 import notewave
-from notewave.backends.graphs.contracts import gpu_contracts
+from notewave.backends.device.contracts import gpu_contracts
 from notewave.backends.graphs.make import gpu_graph
 from notewave.backends.graphs.typed import NARROWING_NORM, PRODUCTS
 from notewave.backends.ort.backend import OrtBackend

@@ -41,8 +41,15 @@ def _open(name: str, voice: Voice, threads: int | None, options: dict[str, Any])
         return OrtBackend(voice, threads, options)
     opened: Backend
     if name == "cuda":
-        from notewave.backends.ort.executors import open_cuda
+        from notewave.backends.ort.providers import check_provider
 
+        check_provider()  # before what only a GPU needs is imported
+        try:
+            from notewave.backends.ort.executors import open_cuda
+        except ImportError as error:
+            raise BackendError(
+                f"backend 'cuda' makes its graphs with {error.name}, which is not installed. Install notewave[gpu]."
+            ) from error
         opened = open_cuda(voice, options)
     else:
         from notewave.backends.trt.backend import open_tensorrt

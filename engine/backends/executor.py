@@ -1,6 +1,6 @@
 """What the GPU's backend asks of whatever runs a network on device memory. Each engine is one implementation.
 
-Networks are those of ``notewave.backends.graphs.contracts``, letters as in ``notewave.voice.contracts``.
+Networks are those of ``notewave.backends.device.contracts``, letters as in ``notewave.voice.contracts``.
 """
 
 from __future__ import annotations

@@ -32,12 +32,12 @@ from sounding_voice import sounding_voice
 import notewave
 from notewave.backends import choose
 from notewave.backends.device.buffers import Layout, Slab
+from notewave.backends.device.contracts import gpu_contracts
 from notewave.backends.device.driver import CudaDevice
 from notewave.backends.device.shapes import ITEM_BYTES, MAX_BATCH, SCHEDULE_ROWS, VOCODER_BATCH, token_buckets
 from notewave.backends.executor import Capture, Scratch
 from notewave.backends.gpu import program
 from notewave.backends.gpu.backend import GpuBackend
-from notewave.backends.graphs.contracts import gpu_contracts
 from notewave.backends.graphs.make import gpu_graph
 from notewave.backends.ort import executors, providers
 from notewave.backends.ort.backend import OrtBackend
@@ -98,7 +98,8 @@ class Machine:
             if self.simulated:
                 for module in (trt_backend, executors):
                     patch.setattr(module, "CudaDevice", lambda _: self.simulated)
-                patch.setattr(executors, "onnxruntime", SimulatedOnnxRuntime(self.simulated))
+                for module in (executors, providers):
+                    patch.setattr(module, "onnxruntime", SimulatedOnnxRuntime(self.simulated))
                 patch.setattr(providers, "_installed", lambda: {"onnxruntime-gpu": "1.31.1"})
             yield
 

@@ -27,9 +27,7 @@ class Recorder:
         log.info("launches cannot be captured here; leaving graphs to the engine")
         self.capture = Capture.ENGINE
 
-    def record(
-        self, device: CudaDevice, stream: Any, steps: int, parts: Sequence[Callable[[], None]]
-    ) -> list[Graph]:
+    def record(self, device: CudaDevice, stream: Any, steps: int, parts: Sequence[Callable[[], None]]) -> list[Graph]:
         """A graph of each part of a segment, or none where recording is refused, which then is not asked for again.
 
         Tried twice, for other work on the GPU can spoil a capture.

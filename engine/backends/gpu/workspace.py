@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from notewave.backends.device.buffers import Layout, Slab, Staging
+from notewave.backends.device.contracts import film_row, film_rows
 from notewave.backends.device.driver import CudaDevice
 from notewave.backends.device.shapes import (
     ITEM_BYTES,
@@ -27,7 +28,6 @@ from notewave.backends.device.shapes import (
 from notewave.backends.executor import Capture, Scratch
 from notewave.backends.gpu.pending import Copied
 from notewave.backends.gpu.shared import Shared
-from notewave.backends.graphs.contracts import film_row, film_rows
 from notewave.errors import BackendError
 from notewave.kernels.layout import ROW, control_dtype, table_rows
 from notewave.sampling.job import Job

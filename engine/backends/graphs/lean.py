@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from notewave.backends.device.contracts import film_row
 from notewave.backends.device.shapes import film_stride
-from notewave.backends.graphs.contracts import film_row
 from notewave.backends.graphs.nodes import Nodes
 from notewave.errors import VoiceError
 from notewave.sound.mel import FRAMES

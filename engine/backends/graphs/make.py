@@ -13,9 +13,9 @@ from onnx import TensorProto, helper
 
 import notewave
 from notewave.backends.device.cache import FORMAT, plans_home
+from notewave.backends.device.contracts import gpu_contracts
 from notewave.backends.device.plans import PlanRecord, plan_name, target_of
 from notewave.backends.device.shapes import MAX_BATCH, token_buckets
-from notewave.backends.graphs.contracts import gpu_contracts
 from notewave.backends.graphs.lean import (
     drop_unused,
     fold_film,

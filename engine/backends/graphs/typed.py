@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from notewave.backends.graphs.contracts import FILM
+from notewave.backends.device.contracts import FILM
 from notewave.backends.graphs.lean import MASKED, drop_unused
 from notewave.errors import VoiceError
 

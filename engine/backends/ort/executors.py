@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime
 
 from notewave.backends.device.cache import HOME_VARIABLE, plans_home
+from notewave.backends.device.contracts import gpu_contracts
 from notewave.backends.device.driver import CudaDevice
 from notewave.backends.device.plans import (
     NO_INTEGERS,
@@ -32,7 +33,6 @@ from notewave.backends.device.plans import (
 from notewave.backends.executor import Capture, Scratch
 from notewave.backends.gpu.backend import GpuBackend
 from notewave.backends.gpu.workspace import SEGMENT_NETWORKS
-from notewave.backends.graphs.contracts import gpu_contracts
 from notewave.backends.graphs.make import ELEMENTS, gpu_graph, make_plans
 from notewave.backends.ort.failures import on_gpu
 from notewave.backends.ort.providers import CPU, CUDA, check_driver, check_provider

@@ -6,6 +6,8 @@ import importlib.metadata
 import re
 from typing import Any
 
+import onnxruntime
+
 from notewave.backends.device.driver import CudaDevice
 from notewave.errors import BackendError
 
@@ -13,8 +15,9 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 FOLDER = "pip uninstall onnxruntime onnxruntime-gpu; pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 
-def check_provider(runtime: Any) -> None:
+def check_provider(runtime: Any = None) -> None:
     """Refuse an onnxruntime module without CUDA, or one that two packages were installed over each other as."""
+    runtime = runtime or onnxruntime
     versions = _installed()
     if len(set(versions.values())) > 1:
         raise BackendError(

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from notewave.backends.device.contracts import gpu_contracts
 from notewave.backends.device.driver import CudaDevice
 from notewave.backends.device.plans import PlanRecord, find_plans
 from notewave.backends.gpu.backend import GpuBackend
 from notewave.backends.gpu.workspace import SEGMENT_NETWORKS
-from notewave.backends.graphs.contracts import gpu_contracts
 from notewave.backends.trt.engines import Engines
 from notewave.backends.trt.modules import tensorrt_modules
 from notewave.errors import BackendError
