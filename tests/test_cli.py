@@ -199,7 +199,7 @@ def test_without_any_onnx_runtime_it_is_named(backend: str, vocoded_voice: Path,
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("notewave: ONNX Runtime is not installed, and every backend but TensorRT needs it.")
-    assert "Install notewave[cpu], or notewave[gpu]" in done.stderr
+    assert "Install notewave[cpu], or notewave[cuda]" in done.stderr
 
 
 def test_info_tells_the_voice(reference_voice: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,7 +48,7 @@ def _open(name: str, voice: Voice, threads: int | None, options: dict[str, Any])
             from notewave.backends.ort.executors import open_cuda
         except ImportError as error:
             raise BackendError(
-                f"backend 'cuda' makes its graphs with {error.name}, which is not installed. Install notewave[gpu]."
+                f"backend 'cuda' makes its graphs with {error.name}, which is not installed. Install notewave[cuda]."
             ) from error
         opened = open_cuda(voice, options)
     else:

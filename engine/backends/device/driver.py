@@ -45,7 +45,7 @@ class CudaDevice:
         except ImportError as error:
             raise BackendError(
                 f"PyCUDA does not import ({error}). It needs NVIDIA's driver, and the CUDA toolkit to be installed: "
-                "pip install pycuda, or notewave[gpu]."
+                "pip install pycuda, or notewave[cuda]."
             ) from error
         try:
             self._cuda.init()

@@ -7,5 +7,5 @@ try:
 except ImportError as error:
     raise BackendError(
         "ONNX Runtime is not installed, and every backend but TensorRT needs it. "
-        "Install notewave[cpu], or notewave[gpu] on a machine with an NVIDIA GPU."
+        "Install notewave[cpu], or notewave[cuda] on a machine with an NVIDIA GPU."
     ) from error

@@ -124,6 +124,7 @@ def _graphs(voice: Voice, runtime: Any, device: CudaDevice, precision: str) -> P
             log.warning("making the graphs again: %s", error)
         else:
             return folder
+    log.warning("making the graphs of voice %r for %s; they are kept in %s", voice.name, device.name, folder)
     try:
         return make_graphs(voice, precision, device.capability, runtime)
     except VoiceError as error:
