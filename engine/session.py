@@ -5,6 +5,7 @@ Letters as in ``notewave.voice.contracts``.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from notewave.errors import ArgumentError, MidiError, SamplingError
 from notewave.sampling.job import Job
 from notewave.song.codec import MAX_TOKENS
 from notewave.song.dialect import EOS, Tokens, dialect_of
-from notewave.sound.mel import MELS, FloatArray, from_network
+from notewave.sound.mel import FRAMES, HOP, MELS, FloatArray, from_network
 from notewave.sound.stream import Vocode, VocoderStream, VocoderTraits
 from notewave.voice.folder import Voice
 
@@ -104,6 +105,43 @@ class Session:
 
     def _wait(self, mel: Pending | None, sound: Pending | None) -> Made:
         return Made(from_network(mel.result()) if mel else None, sound.result() if sound else None)
+
+
+def sing_each(session: Session, songs: Sequence[Sequence[Tokens]], vocoder: Vocoder) -> list[FloatArray]:
+    """Sing B whole songs side by side -> the audio [n] of each, which ends where the song does.
+
+    A song that has ended goes on with segments of no notes until the longest has, which is not to be heard: not by the
+    vocoder either, which looks ahead. What it holds back when a song ends is sounded after all have, from the song's
+    own last frames. vocoder: what sounds the session, which gives mels too unless the songs are of one length.
+    """
+    vocode, traits = vocoder
+    frames = [FRAMES * len(song) for song in songs]
+    audio = [np.empty(HOP * length, np.float32) for length in frames]
+    recent: deque[FloatArray] = deque(maxlen=-(-(traits.left_frames + traits.right_frames) // FRAMES))
+    held_back: list[tuple[int, int, FloatArray]] = []  # of a song so many frames, and the mel [V, M] that they hang on
+    sung = sounded = 0  # frames
+    for made in session.sing(_side_by_side(songs)):
+        assert made.samples is not None
+        sung, first, sounded = sung + FRAMES, sounded, sounded + made.samples.shape[1] // HOP
+        if made.mel is not None:
+            recent.append(made.mel)
+        for song, length in enumerate(frames):
+            if sung <= length:
+                audio[song][HOP * first : HOP * sounded] = made.samples[song]
+            if sung == length > sounded:
+                held = length - sounded
+                mel = np.concatenate([mels[song] for mels in recent])
+                held_back.append((song, held, mel[-(traits.left_frames + held) :]))
+    for song, held, mel in held_back:  # sooner, a device would be waited for while the other songs could go on
+        samples = vocode(mel[None], frames[song] - len(mel))[0]
+        audio[song][-HOP * held :] = np.clip(samples[-HOP * held :], -1.0, 1.0)
+    return audio
+
+
+def _side_by_side(songs: Sequence[Sequence[Tokens]]) -> list[tuple[Tokens, ...]]:
+    """The tokens of every song, segment by segment; of no notes once it has ended."""
+    silence = dialect_of(songs[0][0]).tokens([EOS])
+    return list(itertools.zip_longest(*songs, fillvalue=silence))
 
 
 class HostSound:

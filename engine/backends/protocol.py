@@ -73,6 +73,7 @@ class Backend(Protocol):
     """One voice on one device."""
 
     name: str
+    side_by_side: int  # the most songs that it best sings at once
 
     def start(self, job: Job) -> AbstractContextManager[Run]:
         """Prepare the schedule, which may wait, and begin a batch of songs; runs may be under way side by side."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from notewave.backends.device.driver import CudaDevice, Kernel
+from notewave.backends.device.shapes import MAX_BATCH
 from notewave.backends.executor import Runtime
 from notewave.backends.gpu.pending import Copied, Copy
 from notewave.backends.gpu.program import Denoiser
@@ -40,6 +41,8 @@ class GpuBackend:
     launches are to be recorded in CUDA graphs. Its GPU memory, the runtime's included, is given back by ``close``, or
     when nothing refers to it any more.
     """
+
+    side_by_side = MAX_BATCH
 
     def __init__(
         self, voice: Voice, device: CudaDevice, runtime: Runtime, kernels: dict[str, Kernel], graphs: bool = True

@@ -31,6 +31,7 @@ class OrtBackend:
     """One voice on ONNX Runtime's CPU provider; sessions are shared by all backends alike on the same voice."""
 
     name = "cpu"
+    side_by_side = 1  # more are slower, unless all are of one length and several threads sing
 
     def __init__(self, voice: Voice, threads: int | None, options: dict[str, Any]) -> None:
         """options: of the provider."""
