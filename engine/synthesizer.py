@@ -36,6 +36,7 @@ Song: TypeAlias = "MidiSource | Sequence[NDArray[np.integer]] | Iterator[NDArray
 DEFAULT_VOICE = "band"
 GRIFFIN_LIM = "griffin-lim"
 MAX_THREADS = 1024
+ALIKE = 0.5  # of the longest song's length, that others need to be sung beside it: ended ones cost as much as it
 MAX_LOG_MEL = 50.0  # either way; the loudest magnitude is MAGNITUDE_MAX, 18 in its logarithm
 
 
@@ -43,9 +44,9 @@ class Synthesizer:
     """A voice, ready to sing.
 
     voice: a bundled voice's name, or a voice folder. backend: "cpu", "cuda", "tensorrt", or "auto" for the best that
-    works here. threads: CPU threads, all cores by default; a GPU by TensorRT has no use for them. vocoder:
-    "griffin-lim" in the place of the voice's own. provider_options: handed to the backend: those of ONNX Runtime's
-    execution provider, or for "tensorrt" precision, device_id and graphs. Synthesizers over one voice share its
+    works here. threads: CPU threads, all cores by default; a GPU has no use for them. vocoder: "griffin-lim" in the
+    place of the voice's own. provider_options: a GPU's precision ("fp16", "bf16", "fp32"), device_id and graphs (false
+    launches without), for "cuda" also those of ONNX Runtime's CUDA provider. Synthesizers over one voice share its
     networks; calls on one synthesizer may run side by side. Raises VoiceError or BackendError when voice or backend
     cannot be used, ArgumentError for an argument that is not what it must be.
     """
@@ -110,10 +111,8 @@ class Synthesizer:
             raise ArgumentError(f"songs is {quoted(songs)}; it must be a list of songs. Render a single one by render.")
         job = self._batch_job(len(songs), seeds, options)
         segments = [self._read_listed(song, place) for place, song in enumerate(songs)]
-        longest_first = sorted(range(len(songs)), key=lambda place: -len(segments[place]))
         sung: dict[int, Audio] = {}
-        for start in range(0, len(songs), self._backend.side_by_side):
-            places = longest_first[start : start + self._backend.side_by_side]
+        for places in _groups(list(map(len, segments)), self._backend.side_by_side):
             group = [segments[place] for place in places]
             group_job = dataclasses.replace(job, seeds=tuple(job.seeds[place] for place in places))
             with self._open(group_job, mel=len(group[-1]) < len(group[0]), sound=True) as session:
@@ -213,6 +212,17 @@ class Synthesizer:
         if seeds is None:
             return dataclasses.replace(job, seeds=job.seeds * songs)
         return dataclasses.replace(job, seeds=_check_seeds(seeds, songs))
+
+
+def _groups(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Places in a list of the songs to sing together, the longest first: ``most`` at once, of like length."""
+    groups: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        if groups and len(groups[-1]) < most and lengths[place] >= ALIKE * lengths[groups[-1][0]]:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
 
 
 def _coming(song: Song) -> Iterator[Any] | None:

@@ -60,6 +60,12 @@ def plans(sounding: Voice, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield
 
 
+@pytest.fixture
+def unlike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Songs of any lengths are sung together."""
+    monkeypatch.setattr("notewave.synthesizer.ALIKE", 0.0)
+
+
 def started(singer: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Seeds of the songs of each run that will begin."""
     runs, start = [], singer._backend.start
@@ -93,6 +99,7 @@ def test_on_the_cpu_songs_are_sung_by_turns_to_the_last_bit(
     assert_each_is_its_render(batch, singer, SONGS, 0.0, guidance=2.0, **QUICK)
 
 
+@pytest.mark.usefixtures("unlike")
 @pytest.mark.parametrize("griffin_lim", [None, GriffinLim(iterations=3)], ids=["its own", "griffin-lim"])
 def test_songs_side_by_side_end_as_they_do_alone(
     griffin_lim: GriffinLim | None, singer: Synthesizer, monkeypatch: pytest.MonkeyPatch
@@ -119,6 +126,7 @@ class Seeing:
         return np.repeat(np.stack(seen, axis=1) + number, HOP, axis=1).astype(np.float32)
 
 
+@pytest.mark.usefixtures("unlike")
 @pytest.mark.parametrize(("left", "right"), [(0, 0), (0, 7), (9, 0), (40, 60), (5, 300), (600, 1)])
 def test_songs_end_as_they_do_alone_whatever_the_vocoder_sees(
     left: int, right: int, singer: Synthesizer, monkeypatch: pytest.MonkeyPatch
@@ -130,6 +138,7 @@ def test_songs_end_as_they_do_alone_whatever_the_vocoder_sees(
     assert_each_is_its_render(batch, singer, songs, 1e-4, **QUICK)
 
 
+@pytest.mark.usefixtures("unlike")
 @pytest.mark.parametrize("griffin_lim", [None, GriffinLim(iterations=3)], ids=["its own", "griffin-lim"])
 def test_on_the_gpu_songs_of_any_lengths_share_a_run(
     griffin_lim: GriffinLim | None, sounding: Voice, plans: None, midi_folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -155,6 +164,12 @@ def test_songs_of_like_length_go_together(singer: Synthesizer, monkeypatch: pyte
     assert runs == [(1, 3), (4, 0), (2,)]
     assert [len(audio.samples) // (FRAMES * HOP) for audio in batch] == [1, 3, 1, 3, 2]
     assert len(steps) == 2 * (3 + 2 + 1), "a step is one of all songs that go together"
+    runs.clear()
+    singer.render_batch([song(1), song(3), song(2)], seeds=range(3), **QUICK)
+    assert runs == [(1, 2), (0,)]
+    runs.clear()
+    singer.render_batch([song(1), song(3), song(1)], seeds=range(3), **QUICK)
+    assert runs == [(1,), (0, 2)], "one that ends early would be sung for nothing"
 
 
 def test_without_seeds_every_song_has_the_option_s(singer: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> None:

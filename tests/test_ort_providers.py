@@ -36,7 +36,7 @@ def voice(vocoded_voice: Path) -> Voice:
 def test_what_onnx_runtime_raises_on_the_cpu_is_the_voice_s_fault(voice: Voice) -> None:
     wrong = np.zeros((1, 20, MELS + 1), np.float32)
     with pytest.raises(VoiceError, match=r"(?s)cannot run the voice's graphs \(.*Got: 129 Expected: 128"):
-        OrtBackend(voice, 1, {}).vocode(wrong, 0)
+        OrtBackend(voice, 1).vocode(wrong, 0)
 
 
 def test_this_machine_s_package_is_what_it_is() -> None:

@@ -255,15 +255,20 @@ def test_mels_of_any_length_and_float_are_sung(singer: Synthesizer) -> None:
         {"provider_options": "device_id"},
         {"provider_options": {5: 1}},
         {"provider_options": {"device_id": [1]}},
-        {"provider_options": {"device_id": "first"}},
-        {"provider_options": {"device_id": 10**12}},
-        {"provider_options": {"device_id": -1}},
+        {"provider_options": {"device_id": 0}},
+        {"provider_options": {"threads": 2}},
     ],
     ids=str,
 )
 def test_bad_arguments_are_refused(reference_voice: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(notewave.NotewaveError):
         Synthesizer(reference_voice, **{"backend": "cpu", **arguments})
+
+
+def test_options_of_a_gpu_leave_the_cpu_to_auto(reference_voice: Path, caplog: pytest.LogCaptureFixture) -> None:
+    singer = Synthesizer(reference_voice, provider_options={"precision": "bf16", "made_up": 1})
+    assert singer.backend == "cpu"
+    assert "the options precision, made_up are of no use to backend cpu" in caplog.text
 
 
 @pytest.mark.parametrize(

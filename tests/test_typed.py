@@ -167,7 +167,7 @@ def segment_errors(voice: Voice, precision: str, how: Sampling, tokens: list[Tok
     table = sampler_table(how.sampler, how.steps, voice.schedule, voice.prediction)
     job = Job(table, how.guidance, (3,), None)
     low = open_tensorrt(voice, {"precision": precision}, device=device, trt=trt)
-    exact = OrtBackend(voice, 1, {})
+    exact = OrtBackend(voice, 1)
     with low.start(job) as run, exact.start(job) as reference:
         errors = [run.denoise([segment]) - reference.denoise([segment]) for segment in tokens]
     return [float(np.sqrt(np.mean(error**2))) for error in errors]

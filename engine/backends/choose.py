@@ -31,14 +31,18 @@ def open_backend(name: str, voice: Voice, threads: int | None, options: dict[str
             log.info("backend auto: %s", candidate)
             return backend
     log.info("backend auto: %s", AUTO[-1])
-    return _open(AUTO[-1], voice, threads, options)
+    if options:
+        log.warning("the options %s are of no use to backend %s", ", ".join(options), AUTO[-1])
+    return _open(AUTO[-1], voice, threads, {})
 
 
 def _open(name: str, voice: Voice, threads: int | None, options: dict[str, Any]) -> Backend:
     if name == "cpu":
         from notewave.backends.ort.backend import OrtBackend
 
-        return OrtBackend(voice, threads, options)
+        if options:
+            raise BackendError(f"backend 'cpu' has no options, and was given {', '.join(map(quoted, options))}.")
+        return OrtBackend(voice, threads)
     opened: Backend
     if name == "cuda":
         from notewave.backends.ort.providers import check_provider

@@ -26,14 +26,14 @@ def test_every_sampler_and_guidance(
     sampler: str, guidance: float, voice: Voice, home: Path, segments: list[Tokens]
 ) -> None:
     work = job(voice, sampler, guidance)
-    mine, cpu = (sung(b, work, [segments[:1]]) for b in (opened(voice)[0], OrtBackend(voice, 1, {})))
+    mine, cpu = (sung(b, work, [segments[:1]]) for b in (opened(voice)[0], OrtBackend(voice, 1)))
     np.testing.assert_allclose(mine, cpu, rtol=0, atol=20 * TOLERANCE)  # untrained weights magnify rounding under DDIM
 
 
 def test_given_noise(voice: Voice, home: Path, segments: list[Tokens]) -> None:
     noise = np.random.default_rng(0).standard_normal((3 * STEPS, FRAMES, MELS)).astype(np.float32)
     work = job(voice, noise=noise)
-    mine, cpu = (sung(b, work, [segments]) for b in (opened(voice)[0], OrtBackend(voice, 1, {})))
+    mine, cpu = (sung(b, work, [segments]) for b in (opened(voice)[0], OrtBackend(voice, 1)))
     np.testing.assert_allclose(mine, cpu, rtol=0, atol=TOLERANCE)
 
 

@@ -29,7 +29,7 @@ def test_the_vocoder_sounds_a_segment_while_the_next_is_denoised(
     voice: Voice, home: Path, segments: list[Tokens]
 ) -> None:
     backend, device = opened(voice)
-    cpu = OrtBackend(voice, 1, {})
+    cpu = OrtBackend(voice, 1)
     with backend.start(job(voice)) as run:
         mel = from_network(run.denoise(segments[:1]))
         run.submit(segments[1:2])
@@ -52,7 +52,7 @@ def test_the_vocoder_is_sent_what_it_is_given_and_no_more(
     sent, upload = [], device.upload
     monkeypatch.setattr(device, "upload", lambda to, source, on: (sent.append(source.nbytes), upload(to, source, on)))
     mels = np.random.default_rng(0).standard_normal((2, 20, MELS)).astype(np.float32)
-    expected = OrtBackend(voice, 1, {}).vocode(mels, 7)
+    expected = OrtBackend(voice, 1).vocode(mels, 7)
     np.testing.assert_allclose(backend.vocode(mels, 7), expected, rtol=0, atol=1e-5)
     assert sent == [256 + mels.nbytes]  # the number of the first frame, padded, and the mel
 

@@ -41,7 +41,7 @@ def test_the_samples_are_the_cpu_s(kind: str, voice: Voice, home: Path, segments
     backend = open_tensorrt(voice, {"graphs": kind != "no graphs"}, device=device, trt=trt)
     work = job(voice)
     np.testing.assert_allclose(
-        sung(backend, work, [segments]), sung(OrtBackend(voice, 1, {}), work, [segments]), rtol=0, atol=TOLERANCE
+        sung(backend, work, [segments]), sung(OrtBackend(voice, 1), work, [segments]), rtol=0, atol=TOLERANCE
     )
     assert [graph.launches for graph in device.graphs] == ([1] if kind in ("tensorrt", "rtx") else [])
     if kind == "rtx that cannot be captured":  # then TensorRT-RTX captures graphs itself

@@ -177,7 +177,7 @@ def check_usable(engine: str, precision: str, device: CudaDevice) -> None:
 
 @pytest.fixture(scope="module")
 def cpu(voice: Voice) -> OrtBackend:
-    return OrtBackend(voice, None, {})
+    return OrtBackend(voice, None)
 
 
 @pytest.fixture(scope="module")

@@ -33,10 +33,9 @@ class OrtBackend:
     name = "cpu"
     side_by_side = 1  # more are slower, unless all are of one length and several threads sing
 
-    def __init__(self, voice: Voice, threads: int | None, options: dict[str, Any]) -> None:
-        """options: of the provider."""
+    def __init__(self, voice: Voice, threads: int | None) -> None:
         self.voice = voice
-        self.networks = shared_networks(voice, threads, options)
+        self.networks = shared_networks(voice, threads)
         self._idle: dict[int, list[Buffers]] = {}  # by batch
         self._lock = threading.Lock()
 

@@ -24,7 +24,7 @@ KEPT_SCHEDULES = 4  # FiLM tables kept for the schedules used last
 class Network:
     """One of a voice's graphs in a session, held to its contract."""
 
-    def __init__(self, path: Path, contract: Contract, threads: int | None, options: dict[str, Any]) -> None:
+    def __init__(self, path: Path, contract: Contract, threads: int | None) -> None:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads or 0
         settings.inter_op_num_threads = 1
@@ -32,7 +32,7 @@ class Network:
         # Each session has threads of its own: those of one must not spin while another's work.
         settings.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            self.session = onnxruntime.InferenceSession(str(path), settings, providers=[(CPU, options)])
+            self.session = onnxruntime.InferenceSession(str(path), settings, providers=[CPU])
         except Exception as error:  # ONNX Runtime raises many types of its own
             raise VoiceError(f"{path} does not load in ONNX Runtime ({error}). Export the voice again.") from error
         self._path, self._contract = path, contract
@@ -57,8 +57,8 @@ ALWAYS_NEEDED = ("note_encoder", "context_encoder", "cross_attention", "decoder"
 class Networks:
     """The sessions of a voice: those that every song needs opened at once, the others when first needed."""
 
-    def __init__(self, voice: Voice, threads: int | None, options: dict[str, Any]) -> None:
-        self._voice, self._threads, self._options = voice, threads, options
+    def __init__(self, voice: Voice, threads: int | None) -> None:
+        self._voice, self._threads = voice, threads
         self._contracts = voice.contracts()
         self._open: dict[str, Network] = {}
         self._films: OrderedDict[bytes, FloatArray] = OrderedDict()
@@ -90,21 +90,21 @@ class Networks:
             return self._films[key]
 
     def _load(self, network: str) -> Network:
-        return Network(self._voice.graph(network), self._contracts[network], self._threads, self._options)
+        return Network(self._voice.graph(network), self._contracts[network], self._threads)
 
 
 _networks: weakref.WeakValueDictionary[tuple[Any, ...], Networks] = weakref.WeakValueDictionary()
 _networks_lock = threading.Lock()  # voices load one after another, and each once
 
 
-def shared_networks(voice: Voice, threads: int | None, options: dict[str, Any]) -> Networks:
+def shared_networks(voice: Voice, threads: int | None) -> Networks:
     """The sessions of a voice, opened once for all backends alike that live."""
     checksums = tuple(sorted((name, record.sha256) for name, record in voice.files.items()))
-    key = (voice.folder.resolve(), checksums, threads, tuple(sorted(options.items())))
+    key = (voice.folder.resolve(), checksums, threads)
     with _networks_lock:
         networks = _networks.get(key)
         if networks is None:
-            networks = _networks[key] = Networks(voice, threads, options)
+            networks = _networks[key] = Networks(voice, threads)
         return networks
 
 
