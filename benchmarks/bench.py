@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from notewave.benchmarks import peer, quality, roofline, speed
+from notewave.benchmarks import peer, peer_gpu, quality, roofline, speed
 
 SUBCOMMANDS = {  # summary, and the extras that have what it needs beside the runtime
     roofline: ("this machine's ceilings, and how near each stage comes", "export,plot"),
@@ -22,3 +22,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command = commands.add_parser(module.__name__.rpartition(".")[2], help=summary, description=module.__doc__)
         module.add_arguments(command)
         command.set_defaults(run=module.run, extras=extras)
+        if module is peer:
+            peer_gpu.add_arguments(command)

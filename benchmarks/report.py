@@ -206,7 +206,7 @@ def show(name: str, figure: Spread | None) -> str:
         return "-"
     unit, scale = UNITS.get(_suffix(name), ""), 1.0
     if unit == "s" and abs(figure.median) < 1.0:
-        unit, scale = "ms", 1e3
+        unit, scale = ("ms", 1e3) if abs(figure.median) >= 1e-4 else ("µs", 1e6)
     spread = f" ±{(figure.high - figure.low) / 2 * scale:.2g}" if figure.repeats > 1 else ""
     return f"{figure.median * scale:.4g}{spread} {unit}".rstrip()
 

@@ -1,7 +1,7 @@
 """``notewave bench``: real-time factor, time to first audio, every stage, cold start and memory of voices on backends.
 
 Cases are played in turn, round after round, so that a machine that slows down slows all of them; figures are medians
-over the rounds.
+over the rounds. What a GPU holds is told where a single case is on it: all of its memory that is taken, by whomever.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ COLUMNS = (
     "encoders_s",
     "time_embedding_s",
     "step_s",
+    "eager_step_s",
+    "launches_a_step",
     "decoder_s",
     "unconditional_decoder_s",
     "overhead_s",
@@ -61,6 +63,7 @@ COLUMNS = (
     "load_s",
     "cold_start_s",
     "peak_memory_mib",
+    "gpu_memory_mib",
 )
 
 
@@ -133,7 +136,9 @@ def benchmark(
             trial.play()
             if round_ == 0:  # the warm-up
                 trial.values = defaultdict(list, load_s=trial.values["load_s"])
+    on_gpu = sum(trial.synthesizer.device is not None for trial in trials)
     for case, trial in zip(cases, trials, strict=True):
+        trial.note_device(repeat, alone=on_gpu == 1)
         for _ in range(launches):
             first_s, peak_mib = launch(case, song or trial.song)
             trial.values["cold_start_s"].append(first_s)

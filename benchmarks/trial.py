@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from notewave.backends.device.driver import MIB
 from notewave.benchmarks.clock import CLOCK
 from notewave.benchmarks.report import Case, Setting, Spread, check_counts
 from notewave.sampling.options import SamplingOptions
@@ -110,6 +111,25 @@ class Trial:
         else:
             self._note_slope()
 
+    def note_device(self, repeats: int, alone: bool) -> None:
+        """Of a GPU that sang: launches a step, its memory, and steps without graphs where they ran in graphs.
+
+        repeats: of the steps without graphs, by a second synthesizer that is let go of again. alone: whether no other
+        case is open; else its memory would be noted as this one's.
+        """
+        device = self.synthesizer.device
+        if device is None:
+            return
+        if alone:
+            self.values["gpu_memory_mib"] = [device.memory / MIB]
+        few, many = (device.launches.get(steps) for steps in self._slope_steps)
+        if few is None or many is None:  # nothing was captured
+            return
+        self.values["launches_a_step"] = [(many - few) / (self._slope_steps[1] - self._slope_steps[0])]
+        eager = {**self.settings.open, "provider_options": {**dict(self.settings.options), "graphs": False}}
+        synthesizer = Synthesizer(self.settings.voice, **eager)
+        self.values["eager_step_s"] = [self._slope(synthesizer)[1] for _ in range(repeats)]
+
     def case(self) -> Case:
         """What the repeats come to."""
         voice = self.voice
@@ -127,10 +147,13 @@ class Trial:
         }
         return Case(settings, {name: Spread.of(values) for name, values in self.values.items() if values})
 
-    def _open(self, sound: bool = False, **options: Unpack[SamplingOptions]) -> AbstractContextManager[Session]:
-        """The case's songs, about to begin, with these options in the place of the case's."""
+    def _open(
+        self, sound: bool = False, synthesizer: Synthesizer | None = None, **options: Unpack[SamplingOptions]
+    ) -> AbstractContextManager[Session]:
+        """The case's songs, about to begin, with these options in the place of the case's; by another if named."""
         chosen: SamplingOptions = {**self.settings.sampling, **options}
-        return self.synthesizer.session(seeds=range(self.settings.batch), mel=not sound, sound=sound, **chosen)
+        singer = synthesizer or self.synthesizer
+        return singer.session(seeds=range(self.settings.batch), mel=not sound, sound=sound, **chosen)
 
     def _prepare(self, **options: Unpack[SamplingOptions]) -> None:
         """Have the schedule ready; only one that others have pushed out takes work."""
@@ -183,18 +206,28 @@ class Trial:
             self._prepare(steps=steps)
 
     def _note_slope(self) -> None:
-        """A step from a segment of all steps and one of a single step; what remains of the latter is the encoders."""
-        single_s, all_s = (self._segment_s(steps) for steps in (1, self.steps))
-        step_s = (all_s - single_s) / max(self.steps - 1, 1)
+        """A step, and the encoders, of a backend that launches networks by itself."""
+        single_s, step_s = self._slope(self.synthesizer)
         self.values["step_s"].append(step_s)
         self.values["encoders_s"].append(single_s - step_s)
         if self.voice.vocoder is not None:
             mel = np.zeros((len(self.song) * FRAMES, MELS), np.float32)
             self.values["vocoder_s"].append(CLOCK.seconds(lambda: self.synthesizer.vocode(mel)) / len(self.song))
 
-    def _segment_s(self, steps: int) -> float:
+    @property
+    def _slope_steps(self) -> tuple[int, int]:
+        """Steps of the two segments that are set against each other."""
+        return 1, max(self.steps, 2)
+
+    def _slope(self, synthesizer: Synthesizer) -> tuple[float, float]:
+        """Seconds of a segment of a single step, and of a step: what each one more takes."""
+        few, many = self._slope_steps
+        single_s, all_s = (self._segment_s(synthesizer, steps) for steps in (few, many))
+        return single_s, (all_s - single_s) / (many - few)
+
+    def _segment_s(self, synthesizer: Synthesizer, steps: int) -> float:
         """Seconds of the song's last segment, with a context, in so many steps."""
-        with self._open(steps=steps) as session:
+        with self._open(synthesizer=synthesizer, steps=steps) as session:
 
             def make() -> None:
                 session.feed(self._side_by_side(self.song[-1]))

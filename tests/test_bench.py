@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 from bench_command import parse
+from simulated_device import SimulatedDevice
+from simulated_onnxruntime import SimulatedOnnxRuntime
 
+from notewave.backends.device.shapes import MAX_BATCH
+from notewave.backends.gpu.backend import GpuBackend
+from notewave.backends.ort import providers
+from notewave.backends.ort.executors import open_cuda
 from notewave.benchmarks import clock, quality, speed
 from notewave.benchmarks.clock import CLOCK
 from notewave.benchmarks.quality import Way, ways
@@ -28,6 +34,7 @@ from notewave.session import Session
 from notewave.song.dialect import EOS
 from notewave.sound.mel import SEGMENT_SECONDS
 from notewave.synthesizer import Synthesizer
+from notewave.voice.folder import Voice
 
 DATA = Path(__file__).parent / "data"
 
@@ -123,9 +130,78 @@ def test_backends_that_launch_by_themselves_are_measured_by_their_slope(
     figures = {"load_s", "first_audio_s", "real_time_factor", "step_s", "encoders_s", "vocoder_s"}
     assert {name for name, values in trial.values.items() if values} == figures
     (step_s,), (encoders_s,), (vocoder_s,) = (trial.values[name] for name in ("step_s", "encoders_s", "vocoder_s"))
-    segment_s = trial._segment_s(steps=4)
+    segment_s = trial._segment_s(trial.synthesizer, steps=4)
     assert 0 < encoders_s + 4 * step_s < 100 * segment_s
     assert vocoder_s > 0
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimulatedDevice:
+    """A simulated GPU with ONNX Runtime, where synthesizers open that are asked for the backend "cuda"."""
+    device = SimulatedDevice()
+    monkeypatch.setenv("NOTEWAVE_PLANS", str(tmp_path / "plans"))
+    monkeypatch.setattr(providers, "_installed", lambda: {"onnxruntime-gpu": "1.31.1"})
+
+    def open_backend(name: str, voice: Voice, threads: int | None, options: dict[str, Any]) -> GpuBackend:
+        assert name == "cuda"
+        return open_cuda(voice, options, device=device, runtime=SimulatedOnnxRuntime(device))
+
+    monkeypatch.setattr("notewave.synthesizer.open_backend", open_backend)
+    return device
+
+
+def on_gpu(voice: Path, **given: Any) -> Settings:
+    return Settings(str(voice), "cuda", steps=3, tokens=9, **{"options": (("precision", "fp32"),), **given})
+
+
+def test_a_gpu_s_case_has_launches_memory_and_steps_without_graphs(gpu: SimulatedDevice, reference_voice: Path) -> None:
+    case = on_gpu(reference_voice)
+    (found,) = benchmark([case], segments=1, repeat=2).cases
+    assert found.figures["launches_a_step"] == Spread(3, 3, 3, 1), "FiLM, the decoder and the sampler"
+    for name in ("step_s", "eager_step_s"):
+        assert found.figures[name].repeats == 2, name
+    trial = Trial(case, synthetic_song(9, 1))
+    trial.play()
+    held = sum(memory.bytes.size for memory in gpu.memories)
+    launched = len(gpu.graphs)
+    trial.note_device(1, alone=True)
+    assert trial.values["gpu_memory_mib"] == [held / (1 << 20)]
+    assert len(gpu.graphs) == launched, "none more for what runs without them"
+    assert sum(memory.bytes.size for memory in gpu.memories) == held, "the second synthesizer was let go of"
+    table = Result("bench", {}, {}, [trial.case()]).table(speed.COLUMNS)
+    assert {"eager step", "launches a step", "gpu memory"} <= {line.split("  ")[0] for line in table.splitlines()}
+
+
+@pytest.mark.usefixtures("gpu")
+def test_without_graphs_there_is_nothing_to_compare_a_gpu_s_steps_with(reference_voice: Path) -> None:
+    case = on_gpu(reference_voice, guidance=2.0)
+    eager = dataclasses.replace(case, options=(*case.options, ("graphs", False)))
+    figures = [found.figures for found in benchmark([case, eager], segments=1, repeat=1).cases]
+    assert figures[0]["launches_a_step"].median == 4, "and a copy of the mel for the pass without notes"
+    assert not {"launches_a_step", "eager_step_s"} & figures[1].keys() and "step_s" in figures[1]
+    assert not any("gpu_memory_mib" in found for found in figures), "two cases share the GPU's memory"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_largest_batch_sings_on_a_gpu(reference_voice: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("notewave.benchmarks.trial.WARM_SEGMENTS", 0)  # they take long here
+    trial = Trial(on_gpu(reference_voice, batch=MAX_BATCH, guidance=2.0), synthetic_song(9, 1))
+    trial.play()
+    assert {"first_audio_s", "real_time_factor", "step_s"} <= {name for name, values in trial.values.items() if values}
+    assert trial.case().settings["batch"] == 16
+    with pytest.raises(NotewaveError, match="17 songs were given at once"):
+        Trial(on_gpu(reference_voice, batch=MAX_BATCH + 1), synthetic_song(9, 1))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_voice_of_one_step_has_its_step_timed_all_the_same(
+    reference_voice: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = Trial(on_gpu(reference_voice), synthetic_song(9, 1))
+    trial.steps = 1
+    monkeypatch.setattr(trial, "_segment_s", lambda synthesizer, steps: 10.0 + 3.0 * steps)
+    trial._note_slope()
+    assert (trial.values["step_s"], trial.values["encoders_s"]) == ([3.0], [10.0])
 
 
 def test_batches_sing_what_each_song_alone_would(reference_voice: Path) -> None:
@@ -233,8 +309,9 @@ def test_tables_tell_cases_apart_and_show_units(measured: Result) -> None:
     assert lines[0].split() == ["guidance", "1.0", "2.0"]
     assert next(line for line in lines if line.startswith("batch")).split() == ["batch", "1", "2"]
     assert "unconditional decoder" in measured.table()
-    assert result(step_s=0.25, peak_memory_mib=80.0, of_ceiling=0.5).table().splitlines()[2:] == [
+    assert result(step_s=0.25, launch_s=2e-6, peak_memory_mib=80.0, of_ceiling=0.5).table().splitlines()[2:] == [
         "step         250 ±25 ms",
+        "launch        2 ±0.2 µs",
         "peak memory   80 ±8 MiB",
         "of ceiling    0.5 ±0.05",
     ]

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Plans and benchmarks of the bundled voice and of random weights of the published size, on the GPU by TensorRT and by
-# ONNX Runtime and, for the bundled voice, on the CPU beside it: build/gpu/*.json, pictures, and table.md for the README.
-# What fails is named in the table and leaves the rest to run; the exit status is 1 then.
+# Plans and benchmarks of the bundled voice and of random weights of the published size on the GPU, by each engine that
+# is installed, the bundled voice on the CPU beside it, and a step of the published size beside PyTorch's:
+# build/gpu/*.json, pictures, and table.md for the README. What fails is named in the table and leaves the rest to run;
+# the exit status is 1 then.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=build/gpu
@@ -9,6 +10,38 @@ notewave=.venv/bin/notewave
 mkdir -p "$out"
 nvidia-smi > "$out/nvidia-smi.txt"
 .venv/bin/pip freeze > "$out/packages.txt"
+
+installed=$(.venv/bin/python - << 'INSTALLED'
+import sys
+
+from notewave.backends.device.plans import FLAVOURS, ONNXRUNTIME
+from notewave.backends.trt.modules import tensorrt_modules
+from notewave.errors import BackendError
+
+
+def check(flavour):
+    if flavour != ONNXRUNTIME:
+        tensorrt_modules(flavour)
+        return
+    from notewave.backends.ort.providers import check_provider
+
+    check_provider()
+
+
+found = []
+for flavour in FLAVOURS:
+    try:
+        check(flavour)
+        found.append(flavour)
+    except (BackendError, ImportError) as error:
+        print(f"{flavour} is left out: {error}", file=sys.stderr)
+print(*found)
+INSTALLED
+)
+read -ra flavours <<< "$installed"
+backends=()  # of those engines; the two TensorRTs are one
+[[ "${flavours[*]}" != *tensorrt* ]] || backends+=(tensorrt)
+[[ "${flavours[*]}" != *onnxruntime* ]] || backends+=(cuda)
 
 status=0
 try() {  # NAME COMMAND...: run a command; where it fails, say so on standard output, with its last line of errors
@@ -26,23 +59,31 @@ bench() {  # NAME ARGUMENTS...: a table, NAME.json and NAME.png
     local name=$1
     shift
     rm -f "$out/$name".{json,png}  # an earlier run's
-    try "$name" "$notewave" bench "$@" --json "$out/$name.json" --plot "$out/$name.png"
+    echo "$name:"
+    try "$name" "$notewave" -v bench "$@" --json "$out/$name.json" --plot "$out/$name.png"
 }
 
 {
     echo '```'
     [ -f "$out/base/voice.json" ] || try export-base apart "$notewave" export --random base --out "$out/base"
     for voice in band "$out/base"; do
-        try "build-$(basename "$voice")" apart "$notewave" -v build "$voice" --precision fp16
+        for flavour in "${flavours[@]}"; do
+            try "build-$(basename "$voice")-$flavour" \
+                apart "$notewave" -v build "$voice" --precision fp16 --flavour "$flavour"
+        done
     done
-    for backend in tensorrt cuda cpu; do
+    for backend in "${backends[@]}" cpu; do
         bench "band-$backend" --voice band --backend "$backend"
     done
-    echo "launched without CUDA graphs:"
-    bench band-tensorrt-eager --voice band --backend tensorrt --option graphs=false
-    for backend in tensorrt cuda; do
-        bench "base-$backend" --voice "$out/base" --backend "$backend" --steps 20 100 --batch 1 4
+    for backend in "${backends[@]}"; do  # whole songs launched without CUDA graphs
+        bench "band-$backend-eager" --voice band --backend "$backend" --option graphs=false --launches 0
     done
+    for backend in "${backends[@]}"; do
+        for batch in 1 4 16; do  # by itself each: cases of one run share the GPU's memory
+            bench "base-$backend-$batch" --voice "$out/base" --backend "$backend" --batch "$batch" --launches 1
+        done
+    done
+    bench peer-gpu peer --gpu --checkpoint "$out/base"
     echo '```'
     exit "$status"
 } | tee "$out/table.md"
