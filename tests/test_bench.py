@@ -28,7 +28,7 @@ from notewave.benchmarks.quality import Way, ways
 from notewave.benchmarks.report import Case, Result, Spread, compare
 from notewave.benchmarks.speed import benchmark, launch, save_stage_plot, synthetic_song
 from notewave.benchmarks.trial import Settings, StageTimer, Trial
-from notewave.errors import ArgumentError, NotewaveError, OutputError
+from notewave.errors import ArgumentError, BackendError, NotewaveError, OutputError
 from notewave.export.material.fluidsynth import SOUNDFONT
 from notewave.session import Session
 from notewave.song.dialect import EOS
@@ -355,9 +355,12 @@ def test_options_of_the_backend_are_handed_on(reference_voice: Path) -> None:
     assert given == [("precision", "bf16"), ("graphs", False), ("device_id", 1)]
     with pytest.raises(SystemExit):
         parse("--option", "precision")
-    case = Settings(str(reference_voice), "cpu", threads=1, options=(("arena_extend_strategy", "kSameAsRequested"),))
-    trial = Trial(case, synthetic_song(5, 1))
-    assert trial.case().settings["options"] == "arena_extend_strategy=kSameAsRequested"
+    case = Settings(str(reference_voice), "cpu", threads=1, options=(("precision", "bf16"), ("graphs", False)))
+    with pytest.raises(BackendError, match="backend 'cpu' has no options, and was given 'precision', 'graphs'"):
+        Trial(case, synthetic_song(5, 1))
+    anywhere = dataclasses.replace(case, backend="auto", options=(("device_id", 99),))  # a GPU that no machine has
+    trial = Trial(anywhere, synthetic_song(5, 1))
+    assert trial.case().settings["options"] == "device_id=99"
 
 
 def test_every_subcommand_parses() -> None:

@@ -257,7 +257,7 @@ def test_buffers_that_no_machine_has(copy: Path) -> None:
     voice = Voice.load(copy)
     huge = dataclasses.replace(voice.dimensions, heads=1 << 16, head_width=1 << 16, decoder_layers=1 << 16)
     with pytest.raises(BackendError, match="no room for the keys and values"):
-        Buffers(dataclasses.replace(voice, dimensions=huge), 1, "cpu", 0)
+        Buffers(dataclasses.replace(voice, dimensions=huge), 1)
 
 
 @pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "voice.json", "link.bin"])
