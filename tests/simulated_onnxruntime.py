@@ -13,11 +13,11 @@ from simulated_device import Operation, SimulatedDevice
 from typed_on_cpu import runnable_on_cpu
 
 from notewave.backends.device.shapes import ITEM_BYTES
+from notewave.backends.graphs.typed import ELEMENTS
 from notewave.backends.ort.weights import Managed
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-NAMES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
-NAMES |= {onnx.TensorProto.INT32: "int32", onnx.TensorProto.INT64: "int64"}
+NAMES = {element: name for name, element in ELEMENTS.items()}
 
 
 class SimulatedOnnxRuntime:

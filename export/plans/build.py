@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from notewave.backends.device.cache import plans_home
-from notewave.backends.device.plans import NO_INTEGERS, ONNXRUNTIME, PLAN_PRECISIONS, RTX
+from notewave.backends.device.plans import ONNXRUNTIME, PLAN_PRECISIONS, RTX, check_makeable
 from notewave.backends.device.shapes import Extent, extents
 from notewave.backends.graphs.make import gpu_graph, make_plans
 from notewave.backends.ort.executors import make_graphs
 from notewave.backends.trt.modules import tensorrt_modules
-from notewave.errors import BackendError, VoiceError
+from notewave.errors import BackendError
 from notewave.voice.contracts import Contract
 from notewave.voice.folder import Voice
 
@@ -42,10 +42,7 @@ def build_plans(
     stand in for the installed TensorRT. Raises VoiceError for a voice with 8-bit weights, BackendError when TensorRT is
     missing or cannot build for this GPU and precision.
     """
-    if precision not in PLAN_PRECISIONS:
-        raise BackendError(f"there is no plan precision {precision!r}. Choose one of {', '.join(PLAN_PRECISIONS)}.")
-    if voice.precision == "int8":
-        raise VoiceError(NO_INTEGERS.format(voice.name))
+    check_makeable(voice, precision)
     if flavour == ONNXRUNTIME:
         return make_graphs(voice, precision, compute_capability or _local_capability())
     modules = [trt] if trt else tensorrt_modules(flavour)

@@ -20,6 +20,7 @@ from notewave.backends.executor import Capture
 from notewave.backends.gpu.backend import KEPT_DENOISERS, GpuBackend
 from notewave.backends.ort import executors, providers
 from notewave.backends.ort.executors import make_graphs, open_cuda
+from notewave.backends.ort.providers import check_provider
 from notewave.errors import BackendError, VoiceError
 from notewave.export.plans.build import build_plans
 from notewave.sampling.job import Job
@@ -227,21 +228,20 @@ def test_a_gpu_s_number_is_one(given: object, voice: Voice) -> None:
 class TestWhatIsMissing:
     """Each says fact, reason and cure, and leaves other backends to auto."""
 
-    def test_a_wheel_without_cuda(self, voice: Voice) -> None:
-        device = SimulatedDevice()
+    def test_a_wheel_without_cuda(self) -> None:
+        without = SimulatedOnnxRuntime(SimulatedDevice(), (CPU,))
         with pytest.raises(BackendError, match=r"the onnxruntime here .* no CUDA provider\..*'onnxruntime-gpu"):
-            open_cuda(voice, {}, device=device, runtime=SimulatedOnnxRuntime(device, (CPU,)))
+            check_provider(without)
 
-    def test_two_packages_in_one_folder(self, voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_two_packages_in_one_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
         both = {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"}
         monkeypatch.setattr(providers, "_installed", lambda: both)
         with pytest.raises(BackendError, match=r"onnxruntime 1\.32\.0 and onnxruntime-gpu 1\.31\.1 .* over each other"):
-            opened(voice)
+            check_provider(SimulatedOnnxRuntime(SimulatedDevice()))
         both["onnxruntime"] = "1.31.1"
-        device = SimulatedDevice()
         with pytest.raises(BackendError, match=r"of the two packages .* no CUDA provider"):
-            open_cuda(voice, {}, device=device, runtime=SimulatedOnnxRuntime(device, (CPU,)))
-        opened(voice)  # that of CUDA was the last
+            check_provider(SimulatedOnnxRuntime(SimulatedDevice(), (CPU,)))
+        check_provider(SimulatedOnnxRuntime(SimulatedDevice()))  # that of CUDA was the last
 
     def test_an_old_driver(self, voice: Voice) -> None:
         device = SimulatedDevice()

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from notewave.backends.device.cache import FORMAT, graphs_digest, plans_home
-from notewave.errors import BackendError
+from notewave.backends.device.contracts import PRECISIONS
+from notewave.errors import BackendError, VoiceError
 from notewave.voice.folder import FileRecord, Voice
 
 RECORD = "plans.json"
-PLAN_PRECISIONS = ("fp16", "bf16", "fp32")  # the first that is found is taken
+PLAN_PRECISIONS = tuple(PRECISIONS)  # the first that is found is taken
 RTX = "tensorrt_rtx"
 TENSORRTS = ("tensorrt", RTX)  # Python modules with one and the same API
 ONNXRUNTIME = "onnxruntime"
@@ -81,12 +82,18 @@ def plan_name(network: str, flavour: str) -> str:
     return f"{network}.{'onnx' if flavour == ONNXRUNTIME else 'plan'}"
 
 
+def check_makeable(voice: Voice, precision: str) -> None:
+    """Refuse a precision that plans never have, by BackendError, and a voice with 8-bit weights, by VoiceError."""
+    if precision not in PLAN_PRECISIONS:
+        raise BackendError(f"there is no plan precision {precision!r}. Choose one of {', '.join(PLAN_PRECISIONS)}.")
+    if voice.precision == "int8":
+        raise VoiceError(NO_INTEGERS.format(voice.name))
+
+
 def find_plans(voice: Voice, engine: Any, capability: tuple[int, int], precision: str | None) -> Path:
     """Folder of checked plans for this voice, engine and GPU, at the precision asked for or the best one built.
 
-    engine: one of FLAVOURS' modules.
-
-    Raises BackendError that says what is there instead and why it does not fit.
+    engine: one of FLAVOURS' modules. Raises BackendError that says what is there instead and why it does not fit.
     """
     if voice.precision == "int8":
         raise BackendError(NO_INTEGERS.format(voice.name))

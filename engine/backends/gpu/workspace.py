@@ -21,7 +21,6 @@ from notewave.backends.device.shapes import (
     ITEM_BYTES,
     MAX_BATCH,
     SCHEDULE_ROWS,
-    film_stride,
     token_buckets,
     vocoder_frames,
 )
@@ -112,7 +111,7 @@ class Workspace:
         voice, self.device, self.runtime, self.kernels = shared.voice, shared.device, shared.runtime, shared.kernels
         self.buckets = token_buckets(voice)
         self.traits = voice.vocoder
-        self._film_rows, self._film_stride = film_rows(voice), film_stride(voice.dimensions.width)
+        self._film_rows = film_rows(voice)
         networks = (*SEGMENT_NETWORKS, "time_embedding")
         staged = Layout(self._staged_sizes())
         frames = vocoder_frames(voice) if self.traits else 0
@@ -143,7 +142,7 @@ class Workspace:
         base = self._slab.address["staged"]
         self.address = self._slab.address | {name: base + offset for name, offset in staged.offsets.items()}
         for row in range(self._film_rows):
-            self.address[film_row(row)] = self.address["film"] + self._film_bytes(row * self._film_stride)
+            self.address[film_row(row)] = self.address["film"] + self.film_bytes() * row // self._film_rows
         self.scratch = Scratch(self.address["scratch"], scratch)
 
     def begin(self, job: Job) -> None:
@@ -201,11 +200,8 @@ class Workspace:
 
     def film_bytes(self, steps: int = 1) -> int:
         """Size of the FiLM scales and shifts of some steps."""
-        return self._film_bytes(steps * self._film_rows * self._film_stride)
-
-    def _film_bytes(self, elements: int) -> int:
         (film,) = self.runtime.contracts["time_embedding"].outputs
-        return ITEM_BYTES[film.dtype] * elements
+        return _bytes(film, {"S": steps})
 
     def settle(self) -> None:
         """Wait for all that may be under way."""

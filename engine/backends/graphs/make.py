@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 import notewave
 from notewave.backends.device.cache import FORMAT, plans_home
@@ -25,7 +25,7 @@ from notewave.backends.graphs.lean import (
     merge_keys_values,
     take_bias,
 )
-from notewave.backends.graphs.typed import load_graph, type_graph
+from notewave.backends.graphs.typed import ELEMENTS, load_graph, type_graph
 from notewave.errors import BackendError
 from notewave.files import atomic_folder
 from notewave.kernels.loader import compile_kernels, cubin_name
@@ -33,14 +33,6 @@ from notewave.voice.contracts import Contract
 from notewave.voice.folder import FileRecord, Voice
 
 log = logging.getLogger(__name__)
-
-ELEMENTS = {
-    "float32": TensorProto.FLOAT,
-    "float16": TensorProto.FLOAT16,
-    "bfloat16": TensorProto.BFLOAT16,
-    "int32": TensorProto.INT32,
-    "int64": TensorProto.INT64,
-}  # ONNX's data type, by its name in contracts
 
 
 def gpu_graph(voice: Voice, network: str, precision: str, narrow_norms: bool = False) -> onnx.ModelProto:

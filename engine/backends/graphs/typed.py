@@ -9,25 +9,28 @@ T5's residuals leave float16's range. What a graph takes and gives stays as it i
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from notewave.backends.device.contracts import FILM
+from notewave.backends.device.contracts import FILM, PRECISIONS
 from notewave.backends.graphs.lean import MASKED, drop_unused
+from notewave.backends.graphs.nodes import Nodes
 from notewave.errors import VoiceError
 
+ELEMENTS = {  # ONNX's data type, by its name in contracts
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+}
 FLOAT = TensorProto.FLOAT
-LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}  # by precision; "fp32" leaves a graph as it is
 PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Attention")  # computed in the low precision
 MOVES = ("Reshape", "Transpose", "Split", "Concat", "Slice", "Gather", "Unsqueeze", "Squeeze", "Expand", "Identity")
 NARROWING_NORM = "SimplifiedLayerNormalization"  # ONNX Runtime's; its RMSNormalization gives what it reads
 INTEGER_OPERATORS = ("DynamicQuantizeLinear", "MatMulInteger", "QuantizeLinear", "DequantizeLinear", "MatMulNBits")
-
-_NUMPY: dict[int, Any] = {TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
@@ -49,8 +52,8 @@ def type_graph(graph: onnx.GraphProto, precision: str, narrow_norms: bool) -> No
     narrow_norms: whether norms are to read float32 and give the low precision without a cast, by an operator of ONNX
     Runtime's own.
     """
-    if precision in LOW:
-        _Typing(graph, LOW[precision], narrow_norms).apply()
+    if (kind := ELEMENTS[PRECISIONS[precision]]) != FLOAT:
+        _Typing(graph, kind, narrow_norms).apply()
 
 
 def _unpack_weights(graph: onnx.GraphProto) -> None:
@@ -64,22 +67,13 @@ def _unpack_weights(graph: onnx.GraphProto) -> None:
     drop_unused(graph)
 
 
-def _takers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
-    takers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            takers.setdefault(name, []).append(node)
-    return takers
-
-
 class _Typing:
     """One pass over a graph in its order, casting each input to what its operator computes in."""
 
     def __init__(self, graph: onnx.GraphProto, low: int, narrow_norms: bool) -> None:
         self.graph, self.low, self.narrow_norms = graph, low, narrow_norms
         self.film = {value.name for value in graph.input if value.name.startswith(FILM)}
-        self.taken_by = _takers(graph)
-        self.weights = {tensor.name: tensor for tensor in graph.initializer}
+        self.index = Nodes(graph)
         self.types = {tensor.name: tensor.data_type for tensor in graph.initializer}
         self.types |= {value.name: value.type.tensor_type.elem_type for value in graph.input}
         self.nodes: list[onnx.NodeProto] = []
@@ -125,7 +119,7 @@ class _Typing:
 
     def _feeds_products(self, value: str) -> bool:
         """Whether nothing but products takes a value, also with FiLM's shift added."""
-        takers = self.taken_by.get(value, [])
+        takers = self.index.takers(value)
         return bool(takers) and all(
             node.op_type in PRODUCTS or any(name in self.film for name in node.input) for node in takers
         )
@@ -137,9 +131,8 @@ class _Typing:
         cast = f"{name}_{TensorProto.DataType.Name(target).lower()}"
         if cast not in self.types:
             self.types[cast] = target
-            if name in self.weights:
-                weight = numpy_helper.to_array(self.weights[name]).astype(_NUMPY[target])
-                self._add_weight(numpy_helper.from_array(weight, cast))
+            if (weight := self.index.constant(name)) is not None:
+                self.index.add_weight(cast, weight.astype(helper.tensor_dtype_to_np_dtype(target)))
             else:
                 self.nodes.append(helper.make_node("Cast", [name], [cast], cast, to=target))
         return cast
@@ -148,15 +141,11 @@ class _Typing:
         """An attention bias whose lowest value the low precision can hold."""
         bounded = f"{mask}_bounded"
         if bounded not in self.types:
-            if "masked" not in self.weights:
-                self._add_weight(numpy_helper.from_array(np.float32(MASKED), "masked"))
+            if "masked" not in self.index.weights:
+                self.index.add_weight("masked", np.array(MASKED, np.float32))
             self.nodes.append(helper.make_node("Max", [mask, "masked"], [bounded], bounded))
             self.types[bounded] = FLOAT
         return bounded
-
-    def _add_weight(self, tensor: onnx.TensorProto) -> None:
-        self.weights[tensor.name] = tensor
-        self.graph.initializer.append(tensor)
 
     def _finish(self, output: str, promised: int) -> None:
         """Give an output in the type the graph promises."""

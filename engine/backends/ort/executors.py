@@ -22,10 +22,10 @@ from notewave.backends.device.cache import HOME_VARIABLE, plans_home
 from notewave.backends.device.contracts import gpu_contracts
 from notewave.backends.device.driver import CudaDevice
 from notewave.backends.device.plans import (
-    NO_INTEGERS,
     ONNXRUNTIME,
     PLAN_PRECISIONS,
     RECORD,
+    check_makeable,
     check_plans,
     plan_name,
     target_of,
@@ -33,9 +33,10 @@ from notewave.backends.device.plans import (
 from notewave.backends.executor import Capture, Scratch
 from notewave.backends.gpu.backend import GpuBackend
 from notewave.backends.gpu.workspace import SEGMENT_NETWORKS
-from notewave.backends.graphs.make import ELEMENTS, gpu_graph, make_plans
+from notewave.backends.graphs.make import gpu_graph, make_plans
+from notewave.backends.graphs.typed import ELEMENTS
 from notewave.backends.ort.failures import on_gpu
-from notewave.backends.ort.providers import CPU, CUDA, check_driver, check_provider
+from notewave.backends.ort.providers import CPU, CUDA, check_driver
 from notewave.backends.ort.sessions import check_contract
 from notewave.backends.ort.weights import GpuWeights
 from notewave.checks import is_integer, quoted
@@ -72,7 +73,6 @@ def open_cuda(
             "Leave that out; graphs=false launches without CUDA graphs."
         )
     runtime = runtime or onnxruntime
-    check_provider(runtime)
     ordinal = _ordinal(options.get("device_id", 0))
     device = device or CudaDevice(ordinal)
     check_driver(runtime, device)
@@ -97,10 +97,7 @@ def make_graphs(voice: Voice, precision: str, capability: tuple[int, int], runti
 
     Raises VoiceError for a voice with 8-bit weights, BackendError for a precision that the GPU has not.
     """
-    if precision not in PLAN_PRECISIONS:
-        raise BackendError(f"there is no plan precision {precision!r}. Choose one of {', '.join(PLAN_PRECISIONS)}.")
-    if voice.precision == "int8":
-        raise VoiceError(NO_INTEGERS.format(voice.name))
+    check_makeable(voice, precision)
     if precision == "bf16" and capability < AMPERE:
         raise BackendError(
             "compute capability {}.{} has no bfloat16. Ask for --precision fp16 or fp32.".format(*capability)
@@ -202,15 +199,21 @@ class Sessions:
                 self._open[key] = self._load(network, stream)
             return self._open[key]
 
+    def _shared(self, network: str, path: Path) -> Mapping[str, Any]:
+        """Weights that sessions of several streams share; other networks have one session at a time, with its own."""
+        if network not in SEGMENT_NETWORKS:
+            return {}
+        if network not in self._weights:
+            self._weights[network] = GpuWeights(self.device, self.ordinal, path, self.runtime.OrtValue.from_dlpack)
+        return self._weights[network].values
+
     def _load(self, network: str, stream: Any) -> Any:
         path = self.folder / plan_name(network, ONNXRUNTIME)
         settings = self.runtime.SessionOptions()
         settings.intra_op_num_threads = 1  # what stays on the CPU is a few numbers
         settings.log_severity_level = 3
         with on_gpu(self.device, f"opening {path}"):
-            if network not in self._weights:
-                self._weights[network] = GpuWeights(self.device, self.ordinal, path, self.runtime.OrtValue.from_dlpack)
-            for name, value in self._weights[network].values.items():
+            for name, value in self._shared(network, path).items():
                 settings.add_initializer(name, value)
             name, options = self._provider
             providers = [(name, {**options, "user_compute_stream": str(stream.handle)}), CPU]

@@ -12,7 +12,7 @@ from notewave.backends.device.driver import CudaDevice
 from notewave.errors import BackendError
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-FOLDER = "pip uninstall onnxruntime onnxruntime-gpu; pip install 'onnxruntime-gpu[cuda,cudnn]'"
+REINSTALL = "pip uninstall onnxruntime onnxruntime-gpu; pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 
 def check_provider(runtime: Any = None) -> None:
@@ -22,11 +22,11 @@ def check_provider(runtime: Any = None) -> None:
     if len(set(versions.values())) > 1:
         raise BackendError(
             f"{' and '.join(f'{name} {version}' for name, version in versions.items())} are installed over each other, "
-            f"in one folder. Remove both, then install one: {FOLDER}."
+            f"in one folder. Remove both, then install one: {REINSTALL}."
         )
     if CUDA not in runtime.get_available_providers():
         which = "of the two packages installed in one folder, the one" if len(versions) > 1 else "the onnxruntime here"
-        raise BackendError(f"{which} ({runtime.__version__}) has no CUDA provider. Install the other: {FOLDER}.")
+        raise BackendError(f"{which} ({runtime.__version__}) has no CUDA provider. Install the other: {REINSTALL}.")
 
 
 def check_driver(runtime: Any, device: CudaDevice) -> None:
