@@ -40,7 +40,8 @@ from notewave.errors import ToolError
 from notewave.sampling.loop import denoise
 from notewave.sampling.samplers import sampler_table
 from notewave.song.dialect import Tokens
-from notewave.song.midi import SUSTAIN, tokenize
+from notewave.song.midi import tokenize
+from notewave.song.pedal import SUSTAIN
 from notewave.sound.mel import FRAMES, MELS, SEGMENT_SECONDS, FloatArray
 from notewave.synthesizer import Synthesizer
 from notewave.voice.folder import DESCRIPTION, STORED_PRECISIONS, Voice

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -222,7 +223,7 @@ def test_limited_segments_keep_their_first_tokens_and_end_in_eos(lengths: list[i
 
 
 def test_one_warning_names_the_longest_segment(caplog: pytest.LogCaptureFixture) -> None:
-    segments: list[Tokens] = [np.full(n, EOS, np.int32) for n in (5, 2049, 2311, 2048)]
+    segments: list[Tokens] = [np.array([TIE, *[EOS] * (n - 1)], np.int32) for n in (5, 2049, 2311, 2048)]
     with caplog.at_level(logging.WARNING):
         codec.limit_tokens(segments)
     assert len(caplog.records) == 1
@@ -244,3 +245,47 @@ def test_notes_out_of_range_are_refused(row: Row) -> None:
 def test_no_notes_are_one_silent_segment() -> None:
     assert [tokens.tolist() for tokens in codec.encode_notes(table([]))] == [[TIE, EOS]]
     assert len(codec.decode_tokens([[TIE, EOS]])) == 0
+
+
+@unhurried
+@given(songs(), st.sampled_from([PUBLISHED, GM]), st.integers(1, 40), st.integers(0, 4))
+def test_written_in_groups_or_cut_short_songs_are_the_same(notes: Notes, spoken: Dialect, rows: int, ties: int) -> None:
+    whole = [tokens.tolist() for tokens in codec.encode_notes(notes, spoken)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "MOST_ROWS", rows)
+        assert [tokens.tolist() for tokens in codec.encode_notes(notes, spoken)] == whole
+        fewer = codec.encode_notes(notes, spoken, most_ties=ties)
+    for tokens, all_of_them in zip(fewer, whole, strict=True):
+        tied = [
+            token for token in all_of_them[: all_of_them.index(spoken.tie)] if codec.PITCH <= token < codec.VELOCITY
+        ]
+        written = tokens[: tokens.tolist().index(spoken.tie)]
+        assert [token for token in written if codec.PITCH <= token < codec.VELOCITY] == tied[:ties]
+        assert written.tolist() == all_of_them[: len(written)]
+        assert len(tied) > ties or tokens.tolist() == all_of_them
+
+
+@pytest.mark.parametrize("spoken", [PUBLISHED, GM], ids=str)
+def test_hours_of_held_notes_take_little_memory(spoken: Dialect) -> None:
+    """Each of thousands of notes sounds on in each of hundreds of segments, which hold two thousand tokens."""
+    programs, pitches = np.divmod(np.arange(128 * 128), 128)
+    none = np.zeros(128 * 128)
+    notes = Notes(none, none + 1200.0, pitches, none + 80, programs, none)
+    tracemalloc.start()
+    segments = codec.limit_tokens(codec.encode_notes(notes, spoken, most_ties=MAX_TOKENS))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert {len(tokens) for tokens in segments[1:]} == {MAX_TOKENS}
+    assert peak < 40 << 20
+    few = notes.rows(np.arange(0, 128 * 128, 8))
+    whole, cut = codec.encode_notes(few, spoken), codec.encode_notes(few, spoken, most_ties=MAX_TOKENS)
+    assert [x.tolist() for x in codec.limit_tokens(whole)] == [x.tolist() for x in codec.limit_tokens(cut)]
+
+
+def test_a_segment_of_ties_alone_is_said_to_have_more_than_fit(caplog: pytest.LogCaptureFixture) -> None:
+    programs, pitches = np.divmod(np.arange(128 * 128), 128)
+    none = np.zeros(128 * 128)
+    notes = Notes(none, none + 8.0, pitches, none + 80, programs, none)
+    with caplog.at_level(logging.WARNING):
+        codec.limit_tokens(codec.encode_notes(notes, most_ties=MAX_TOKENS)[1:])
+    assert f"Segment 0, from 0.00 s, has more than {MAX_TOKENS} tokens" in caplog.text

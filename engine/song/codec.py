@@ -13,7 +13,7 @@ Shapes: N tokens; E events; R rows: events, tied notes, tie tokens and EOS, each
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,36 +39,60 @@ log = logging.getLogger(__name__)
 MAX_TOKENS = 2048  # that the note encoder takes for a segment, EOS included
 STEPS_PER_SECOND = 100
 SEGMENT_STEPS = round(SEGMENT_SECONDS * STEPS_PER_SECOND)
+MOST_ROWS = 1 << 16  # written at once, or those of one segment: a few hundred bytes each
 
 _Ints = NDArray[np.int64]
 _Bools = NDArray[np.bool_]
 
 
-def encode_notes(notes: Notes, dialect: Dialect = PUBLISHED) -> list[Tokens]:
+def encode_notes(notes: Notes, dialect: Dialect = PUBLISHED, *, most_ties: int | None = None) -> list[Tokens]:
     """Encode a song: int32 [N] for each segment, unpadded and of any length, ending in EOS.
 
-    The song's last frame is the one in which its last note ends. Programs become those that the dialect has.
+    The song's last frame is the one in which its last note ends. Programs become those that the dialect has. Of a
+    segment in which more than most_ties notes sound on from before, the others are not written.
     """
     note_program = np.where(notes.is_drum, notes.program, dialect.sung_program(notes.program))
     note, velocity, step = _events(notes, note_program, dialect)
     pitch, program, drum = notes.pitch[note], note_program[note], notes.is_drum[note]
-    frames = int(notes.seconds * SAMPLE_RATE) // HOP + 1
-    every = np.arange(-(-frames // FRAMES))
-    # A last step rounded up past the last frame still belongs to the last segment.
-    segment = np.minimum(step // SEGMENT_STEPS, every[-1])
-    # As in the reference, segments after the last event's step tie what sounded just before that step.
-    start = np.minimum(every * SEGMENT_STEPS, step.max(initial=0))
-    tied, *held = _ties(step[~drum], program[~drum], pitch[~drum], velocity[~drum], start)
-    tied_program, tied_pitch, tied_velocity = held
     last = np.where(drum, dialect.drum, PITCH) + pitch
-    parts: list[tuple[ArrayLike, ...]] = [  # the columns of _write; -1 stands for none
-        (tied, 0, -1, tied_program, tied_velocity if dialect.velocities > 1 else -1, PITCH + tied_pitch),
-        (every, 1, -1, -1, -1, dialect.tie),
-        (segment, 2, step - segment * SEGMENT_STEPS, np.where(drum, -1, program), velocity, last),
-        (every, 3, -1, -1, -1, EOS),
-    ]
-    columns = zip(*(np.broadcast_arrays(*part) for part in parts), strict=True)
-    return [dialect.tokens(ids) for ids in _write(dialect, *(np.concatenate(column) for column in columns))]
+    frames = int(notes.seconds * SAMPLE_RATE) // HOP + 1
+    count = -(-frames // FRAMES)
+    # A last step rounded up past the last frame still belongs to the last segment.
+    segment = np.minimum(step // SEGMENT_STEPS, count - 1)
+    # As in the reference, segments after the last event's step tie what sounded just before that step.
+    start = np.minimum(np.arange(count) * SEGMENT_STEPS, step.max(initial=0))
+    ties = _Ties(step[~drum], program[~drum], pitch[~drum], velocity[~drum], start)
+    tie_count = ties.count if most_ties is None else np.minimum(ties.count, most_ties)
+    rows = tie_count + np.bincount(segment, minlength=count) + 2
+    columns = (
+        segment,
+        np.full_like(step, 2),
+        step - segment * SEGMENT_STEPS,
+        np.where(drum, -1, program),
+        velocity,
+        last,
+    )
+    written: list[Tokens] = []
+    for first, end in _groups(rows):
+        at = slice(*segment.searchsorted([first, end]))
+        every = np.arange(first, end)
+        tied, tied_program, tied_pitch, tied_velocity = ties.of(first, end, most_ties)
+        parts: list[Sequence[ArrayLike]] = [  # the columns of _write; -1 stands for none
+            (tied, 0, -1, tied_program, tied_velocity if dialect.velocities > 1 else -1, PITCH + tied_pitch),
+            (every, 1, -1, -1, -1, dialect.tie),
+            [column[at] for column in columns],
+            (every, 3, -1, -1, -1, EOS),
+        ]
+        joined = zip(*(np.broadcast_arrays(*part) for part in parts), strict=True)
+        written += _write(dialect, *map(np.concatenate, joined))
+    return [dialect.tokens(ids) for ids in written]
+
+
+def _groups(rows: _Ints) -> Iterator[tuple[int, int]]:
+    """Segments to write at once, from one to before another: of so many rows each, as few as need much memory."""
+    group = np.cumsum(rows) // MOST_ROWS
+    ends = [*(np.flatnonzero(np.diff(group)) + 1).tolist(), len(rows)]
+    return zip([0, *ends[:-1]], ends, strict=True)
 
 
 def _events(notes: Notes, program: _Ints, dialect: Dialect) -> tuple[_Ints, _Ints, _Ints]:
@@ -82,30 +106,48 @@ def _events(notes: Notes, program: _Ints, dialect: Dialect) -> tuple[_Ints, _Int
     return np.concatenate([off, on])[order], velocity[order], step[order]
 
 
-def _ties(step: _Ints, program: _Ints, pitch: _Ints, velocity: _Ints, start: _Ints) -> tuple[_Ints, ...]:
-    """What sounds just before each segment's start (a step), as segment, program, pitch and velocity in that order.
+class _Ties:
+    """What sounds just before each segment's start (a step).
 
     A program's pitch sounds from a note-on to its next event, however many notes overlap on it. The events [E]
     come in order of time.
     """
-    by_key = np.lexsort((pitch, program))  # stable: a key's events stay in order of time
-    step, program, pitch, velocity = (x[by_key] for x in (step, program, pitch, velocity))
-    until = np.full_like(step, np.iinfo(np.int64).max)
-    continues = (program[1:] == program[:-1]) & (pitch[1:] == pitch[:-1])
-    until[:-1][continues] = step[1:][continues]
-    first, end = start.searchsorted(step, "right"), start.searchsorted(until, "right")
-    count = np.where(velocity > 0, end - first, 0)
-    event = np.repeat(np.arange(len(step)), count)
-    segment = first[event] + np.arange(len(event)) - np.repeat(np.cumsum(count) - count, count)
-    order = np.lexsort((pitch[event], program[event], segment))
-    return segment[order], program[event][order], pitch[event][order], velocity[event][order]
+
+    def __init__(self, step: _Ints, program: _Ints, pitch: _Ints, velocity: _Ints, start: _Ints) -> None:
+        by_key = np.lexsort((pitch, program))  # stable: a key's events stay in order of time
+        step, program, pitch, velocity = (x[by_key] for x in (step, program, pitch, velocity))
+        until = np.full_like(step, np.iinfo(np.int64).max)
+        continues = (program[1:] == program[:-1]) & (pitch[1:] == pitch[:-1])
+        until[:-1][continues] = step[1:][continues]
+        first, end = start.searchsorted(step, "right"), start.searchsorted(until, "right")
+        tied = np.flatnonzero((velocity > 0) & (end > first))
+        self._first, self._end = first[tied], end[tied]  # segments that tie it, from one to before another
+        self._what = program[tied], pitch[tied], velocity[tied]
+        begins, ends = (np.bincount(x, minlength=len(start) + 1) for x in (self._first, self._end))
+        self.count = np.cumsum(begins - ends)[: len(start)]  # of each segment
+
+    def of(self, first: int, end: int, most: int | None) -> tuple[_Ints, ...]:
+        """Segment, program, pitch and velocity, in that order, of the first so many ties of some segments."""
+        here = np.flatnonzero((self._first < end) & (self._end > first))
+        if most is None or self.count[first:end].max() <= most:
+            begin = np.maximum(self._first[here], first)
+            count = np.minimum(self._end[here], end) - begin
+            which = np.repeat(here, count)
+            segment = np.repeat(begin - np.cumsum(count) + count, count) + np.arange(len(which))
+            order = np.argsort(segment, kind="stable")  # programs and pitches stay in order
+            segment, which = segment[order], which[order]
+        else:  # what is not written is not made, for it may be eight times as much
+            begin, until = self._first[here], self._end[here]
+            each = [here[(begin <= one) & (until > one)][:most] for one in range(first, end)]
+            segment, which = np.repeat(np.arange(first, end), [len(ties) for ties in each]), np.concatenate(each)
+        return segment, *(column[which] for column in self._what)
 
 
 def _write(
     dialect: Dialect, segment: _Ints, part: _Ints, shift: _Ints, program: _Ints, velocity: _Ints, last: _Ints
 ) -> list[Tokens]:
     """Write rows [R] out, ordered by segment and part; -1 stands for no shift, program or velocity."""
-    order = np.lexsort((part, segment))  # stable: within a part, rows keep their order
+    order = np.argsort(4 * segment + part, kind="stable")  # within a part, rows keep their order
     segment, shift, program, velocity, last = (x[order] for x in (segment, shift, program, velocity, last))
     tokens = np.stack([SHIFT + shift, dialect.program + program, VELOCITY + velocity, last], axis=1).astype(np.int32)
     shifts = _changes(shift, segment) & (shift > 0)
@@ -177,16 +219,22 @@ def limit_tokens(segments: Sequence[Tokens], *, strict: bool = False) -> list[To
     long = [index for index, tokens in enumerate(segments) if len(tokens) > MAX_TOKENS]
     if long:
         worst = max(long, key=lambda index: len(segments[index]))
+        tokens = segments[worst]
+        of_ties_alone = dialect_of(tokens).tie not in tokens[:MAX_TOKENS]  # of which not all may have been written
+        count = f"more than {MAX_TOKENS}" if of_ties_alone else f"{len(tokens)}"
         others = f" ({len(long) - 1} more have too many)" if len(long) > 1 else ""
         fact = (
-            f"Segment {worst}, from {worst * SEGMENT_SECONDS:.2f} s, has {len(segments[worst])} tokens{others}: "
+            f"Segment {worst}, from {worst * SEGMENT_SECONDS:.2f} s, has {count} tokens{others}: "
             f"the note encoder takes {MAX_TOKENS}."
         )
         if strict:
             raise MidiError(f"{fact} Thin out its notes, or pass strict=False to lose the last ones.")
         log.warning("%s Its last notes are lost; thin them out to choose which.", fact)
-    cut = MAX_TOKENS - 1
-    return [dialect_of(x).tokens([*x[:cut], EOS]) if len(x) > MAX_TOKENS else x for x in segments]
+    return [_cut(tokens) if len(tokens) > MAX_TOKENS else tokens for tokens in segments]
+
+
+def _cut(tokens: Tokens) -> Tokens:
+    return dialect_of(tokens).tokens(np.append(tokens[: MAX_TOKENS - 1], EOS))
 
 
 def pad_tokens(tokens: Sequence[Tokens], length: int | None = None) -> NDArray[np.int32]:
