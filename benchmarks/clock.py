@@ -33,7 +33,7 @@ CLOCK = Clock()  # of every benchmark of this process
 
 def add_clock_arguments(parser: argparse.ArgumentParser, **threads: Any) -> None:
     """Options that say what computes and which time counts."""
-    parser.add_argument("--threads", type=int, help="of the CPU (default: all cores)", **threads)
+    parser.add_argument("--threads", type=int, help="of the CPU (default: all processors)", **threads)
     parser.add_argument("--cpu-time", action="store_true", help="count CPU time: for busy machines, with --threads 1")
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import numbers
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -43,12 +45,14 @@ MAX_LOG_MEL = 50.0  # either way; the loudest magnitude is MAGNITUDE_MAX, 18 in 
 class Synthesizer:
     """A voice, ready to sing.
 
-    voice: a bundled voice's name, or a voice folder. backend: "cpu", "cuda", "tensorrt", or "auto" for the best that
-    works here. threads: CPU threads, all cores by default; a GPU has no use for them. vocoder: "griffin-lim" in the
-    place of the voice's own. provider_options: a GPU's precision ("fp16", "bf16", "fp32"), device_id and graphs (false
-    launches without), for "cuda" also those of ONNX Runtime's CUDA provider. Synthesizers over one voice share its
-    networks; calls on one synthesizer may run side by side. Raises VoiceError or BackendError when voice or backend
-    cannot be used, ArgumentError for an argument that is not what it must be.
+    voice: the name of a bundled voice or of one in the voice folder, or a voice's path. backend: "cpu", "cuda",
+    "tensorrt", or "auto" for the best that works here. threads: CPU threads, by default as many as there are processors
+    for this process, by its affinity and its control group's quota; a GPU has no use for them. vocoder: "griffin-lim"
+    in the place of the voice's own. provider_options: a GPU's precision ("fp16", "bf16", "fp32"), device_id and graphs
+    (false launches without), for "cuda" also those of ONNX Runtime's CUDA provider. Synthesizers over one voice share
+    its networks; calls on one synthesizer may run side by side. A synthesizer is pickled as its arguments: another
+    process opens it anew. Raises VoiceError or BackendError when voice or backend cannot be used, ArgumentError for an
+    argument that is not what it must be.
     """
 
     def __init__(
@@ -68,8 +72,20 @@ class Synthesizer:
             threads = _check_threads(threads)
         options = _check_provider_options({} if provider_options is None else provider_options)
         self.voice = Voice.load(voice)
+        is_path = self.voice.folder == Path(voice)  # which another process may be elsewhere than
+        self._reopened = functools.partial(
+            type(self),
+            str(self.voice.folder.absolute() if is_path else voice),
+            backend=backend,
+            threads=threads,
+            vocoder=vocoder,
+            provider_options=options,
+        )
         self._backend = open_backend(backend, self.voice, threads, options)
         self._griffin_lim = GriffinLim() if vocoder == GRIFFIN_LIM else None
+
+    def __reduce__(self) -> tuple[Callable[[], Synthesizer], tuple[()]]:
+        return self._reopened, ()
 
     @property
     def backend(self) -> str:
@@ -233,7 +249,7 @@ def _coming(song: Song) -> Iterator[Any] | None:
 def _check_threads(threads: int) -> int:
     if not is_integer(threads, 1, MAX_THREADS):
         raise ArgumentError(
-            f"threads is {quoted(threads)}; it must be a whole number from 1 to {MAX_THREADS}, or None for all cores."
+            f"threads is {quoted(threads)}; it must be a whole number from 1 to {MAX_THREADS}, or None for all."
         )
     return int(threads)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
+import functools
+import multiprocessing
+import pickle
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ import pytest
 import notewave
 from notewave import MidiError, SamplingError, Synthesizer, VoiceError
 from notewave.backends.ort import sessions
+from notewave.backends.ort.backend import KEPT_BUFFERS
 from notewave.checks import quoted
 from notewave.sound.mel import FRAMES, HOP, MELS
 
@@ -137,6 +142,41 @@ def test_notes_are_sung_as_the_file_they_were_read_from(singer: Synthesizer, mid
 def test_synthesizers_over_one_voice_share_it(reference_voice: Path) -> None:
     one, two = (Synthesizer(reference_voice, backend="cpu") for _ in range(2))
     assert one._backend.networks is two._backend.networks
+
+
+@pytest.mark.parametrize("how", ["pickle", "copy"])
+def test_a_synthesizer_is_pickled_as_its_arguments(
+    how: str, vocoded_voice: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(vocoded_voice.parent)
+    singer = Synthesizer(vocoded_voice.name, backend="cpu", threads=1, vocoder="griffin-lim")
+    expected = singer.render(TOKENS[:1], **QUICK).samples
+    data = pickle.dumps(singer)
+    assert len(data) < 1000
+    monkeypatch.chdir("/")
+    again = pickle.loads(data) if how == "pickle" else copy.deepcopy(singer)
+    assert again._backend.networks is singer._backend.networks
+    np.testing.assert_array_equal(again.render(TOKENS[:1], **QUICK).samples, expected)
+    assert pickle.loads(pickle.dumps(Synthesizer("band", backend="cpu", threads=1))).voice.name == "band"
+    assert b"/" not in pickle.dumps(Synthesizer("band", backend="cpu", threads=1)), "a name is a name elsewhere too"
+
+
+def test_other_processes_sing_what_they_are_sent(singer: Synthesizer) -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        sung = pool.submit(functools.partial(Synthesizer.render, **QUICK), singer, TOKENS[:1]).result()
+    np.testing.assert_array_equal(sung.samples, singer.render(TOKENS[:1], **QUICK).samples)
+
+
+def test_idle_buffers_are_few_however_many_streams_there_were(singer: Synthesizer) -> None:
+    streams = [singer.stream(TOKENS, **QUICK, seed=seed) for seed in range(12)]
+    first = [next(stream).samples for stream in streams]
+    with singer.session(seeds=(1, 2), **QUICK) as pair:
+        pair.feed([TOKENS[0]] * 2, last=True)
+        pair.take()
+    for seed, stream in enumerate(streams):
+        sung = np.concatenate([first[seed], *(chunk.samples for chunk in stream)])
+        np.testing.assert_array_equal(sung, singer.render(TOKENS, **QUICK, seed=seed).samples)
+    assert len(singer._backend._idle) <= KEPT_BUFFERS
 
 
 def test_steps_are_reported(synthesizer: Synthesizer) -> None:

@@ -63,6 +63,9 @@ class Runtime(Protocol):
     def open(self, network: str, stream: Any, scratch: Scratch, capture: Capture) -> Executor:
         """A network made ready to run on a stream, within ``scratch``. Raises BackendError when it cannot be."""
 
+    def leave(self, stream: Any) -> None:
+        """Give back what was opened for a stream alone, on which nothing is to run any more."""
+
     def drop(self, network: str) -> None:
         """Give a network's memory back; it is loaded again when it is next opened."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -131,6 +132,25 @@ def test_sessions_belong_to_a_stream_and_are_found_open_by_the_next_run(voice: V
     assert count["decoder.onnx"] == KEPT_DENOISERS + 1, "one for each run that is kept, and one to go on with"
     assert count["vocoder.onnx"] == 1
     assert len({(name, stream) for name, stream in runtime.sessions if name == "decoder.onnx"}) == KEPT_DENOISERS + 1
+    backend.close()
+    assert not device.memories and not device.leaked and not device.freed_early and not device.streams
+
+
+@pytest.mark.usefixtures("home")
+def test_sessions_of_many_streams_are_not_kept(voice: Voice, song: list[Tokens]) -> None:
+    backend, _ = opened(voice)
+    device, kept = backend.shared.device, 2 * KEPT_DENOISERS
+    sessions: executors.Sessions = backend.shared.runtime
+
+    def decoders() -> int:
+        return sum(network == "decoder" for network, _ in sessions._open)
+
+    with contextlib.ExitStack() as runs:
+        for _ in range(kept + 3):
+            runs.enter_context(backend.start(job(voice))).denoise([song[0]])
+        assert decoders() == kept + 3
+    assert decoders() == kept, "as many idle runs as are kept, and as many spare streams"
+    assert {handle for _, handle in sessions._open} <= set(device.streams)
     backend.close()
     assert not device.memories and not device.leaked and not device.freed_early and not device.streams
 

@@ -132,10 +132,12 @@ class GpuBackend:
 
     def _discard(self, denoiser: Denoiser) -> None:
         """Give a denoiser's memory back, but keep its stream if networks belong to it: the next one finds them open."""
-        stream = denoiser.space.stream
+        stream, spare = denoiser.space.stream, self.shared.streams
         denoiser.free()
-        if self.shared.runtime.stream_bound:
-            self.shared.streams.append(stream)
+        if self.shared.runtime.stream_bound and len(spare) < KEPT_DENOISERS:
+            spare.append(stream)
+        else:
+            self.shared.runtime.leave(stream)
 
 
 def _give_back(shared: Shared, idle: deque[Denoiser], vocoders: list[VocoderLane]) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from notewave.backends.ort.failures import on_cpu
 from notewave.backends.ort.sessions import Network, Networks, shared_networks
+from notewave.backends.processors import processors
 from notewave.backends.protocol import OVER, Run
 from notewave.errors import BackendError, VoiceError
 from notewave.kernels.reference import mel_to_context
@@ -26,17 +27,22 @@ from notewave.sound.stream import VocoderStream
 from notewave.voice.contracts import keys_values
 from notewave.voice.folder import Voice
 
+KEPT_BUFFERS = 2  # idle ones: a few hundred megabytes each of the published size
+
 
 class OrtBackend:
-    """One voice on ONNX Runtime's CPU provider; sessions are shared by all backends alike on the same voice."""
+    """One voice on ONNX Runtime's CPU provider; sessions are shared by all backends alike on the same voice.
+
+    threads: as many as there are processors for this process if None.
+    """
 
     name = "cpu"
     side_by_side = 1  # more are slower, unless all are of one length and several threads sing
 
     def __init__(self, voice: Voice, threads: int | None) -> None:
         self.voice = voice
-        self.networks = shared_networks(voice, threads)
-        self._idle: dict[int, list[Buffers]] = {}  # by batch
+        self.networks = shared_networks(voice, threads or processors())
+        self._idle: deque[Buffers] = deque(maxlen=KEPT_BUFFERS)
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -45,14 +51,17 @@ class OrtBackend:
         batch = len(job.seeds)
         with on_cpu():
             with self._lock:
-                idle = self._idle.setdefault(batch, [])
-                buffers = idle.pop() if idle else Buffers(self.voice, batch)
+                alike = next((buffers for buffers in self._idle if buffers.batch == batch), None)
+                if alike:
+                    self._idle.remove(alike)
+            buffers = alike or Buffers(self.voice, batch)
             run = OrtRun(self.voice, self.networks, buffers, job)
             try:
                 yield run
             finally:
                 run.end()
-                idle.append(buffers)
+                with self._lock:
+                    self._idle.append(buffers)
 
     def vocode(self, mel: FloatArray, frame: int) -> FloatArray:
         """See ``notewave.backends.protocol.Backend.vocode``."""

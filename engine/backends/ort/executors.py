@@ -176,11 +176,15 @@ class Sessions:
             sessions["context_encoder"].run(None, {"mel": np.zeros((1, FRAMES, MELS), np.float32)})
         return stream
 
+    def leave(self, stream: Any) -> None:
+        """Give the memory of a stream's sessions back."""
+        with self._lock:
+            self._open = {key: session for key, session in self._open.items() if key[1] != stream.handle}
+
     def drop(self, network: str) -> None:
         """Give the memory of a network's sessions and weights back."""
         with self._lock:
-            for key in [key for key in self._open if key[0] == network]:
-                del self._open[key]
+            self._open = {key: session for key, session in self._open.items() if key[0] != network}
             if network in self._weights:
                 self._weights.pop(network).free()
 

@@ -24,13 +24,14 @@ KEPT_SCHEDULES = 4  # FiLM tables kept for the schedules used last
 class Network:
     """One of a voice's graphs in a session, held to its contract."""
 
-    def __init__(self, path: Path, contract: Contract, threads: int | None) -> None:
+    def __init__(self, path: Path, contract: Contract, threads: int) -> None:
         settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads or 0
+        settings.intra_op_num_threads = threads
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
-        # Each session has threads of its own: those of one must not spin while another's work.
-        settings.add_session_config_entry("session.force_spinning_stop", "1")
+        # Threads that spin while they wait take the time of those that work where there are fewer processors than
+        # threads, be they another program's; on idle processors it gained nothing (benchmarks/NOTES.md, "Spinning").
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session = onnxruntime.InferenceSession(str(path), settings, providers=[CPU])
         except Exception as error:  # ONNX Runtime raises many types of its own
@@ -57,7 +58,7 @@ ALWAYS_NEEDED = ("note_encoder", "context_encoder", "cross_attention", "decoder"
 class Networks:
     """The sessions of a voice: those that every song needs opened at once, the others when first needed."""
 
-    def __init__(self, voice: Voice, threads: int | None) -> None:
+    def __init__(self, voice: Voice, threads: int) -> None:
         self._voice, self._threads = voice, threads
         self._contracts = voice.contracts()
         self._open: dict[str, Network] = {}
@@ -97,7 +98,7 @@ _networks: weakref.WeakValueDictionary[tuple[Any, ...], Networks] = weakref.Weak
 _networks_lock = threading.Lock()  # voices load one after another, and each once
 
 
-def shared_networks(voice: Voice, threads: int | None) -> Networks:
+def shared_networks(voice: Voice, threads: int) -> Networks:
     """The sessions of a voice, opened once for all backends alike that live."""
     checksums = tuple(sorted((name, record.sha256) for name, record in voice.files.items()))
     key = (voice.folder.resolve(), checksums, threads)

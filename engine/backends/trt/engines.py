@@ -51,6 +51,9 @@ class Engines:
                 self._open[network] = self._load(network)
             return self._open[network]
 
+    def leave(self, stream: Any) -> None:
+        """Nothing was opened for a stream alone."""
+
     def drop(self, network: str) -> None:
         """Give a network's memory back."""
         with self._lock:
