@@ -44,7 +44,8 @@ from notewave.song.midi import tokenize
 from notewave.song.pedal import SUSTAIN
 from notewave.sound.mel import FRAMES, MELS, SEGMENT_SECONDS, FloatArray
 from notewave.synthesizer import Synthesizer
-from notewave.voice.folder import DESCRIPTION, STORED_PRECISIONS, Voice
+from notewave.voice.folder import STORED_PRECISIONS, Voice
+from notewave.voice.library import DESCRIPTION
 
 if TYPE_CHECKING:
     from notewave.export.checkpoints.assemble import Checkpoint

@@ -35,7 +35,8 @@ from notewave.benchmarks.report import (
 )
 from notewave.errors import ArgumentError, BackendError, ToolError
 from notewave.voice.contracts import contracts
-from notewave.voice.folder import DESCRIPTION, Voice, bundled_voices
+from notewave.voice.folder import Voice
+from notewave.voice.library import DESCRIPTION, bundled_voices
 
 if TYPE_CHECKING:
     from notewave.benchmarks.gpu_sides import Meter, Ready, Step

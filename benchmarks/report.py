@@ -28,7 +28,8 @@ from notewave.benchmarks.clock import CLOCK
 from notewave.checks import is_number, quoted
 from notewave.errors import ArgumentError, OutputError
 from notewave.files import atomic_file
-from notewave.voice.folder import DESCRIPTION, FileRecord, Voice
+from notewave.voice.folder import FileRecord, Voice
+from notewave.voice.library import DESCRIPTION
 
 FORMAT = 1  # of a result on disk
 MAX_BYTES = 64 << 20  # of a result on disk

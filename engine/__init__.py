@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from notewave.song.notes import Notes
     from notewave.sound.audio import Audio
     from notewave.synthesizer import Synthesizer
-    from notewave.voice.folder import Voice, bundled_voices
+    from notewave.voice.folder import Voice
+    from notewave.voice.library import bundled_voices, voices, voices_folder
 
 __all__ = [
     "ArgumentError",
@@ -45,6 +46,8 @@ __all__ = [
     "bundled_voices",
     "read",
     "tokenize",
+    "voices",
+    "voices_folder",
 ]
 __version__ = "0.1.0"
 
@@ -52,7 +55,9 @@ _HOMES = {
     "Audio": "sound.audio",
     "Synthesizer": "synthesizer",
     "Voice": "voice.folder",
-    "bundled_voices": "voice.folder",
+    "bundled_voices": "voice.library",
+    "voices": "voice.library",
+    "voices_folder": "voice.library",
     "Dialect": "song.dialect",
     "Notes": "song.notes",
     "read": "song.midi",

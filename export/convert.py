@@ -27,7 +27,8 @@ from notewave.sampling.schedule import NoiseSchedule
 from notewave.song.dialect import PUBLISHED, Dialect
 from notewave.sound.stream import VocoderTraits
 from notewave.voice.contracts import contracts
-from notewave.voice.folder import DESCRIPTION, STORED_PRECISIONS, FileRecord, Voice, bundled_voices, graph_name
+from notewave.voice.folder import STORED_PRECISIONS, FileRecord, Voice, graph_name
+from notewave.voice.library import DESCRIPTION, bundled_voices
 
 WEIGHTS = "weights.bin"  # of all networks but the vocoder: the two decoders share theirs
 INT8_ENCODER_LIMIT = 0.2  # relative error beyond which an encoder, which runs once a segment, is not worth 8 bits

@@ -1,7 +1,8 @@
 """The voice that tests of a real voice take."""
 
 from notewave.synthesizer import DEFAULT_VOICE
-from notewave.voice.folder import Voice, bundled_voices
+from notewave.voice.folder import Voice
+from notewave.voice.library import bundled_voices
 
 
 def default_voice(substitute: Voice) -> Voice:

@@ -16,7 +16,7 @@ import notewave
 from notewave import ArgumentError, Dialect, MidiError, Notes, Synthesizer, Voice, VoiceError
 from notewave.cli import main
 from notewave.song.dialect import PUBLISHED, dialect_of
-from notewave.voice.folder import DESCRIPTION
+from notewave.voice.library import DESCRIPTION
 
 GM = Dialect(velocities=32, programs="gm")
 SONG = Notes([0.1, 0.5, 1.0], [0.4, 6.0, 1.1], [60, 64, 38], [20, 90, 127], [3, 81, 0], [0, 0, 1])

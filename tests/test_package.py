@@ -36,6 +36,7 @@ ROOMS = (  # from the ground up; a module belongs to the first that its name beg
     ("notewave.export.graphs",),
     ("notewave.export.plans",),
     ("notewave.export.convert",),
+    ("notewave.export.library",),
     ("notewave.export.material",),
     ("notewave.export.training",),
     ("notewave.benchmarks",),

@@ -20,8 +20,9 @@ from notewave import BackendError, MidiError, Synthesizer, Voice, VoiceError
 from notewave.backends.ort.backend import Buffers
 from notewave.sampling.job import Job
 from notewave.sampling.samplers import sampler_table
-from notewave.voice.folder import DESCRIPTION, FileRecord
+from notewave.voice.folder import FileRecord
 from notewave.voice.graph_files import external_files
+from notewave.voice.library import DESCRIPTION
 
 SONG = [np.array([1134, 300, 1], np.int32)] * 2
 

@@ -12,10 +12,8 @@ import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,13 +26,12 @@ from notewave.song.dialect import PUBLISHED, Dialect
 from notewave.sound.stream import VocoderTraits
 from notewave.voice.contracts import NETWORKS, Contract, Dimensions, contracts
 from notewave.voice.graph_files import external_files
+from notewave.voice.library import DESCRIPTION, PLAIN_NAME, bundled_voices, voices, voices_folder
 
 FORMATS = (1, 2)  # of voice.json: 2 says a dialect of tokens, where it is not the published one
-DESCRIPTION = "voice.json"
 DESCRIPTION_MAX_BYTES = 1 << 20
 STORED_PRECISIONS = ("fp32", "fp16", "int8")
 _GRAPH = ".onnx"
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ class Voice:
 
     @classmethod
     def load(cls, voice: str | os.PathLike[str]) -> Voice:
-        """Read and check a voice: a folder, or the name of a bundled voice.
+        """Read and check a voice: the name of a bundled one, a folder, or the name of one in the voice folder.
 
         Raises VoiceError when there is none, or if a file is missing, unreadable, outside it, of the wrong size or
         checksum, or a graph that reads others.
@@ -116,16 +113,21 @@ class Voice:
 
     @classmethod
     def _load(cls, folder: Path) -> Voice:
-        try:
-            loaded = cls._from_json(folder, _read_description(folder))
-        except VoiceError as error:
-            raise VoiceError(f"{folder / DESCRIPTION} cannot be used: {error}") from error
+        loaded = cls.describe(folder)
         for name, record in loaded.files.items():
             _check_file(folder, name, record)
         for name in loaded.files:
             if name.endswith(_GRAPH):
                 _check_graph(folder / name, loaded.files)
         return loaded
+
+    @classmethod
+    def describe(cls, folder: Path) -> Voice:
+        """Read and check a folder's ``voice.json`` alone, and none of the files that it lists. Raises VoiceError."""
+        try:
+            return cls._from_json(folder, _read_description(folder))
+        except VoiceError as error:
+            raise VoiceError(f"{folder / DESCRIPTION} cannot be used: {error}") from error
 
     def save_description(self) -> None:
         """Write ``voice.json`` into the folder; export calls this last, inside an atomic folder."""
@@ -166,16 +168,10 @@ def graph_name(network: str) -> str:
     return f"{network}{_GRAPH}"
 
 
-def bundled_voices() -> dict[str, Path]:
-    """Folders of the voices that ship with the package, by name."""
-    root = Path(str(resources.files("notewave"))) / "bundled" / "voices"  # in an editable install its files are links
-    return {path.parent.name: path.resolve().parent for path in sorted(root.glob(f"*/{DESCRIPTION}"))}
-
-
 def _find(voice: str | os.PathLike[str]) -> Path:
     bundled = bundled_voices()
     if not isinstance(voice, (str, os.PathLike)):
-        raise VoiceError(f"{quoted(voice)} is no voice: a bundled voice's name or the path of a folder is.")
+        raise VoiceError(f"{quoted(voice)} is no voice: a voice's name or the path of a folder is.")
     if str(voice) in bundled:
         return bundled[str(voice)]
     try:
@@ -183,13 +179,17 @@ def _find(voice: str | os.PathLike[str]) -> Path:
         is_voice = (folder / DESCRIPTION).is_file()
     except (OSError, TypeError, ValueError) as error:  # a name too long, a path of bytes
         raise VoiceError(f"there is no voice at {quoted(voice)}: {error}. Check the path.") from error
-    if not is_voice:
-        names = ", ".join(bundled) or "none"
-        raise VoiceError(
-            f"there is no voice at {str(voice)!r}: no folder with a {DESCRIPTION} is there, and no bundled "
-            f"voice has that name. Bundled voices: {names}; others are made by `notewave export`."
-        )
-    return folder
+    if is_voice:
+        return folder
+    known = voices()
+    if str(voice) in known:
+        return known[str(voice)]
+    own = ", ".join(name for name in known if name not in bundled) or "none"
+    raise VoiceError(
+        f"there is no voice at {str(voice)!r}: no folder with a {DESCRIPTION} is there, and no voice has that name. "
+        f"Bundled voices: {', '.join(bundled) or 'none'}; in {voices_folder()}: {own}; others are made by "
+        "`notewave export`."
+    )
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
 
 def _check_file(folder: Path, name: str, record: FileRecord) -> None:
     path = folder / name
-    if not _PLAIN_NAME.fullmatch(name) or path.resolve().parent != folder.resolve():
+    if not PLAIN_NAME.fullmatch(name) or path.resolve().parent != folder.resolve():
         raise VoiceError(
             f"the voice lists {name!r}, which is not a plain file inside {folder}. Do not trust this voice."
         )

@@ -1,0 +1,117 @@
+"""The sound card: sound that is heard while more of it is made; needs sounddevice, which rendering does not."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from notewave.errors import ToolError
+from notewave.sound.resample import check_rate
+
+BLOCK_SECONDS = 0.1  # given to the sound card at once: so soon it stops when told to
+BLOCKS_AHEAD = 300  # that may wait to be heard, half a minute: who makes sound faster than that waits, too
+
+
+class Player:
+    """Plays mono sound on the default sound card, in a thread of its own, so that its maker need not wait for it.
+
+    A context: its end waits until all is heard, an exception in it, Ctrl-C included, stops the sound at once.
+    """
+
+    def __init__(self, sample_rate: int) -> None:
+        """Open the sound card at a rate in Hz.
+
+        Raises ArgumentError when the rate is none, ToolError when there is no sound card, it does not take the rate, or
+        what it needs is not installed.
+        """
+        check_rate(sample_rate)
+        self._stream = _open(sample_rate)
+        self._block = max(1, round(sample_rate * BLOCK_SECONDS))  # samples
+        self._waiting: queue.Queue[NDArray[np.float32] | None] = queue.Queue(BLOCKS_AHEAD)  # None is the end
+        self._stopped = threading.Event()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._play, name="notewave player", daemon=True)
+
+    def __enter__(self) -> Player:
+        self._thread.start()
+        return self
+
+    def write(self, samples: NDArray[np.float32]) -> None:
+        """Let samples [n] in [-1, 1] be heard after those before; waits while half a minute is yet to be heard.
+
+        Raises ToolError when the sound card fails.
+        """
+        samples = np.array(samples, np.float32)
+        for start in range(0, len(samples), self._block):
+            self._put(samples[start : start + self._block])
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._put(None)
+                while self._thread.is_alive():
+                    self._thread.join(BLOCK_SECONDS)  # a wait without an end takes no Ctrl-C on Windows
+                self._check()
+        finally:
+            self._stopped.set()
+            with contextlib.suppress(queue.Full):  # the thread may wait for a block; when full it does not
+                self._waiting.put_nowait(None)
+            self._thread.join()
+            self._stream.close()
+
+    def _put(self, block: NDArray[np.float32] | None) -> None:
+        while True:
+            self._check()
+            with contextlib.suppress(queue.Full):
+                return self._waiting.put(block, timeout=BLOCK_SECONDS)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise ToolError(
+                f"The sound stopped: the sound card failed ({self._failure}). Check that it is still connected."
+            ) from self._failure
+
+    def _play(self) -> None:
+        try:
+            block = self._waiting.get()
+            if block is not None:
+                self._stream.start()
+            while block is not None and not self._stopped.is_set():
+                self._stream.write(block)
+                block = self._waiting.get()
+            if self._stopped.is_set():
+                self._stream.abort()
+            else:
+                self._stream.stop()  # waits until the last block is heard
+        except Exception as error:  # PortAudio's, told to whoever writes
+            self._failure = error
+
+
+def _open(sample_rate: int) -> Any:
+    """The default sound card as a ``sounddevice.OutputStream`` of mono float32."""
+    try:
+        import sounddevice
+    except ImportError as error:
+        raise ToolError(
+            "Sound cannot be played: the package sounddevice is not installed. Install notewave[live]."
+        ) from error
+    except Exception as error:  # OSError without PortAudio; its own, whose type cannot be had, where it does not start
+        raise ToolError(
+            f"Sound cannot be played: sounddevice needs PortAudio, which does not load ({error}). Install it "
+            "(Debian: apt install libportaudio2)."
+        ) from error
+    try:
+        return sounddevice.OutputStream(sample_rate, channels=1, dtype="float32", latency="high")
+    except (sounddevice.PortAudioError, ValueError) as error:
+        raise ToolError(
+            f"Sound cannot be played: no sound card takes mono sound of {sample_rate} Hz ({error}). Connect one, or "
+            "try 44100 or 48000 Hz."
+        ) from error
