@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         VoiceError,
     )
     from notewave.song.dialect import Dialect
-    from notewave.song.midi import read, tokenize
+    from notewave.song.midi import Reading, examine, read, tokenize
     from notewave.song.notes import Notes
     from notewave.sound.audio import Audio
     from notewave.synthesizer import Synthesizer
@@ -37,6 +37,7 @@ __all__ = [
     "Notes",
     "NotewaveError",
     "OutputError",
+    "Reading",
     "SamplingError",
     "Synthesizer",
     "ToolError",
@@ -44,6 +45,7 @@ __all__ = [
     "Voice",
     "VoiceError",
     "bundled_voices",
+    "examine",
     "read",
     "tokenize",
     "voices",
@@ -60,6 +62,8 @@ _HOMES = {
     "voices_folder": "voice.library",
     "Dialect": "song.dialect",
     "Notes": "song.notes",
+    "Reading": "song.midi",
+    "examine": "song.midi",
     "read": "song.midi",
     "tokenize": "song.midi",
 }

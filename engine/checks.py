@@ -36,6 +36,20 @@ def quoted(value: object) -> str:
         return f"a huge {type(value).__name__}"
 
 
+def shown(text: object) -> str:
+    """A text, or the path of a file, for a terminal: one line, in which escapes stand for what no line shows.
+
+    Those are control characters, whatever a terminal obeys, and bytes of file names that are no text.
+    """
+    return "".join(char if char.isprintable() else _escape(char) for char in str(text))
+
+
+def _escape(char: str) -> str:
+    """Python's escape of a character; of a byte that a file name had and no encoding has, the byte's."""
+    is_byte = "\udc80" <= char <= "\udcff"
+    return f"\\x{ord(char) - 0xDC00:02x}" if is_byte else char.encode("unicode_escape").decode()
+
+
 def as_array(value: Any) -> NDArray[Any]:
     """A value as an array: an empty one of objects if it is none, as when its rows differ in length."""
     try:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+import notewave
 from notewave.backends.ort.backend import OrtRun
 from notewave.cli import main
 
@@ -55,10 +54,11 @@ def test_same_seed_same_file(vocoded_voice: Path, midi_folder: Path, tmp_path: P
         (["render", "{song}", "--voice", "{voice}", "-o", "{folder}/no/out.wav"], "was not written"),
         (["render", "{song}", "--voice", "{voice}", "-o", "{folder}/out.xyz"], "no known sound format"),
         (["render", "{song}", "--voice", "{voice}", "-o", "{folder}/out.wav", "--steps", "0"], "steps"),
-        (["render", "{song}", "--voice", "{voice}", "-o", "{folder}"], "it is a folder"),
+        (["render", "{song}", "--voice", "{voice}", "-o", "{folder}/no/new/"], "no/new/ was not made"),
         (["render", "{song}", "--voice", "{voice}", "--plot", "{folder}/no/mel.png"], "mel.png was not written"),
         (["render", "{song}", "--voice", "{voice}", "--plot", "{folder}/mel.mp3"], "Use .png, .svg, .pdf"),
-        (["render", "{song}", "--voice", "{voice}", "--plot", "{folder}"], "it is a folder"),
+        (["render", "{song}", "--voice", "{voice}", "--rate", "0"], "rate"),
+        (["render", "{song}", "--voice", "{voice}", "--rate", "12345", "-o", "{folder}/a.mp3"], "another rate"),
         (["info", "missing voice"], "no voice"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
@@ -73,6 +73,7 @@ def test_errors_are_one_line_and_leave_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(OrtRun, "denoise", None)  # errors come before the work
+    monkeypatch.chdir(tmp_path)
     places = {"song": midi_folder / "piano_scale.mid", "voice": vocoded_voice, "folder": tmp_path}
     assert main([argument.format(**places) for argument in arguments]) == 1
     captured = capsys.readouterr()
@@ -83,31 +84,14 @@ def test_errors_are_one_line_and_leave_nothing(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_rendering_that_is_stopped_leaves_the_old_file(
-    vocoded_voice: Path, midi_folder: Path, tmp_path: Path, number: signal.Signals, code: int
-) -> None:
-    out = tmp_path / "song.wav"
-    out.write_text("what was here before")
-    command = ["render", str(midi_folder / "piano_scale.mid"), "-o", str(out), "--voice", str(vocoded_voice)]
-    with subprocess.Popen(
-        [sys.executable, "-m", "notewave.cli", *command, "--steps", "1000", "--sampler", "ddpm"],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
-    ) as process:
-        while len(list(tmp_path.iterdir())) < 2:  # until it writes its temporary file
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert errors == "notewave: stopped; nothing was left half-written.\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["song.wav"]
-    assert out.read_text() == "what was here before"
+@pytest.mark.parametrize("module", ["notewave", "notewave.cli"])
+def test_the_package_runs_as_a_module(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"notewave {notewave.__version__}\n"
 
 
-HEAVY = ("torch", "onnx", "matplotlib", "scipy", "music21", "librosa", "notewave.benchmarks", "notewave.export")
+HEAVY = ("torch", "onnx", "matplotlib", "scipy", "music21", "librosa", "soxr", "sounddevice")
+HEAVY += ("notewave.benchmarks", "notewave.export")
 
 
 def imported_by(*arguments: str) -> set[str]:
@@ -132,6 +116,7 @@ def imported_by(*arguments: str) -> set[str]:
         ["render", "bench"],
         ["render", "bench.mid", "--voice", "bench"],
         ["info", "{voice}"],
+        ["voices", "--help"],
         ["info", "bench"],
         ["--help"],
         ["train", "--help"],
@@ -207,3 +192,18 @@ def test_info_tells_the_voice(reference_voice: Path, capsys: pytest.CaptureFixtu
     report = capsys.readouterr().out
     assert "epsilon" in report
     assert "checksums agree" in report
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_shells_learn_the_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("render", "--max-bytes", "griffin-lim", "roofline"):
+        assert word in script
+
+
+def test_completion_says_what_it_needs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 1
+    assert "Install notewave[completion]" in capsys.readouterr().err

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import resource
+import shutil
+import subprocess
+import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
 from notewave import Audio, OutputError
-from notewave.files import atomic_file, atomic_folder, check_writable
+from notewave.files import ReaderGone, atomic_file, atomic_folder, check_writable, descriptor_of, is_stream
 from notewave.sound.audio import FORMATS, audio_file
 
 
@@ -69,6 +77,153 @@ def test_a_link_stays_and_leads_to_the_new_file(tmp_path: Path, exists: bool) ->
         temporary.write_bytes(b"new")
     assert link.is_symlink()
     assert target.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+def test_what_is_replaced_keeps_its_mode(tmp_path: Path, mode: int) -> None:
+    before = os.umask(0o027)
+    try:
+        for target in (tmp_path / "old.bin", tmp_path / "new.bin"):
+            if target.name == "old.bin":
+                target.touch()
+                target.chmod(mode)
+            with atomic_file(target) as temporary:
+                assert temporary.stat().st_mode & 0o777 == 0o600
+        for folder in (tmp_path / "old", tmp_path / "new"):
+            if folder.name == "old":
+                folder.mkdir()
+                folder.chmod(mode | 0o100)
+            with atomic_folder(folder) as temporary:
+                (temporary / "file").touch()
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"old.bin": mode, "new.bin": 0o640, "old": mode | 0o100, "new": 0o750}
+
+
+def test_a_link_to_a_folder_stays(tmp_path: Path) -> None:
+    (tmp_path / "away").mkdir()
+    (tmp_path / "voice").symlink_to(tmp_path / "away")
+    with atomic_folder(tmp_path / "voice") as temporary:
+        (temporary / "file").touch()
+    assert (tmp_path / "voice").is_symlink()
+    assert (tmp_path / "away" / "file").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="a file stands there"), atomic_folder(tmp_path / "file"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"away", "voice", "file"}
+
+
+def rewrite(target: Path) -> None:
+    check_writable(target)
+    with atomic_file(target) as temporary:
+        temporary.write_bytes(b"new")
+
+
+@pytest.mark.parametrize("reason", [errno.EBUSY, errno.EACCES, errno.EPERM, errno.EXDEV])
+def test_what_cannot_be_renamed_onto_is_filled(tmp_path: Path, reason: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    target = tmp_path / "song.bin"
+    target.write_bytes(b"old and longer")
+    inode = target.stat().st_ino
+    rewrite(target)
+    assert (target.read_bytes(), target.stat().st_ino) == (b"new", inode)
+    with pytest.raises(OutputError, match="was not written"):
+        rewrite(tmp_path / "other.bin")
+    target.write_bytes(b"old")
+    fill = shutil.copyfileobj
+
+    def fails(source: Any, target: Any) -> None:
+        fill(source, target)
+        if source.name != target.name and str(source.name).startswith(str(tmp_path / ".song")):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.copyfileobj", fails)
+    with pytest.raises(KeyboardInterrupt):
+        rewrite(target)
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_mounted_file_is_filled(tmp_path: Path) -> None:
+    """In a namespace of its own, where mounts end with the process."""
+    (tmp_path / "away.bin").write_bytes(b"old and longer")
+    (tmp_path / "song.bin").touch()
+    program = (
+        "import pathlib, sys; from notewave.files import atomic_file, check_writable\n"
+        f"check_writable({str(tmp_path / 'song.bin')!r})\n"
+        f"with atomic_file({str(tmp_path / 'song.bin')!r}) as temporary: temporary.write_bytes(b'new')"
+    )
+    mount = f'mount --bind {tmp_path}/away.bin {tmp_path}/song.bin || exit 77; exec {sys.executable} -c "$0"'
+    done = subprocess.run(["unshare", "-m", "sh", "-c", mount, program], capture_output=True, check=False)
+    if done.returncode in (1, 77) and b"Traceback" not in done.stderr:
+        pytest.skip("only root mounts")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "away.bin").read_bytes() == b"new"
+
+
+def test_a_writable_file_in_a_closed_folder_is_filled(tmp_path: Path) -> None:
+    target = tmp_path / "closed" / "song.bin"
+    target.parent.mkdir()
+    target.write_bytes(b"old and longer")
+    target.chmod(0o666)
+    for folder in (target.parent, tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    child = os.fork()
+    if child == 0:  # root writes everywhere, nobody does not
+        with contextlib.suppress(BaseException):
+            if os.getuid() == 0:
+                os.setuid(65534)
+            else:
+                target.parent.chmod(0o555)
+            rewrite(target)
+            with pytest.raises(OutputError):
+                rewrite(target.with_name("other.bin"))
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    target.parent.chmod(0o755)
+    assert target.read_bytes() == b"new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_streams_are_told_from_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to(tmp_path / "fifo")
+    (tmp_path / "out").symlink_to("/dev/stdout")
+    for path in (tmp_path / "fifo", tmp_path / "link", "/dev/null", "/dev/stdout", "/dev/fd/1", tmp_path / "out"):
+        assert is_stream(path)
+        check_writable(path)
+    assert not is_stream(tmp_path / "none")
+    assert not is_stream(tmp_path)
+    assert descriptor_of(tmp_path / "out") == descriptor_of("/proc/self/fd/1") == 1
+    assert descriptor_of("/dev/fd/2") == descriptor_of("/dev/../dev/stderr") == 2
+    assert descriptor_of(tmp_path / "fifo") is descriptor_of("/dev/null") is None
+
+
+def test_a_stream_gets_all_of_a_file_and_says_when_its_reader_leaves(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    data, read = bytes(range(256)) * 4096, []
+    thread = threading.Thread(target=lambda: read.append(os.fdopen(reader, "rb").read()))
+    thread.start()
+    with atomic_file(f"/dev/fd/{writer}") as temporary:
+        temporary.write_bytes(data)
+    os.close(writer)
+    thread.join()
+    assert read == [data]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with pytest.raises(ReaderGone, match="reader went away"):
+        Audio(np.zeros(10, np.float32)).save(f"/dev/fd/{writer}")
+    os.close(writer)
+    with pytest.raises(OutputError, match="Bad file descriptor"):
+        Audio(np.zeros(10, np.float32)).save("/dev/fd/999")
+    with pytest.raises(OutputError, match="No space left"):
+        Audio(np.zeros(10, np.float32)).save("/dev/full")
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:

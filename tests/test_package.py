@@ -22,7 +22,7 @@ ROOMS = (  # from the ground up; a module belongs to the first that its name beg
     ("notewave.song",),
     ("notewave.sampling",),
     ("notewave.voice",),
-    ("notewave.backends.protocol", "notewave.backends.executor"),
+    ("notewave.backends.protocol", "notewave.backends.executor", "notewave.backends.processors"),
     ("notewave.backends.device",),
     ("notewave.backends.graphs",),
     ("notewave.backends.gpu",),
@@ -40,7 +40,7 @@ ROOMS = (  # from the ground up; a module belongs to the first that its name beg
     ("notewave.export.material",),
     ("notewave.export.training",),
     ("notewave.benchmarks",),
-    ("notewave.cli",),
+    ("notewave.cli", "notewave.__main__"),
 )
 
 

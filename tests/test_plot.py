@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import warnings
+import xml.dom.minidom
 from pathlib import Path
 
 import matplotlib.axes
@@ -10,7 +13,7 @@ import pytest
 
 from notewave import OutputError
 from notewave.sound.mel import MELS
-from notewave.sound.plot import MAX_COLUMNS, check_picture, save_mel_picture
+from notewave.sound.plot import MAX_COLUMNS, SUFFIXES, check_picture, save_mel_picture
 
 
 def test_pictures_that_cannot_be_drawn_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,3 +44,15 @@ def test_long_songs_are_drawn_from_means(tmp_path: Path, monkeypatch: pytest.Mon
         np.testing.assert_array_equal(image, mel.T)
     ramp = np.interp(np.linspace(0, 1, image.shape[1]), np.linspace(0, 1, frames), mel[:, 0])
     np.testing.assert_allclose(image[0], ramp, atol=0.01)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_any_title_is_drawn_as_it_is(tmp_path: Path, suffix: str) -> None:
+    """None of it is mathematics, a terminal's escape, or a byte that no font and no XML has."""
+    titles = ("a$b^{_$.mid", "\x1b[2J\n\udce9.mid", "日本.mid")
+    path = tmp_path / f"\udce9$^{suffix}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_mel_picture({title: np.zeros((10, MELS), np.float32) for title in titles}, path)
+    if suffix == ".svg":
+        xml.dom.minidom.parse(io.BytesIO(path.read_bytes()))

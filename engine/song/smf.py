@@ -62,11 +62,6 @@ class Mended:
     odd: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
 
-    @property
-    def all(self) -> tuple[str, ...]:
-        """Both."""
-        return self.odd + self.lost
-
 
 def parse(data: bytes) -> tuple[Events, Clock, Mended]:
     """A file's events, the clock of their ticks, and what was mended.

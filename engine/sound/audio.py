@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from numpy.typing import NDArray
 
 from notewave.checks import is_integer, quoted
 from notewave.errors import OutputError
-from notewave.files import atomic_file
+from notewave.files import atomic_file, check_writable, is_stream, open_stream, write_stream
 from notewave.sound.mel import SAMPLE_RATE
 
 BLOCK = 1 << 16  # samples written at once: libsndfile's Vorbis puts them all on its stack
 PCM16_SCALE = 32768.0  # levels of 16-bit sound in [0, 1], as readers of it divide by
 PCM16_RANGE = (-32768.0, 32767.0)
 MAX_SAMPLE_RATE = 192_000  # Hz: from 200 kHz on, libsndfile's Vorbis crashes
+_ANOTHER_RATE = "Choose another rate or format."
 FORMATS = {  # libsndfile's, by suffix
     ".wav": "WAV",
     ".flac": "FLAC",
@@ -55,17 +57,17 @@ class Audio:
 class AudioWriter:
     """A mono sound file under way."""
 
-    def __init__(self, path: str | os.PathLike[str], file: soundfile.SoundFile) -> None:
-        self._path, self._file = path, file
+    def __init__(self, path: str | os.PathLike[str], put: Callable[[NDArray[np.float32]], None]) -> None:
+        """put: what takes at most BLOCK samples, as they come."""
+        self._path, self._put = path, put
         self.frames = 0  # samples written
 
     def write(self, samples: NDArray[np.float32]) -> None:
-        """Add samples [n]. Raises OutputError when they are no mono sound or the disk does not take them."""
+        """Add samples [n]. Raises OutputError when they are no mono sound or not all of them are taken."""
         _check_samples(self._path, samples)
         with _no_room(self._path):
             for start in range(0, len(samples), BLOCK):
-                block = samples[start : start + BLOCK].astype(np.float32, copy=False)
-                self._file.write(pcm16(block) if self._file.subtype == "PCM_16" else block)
+                self._put(samples[start : start + BLOCK].astype(np.float32, copy=False))
         self.frames += len(samples)
 
 
@@ -73,11 +75,47 @@ class AudioWriter:
 def audio_file(path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE) -> Iterator[AudioWriter]:
     """Yield a mono sound file to write float32 chunks to, in bounded memory; it appears at ``path`` at the end.
 
-    Raises OutputError when the suffix is unknown, nothing is written to it or the file cannot be written.
+    A FIFO, a device or an open descriptor, such as files.STANDARD_OUTPUT, is sent WAV as it is made, unless its suffix
+    says another format, which it is sent at the end. Raises OutputError when the suffix is unknown, nothing is written
+    to it or the file cannot be written; files.ReaderGone where nobody reads any more.
     """
+    kind = _format(path)
+    _check_rate(path, sample_rate)
+    opened = _wav_stream if kind == "WAV" and is_stream(path) else _sound_file
+    with opened(path, kind, int(sample_rate)) as writer:
+        yield writer
+        if not writer.frames:
+            raise OutputError(f"{path} was not written: the sound has no samples. Give some.")
+
+
+def check_sound(path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE) -> None:
+    """Raise the OutputError now that ``audio_file`` would raise later; whatever stands there is not touched."""
+    _format(path)
+    _check_rate(path, sample_rate)
+    check_writable(path)
+
+
+@contextlib.contextmanager
+def _wav_stream(path: str | os.PathLike[str], kind: str, sample_rate: int) -> Iterator[AudioWriter]:
+    """A WAV file of 16 bits whose length nobody knows yet."""
+    sizes = (0xFFFFFFFF,) * 2
+    with open_stream(path) as stream:
+        layout = (16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)  # PCM, a channel; bytes a second and a sample, bits
+        head = struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", sizes[0], b"WAVEfmt ", *layout, b"data", sizes[1])
+        write_stream(stream, head, path)
+        yield AudioWriter(path, lambda block: write_stream(stream, pcm16(block).astype("<i2").tobytes(), path))
+
+
+@contextlib.contextmanager
+def _sound_file(path: str | os.PathLike[str], kind: str, sample_rate: int) -> Iterator[AudioWriter]:
+    """A file of libsndfile's, whole or not at all."""
     with atomic_file(path) as temporary:
-        file = _open(path, temporary, sample_rate)
-        writer = AudioWriter(path, file)
+        name = os.fsencode(temporary) if os.name == "posix" else str(temporary)  # soundfile encodes less
+        try:
+            file = soundfile.SoundFile(name, "w", sample_rate, 1, format=kind)
+        except soundfile.LibsndfileError as error:
+            raise OutputError(f"{path} was not written: {error.error_string} {_ANOTHER_RATE}") from error
+        writer = AudioWriter(path, lambda block: file.write(pcm16(block) if file.subtype == "PCM_16" else block))
         try:
             yield writer
         except BaseException:
@@ -86,10 +124,7 @@ def audio_file(path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE) -> 
             raise
         with _no_room(path):
             file.close()
-        if not writer.frames:
-            raise OutputError(f"{path} was not written: the sound has no samples. Give some.")
-        with _no_room(path):
-            if soundfile.info(temporary).frames < writer.frames:
+            if soundfile.info(name).frames < writer.frames:
                 raise AssertionError
 
 
@@ -100,24 +135,23 @@ def pcm16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
 
 
 def _format(path: str | os.PathLike[str]) -> str:
-    """libsndfile's name of the format that a path's suffix means."""
+    """libsndfile's name of the format that a path's suffix means; of a stream that has none, WAV."""
+    streamed = is_stream(path)
     suffix = Path(path).suffix
     known = {ours: theirs for ours, theirs in FORMATS.items() if theirs in soundfile.available_formats()}
-    if suffix.lower() not in known:
+    if suffix.lower() not in known and not streamed:
         raise OutputError(
             f"{path} was not written: {suffix or 'no suffix'} is no known sound format. Use {', '.join(known)}."
         )
-    return known[suffix.lower()]
+    return known.get(suffix.lower(), "WAV")
 
 
-def _open(path: str | os.PathLike[str], temporary: Path, sample_rate: int) -> soundfile.SoundFile:
-    kind = _format(path)
-    try:
-        if not is_integer(sample_rate, 1, MAX_SAMPLE_RATE):
-            raise ValueError(f"its rate is {quoted(sample_rate)} Hz, which is none from 1 to {MAX_SAMPLE_RATE}")
-        return soundfile.SoundFile(temporary, "w", int(sample_rate), 1, format=kind)
-    except (soundfile.LibsndfileError, ValueError) as error:
-        raise OutputError(f"{path} was not written: {error}. Choose another rate or format.") from error
+def _check_rate(path: str | os.PathLike[str], sample_rate: int) -> None:
+    if not is_integer(sample_rate, 1, MAX_SAMPLE_RATE):
+        raise OutputError(
+            f"{path} was not written: its rate is {quoted(sample_rate)} Hz, which is none from 1 to {MAX_SAMPLE_RATE}. "
+            f"{_ANOTHER_RATE}"
+        )
 
 
 def _check_samples(path: str | os.PathLike[str], samples: NDArray[np.float32]) -> None:

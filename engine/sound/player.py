@@ -35,6 +35,7 @@ class Player:
         self._block = max(1, round(sample_rate * BLOCK_SECONDS))  # samples
         self._waiting: queue.Queue[NDArray[np.float32] | None] = queue.Queue(BLOCKS_AHEAD)  # None is the end
         self._stopped = threading.Event()
+        self._ended = threading.Event()  # waited for, since a join that Ctrl-C broke into takes the thread for dead
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._play, name="notewave player", daemon=True)
 
@@ -57,14 +58,14 @@ class Player:
         try:
             if kind is None:
                 self._put(None)
-                while self._thread.is_alive():
-                    self._thread.join(BLOCK_SECONDS)  # a wait without an end takes no Ctrl-C on Windows
+                while not self._ended.wait(BLOCK_SECONDS):  # a wait without an end takes no Ctrl-C on Windows
+                    pass
                 self._check()
         finally:
             self._stopped.set()
             with contextlib.suppress(queue.Full):  # the thread may wait for a block; when full it does not
                 self._waiting.put_nowait(None)
-            self._thread.join()
+            self._ended.wait()
             self._stream.close()
 
     def _put(self, block: NDArray[np.float32] | None) -> None:
@@ -93,6 +94,8 @@ class Player:
                 self._stream.stop()  # waits until the last block is heard
         except Exception as error:  # PortAudio's, told to whoever writes
             self._failure = error
+        finally:
+            self._ended.set()
 
 
 def _open(sample_rate: int) -> Any:

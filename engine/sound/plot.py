@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from notewave.checks import shown
 from notewave.errors import OutputError
 from notewave.files import atomic_file, check_writable
 from notewave.sound.mel import FRAMES, HOP, MEL_HIGH_HZ, MELS, SAMPLE_RATE, SEGMENT_SECONDS, mel_centres
@@ -37,10 +39,12 @@ def save_mel_picture(mels: Mapping[str, NDArray[np.float32]], path: str | os.Pat
         axis.set_yticks(np.interp(ticks_hz, mel_centres(), np.arange(MELS) + 0.5), [f"{hz:g}" for hz in ticks_hz])
         axis.set_xticks(np.arange(1, len(mel) // FRAMES) * SEGMENT_SECONDS, minor=True)
         axis.grid(which="minor", axis="x", color="white", alpha=0.25, linewidth=0.6)
-        axis.set(title=title, xlabel="time (s); faint lines: segments", ylabel="frequency (Hz)")
+        axis.set_title(shown(title), parse_math=False)
+        axis.set(xlabel="time (s); faint lines: segments", ylabel="frequency (Hz)")
         figure.colorbar(image, ax=axis, label="log magnitude (nats)")
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+    with atomic_file(path) as temporary, temporary.open("wb") as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # of a title: it is drawn as a box
+        figure.savefig(file, format=_suffix(path)[1:], dpi=100)
 
 
 def _thinned(mel: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -54,7 +58,11 @@ def _thinned(mel: NDArray[np.float32]) -> NDArray[np.float32]:
 def check_picture(path: str | os.PathLike[str]) -> None:
     """Raise the OutputError now that ``save_mel_picture`` would raise after the work."""
     check_writable(path)
-    if (suffix := Path(path).suffix.lower()) not in SUFFIXES:
+    if (suffix := _suffix(path)) not in SUFFIXES:
         raise OutputError(f"{path} was not drawn: {suffix or 'no suffix'} is no picture. Use {', '.join(SUFFIXES)}.")
     if importlib.util.find_spec("matplotlib") is None:
         raise OutputError(f"{path} was not drawn: matplotlib is not installed. Install notewave[plot].")
+
+
+def _suffix(path: str | os.PathLike[str]) -> str:
+    return Path(path).suffix.lower()

@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,12 +136,12 @@ class _Compiler:
             profile.add(name, *dataclasses.astuple(extent))
         flags = getattr(self.trt, "NetworkDefinitionCreationFlag", None)
         cache = None if self.timing_cache is None else str(self.timing_cache)
-        with _errors_of("Polygraphy") as errors:
+        with _signals_held() as held, _errors_of("Polygraphy") as errors:
             try:
                 network = network_from_onnx_bytes(graph, strongly_typed=hasattr(flags, "STRONGLY_TYPED"))
                 if precision == "fp32":
                     self._allow_unfused_attention(network[1])
-                return bytes(engine_bytes_from_network(network, self._config(profile), save_timing_cache=cache))
+                return bytes(engine_bytes_from_network(network, self._config(profile, held), save_timing_cache=cache))
             except PolygraphyException as error:
                 raise BackendError(
                     f"{self.trt.__name__} {self.trt.__version__} cannot build a {precision} plan for compute "
@@ -147,7 +149,10 @@ class _Compiler:
                     "Try another --precision."
                 ) from error
 
-    def _config(self, profile: Any) -> Callable[[Any, Any], Any]:
+    def _config(self, profile: Any, held: list[int]) -> Callable[[Any, Any], Any]:
+        """How TensorRT is to build; it gives up once a signal is held."""
+        monitor = _monitor(self.trt, held)
+
         def create(builder: Any, network: Any) -> Any:
             if self.timing_cache is None:
                 from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
@@ -158,6 +163,7 @@ class _Compiler:
 
                 cached = str(self.timing_cache) if self.timing_cache.is_file() else None
                 config = CreateConfig(profiles=[profile], load_timing_cache=cached)(builder, network)
+            config.progress_monitor = monitor
             config.clear_flag(self.trt.BuilderFlag.TF32)  # what stays float32 stays for its precision
             if hasattr(
                 self.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"
@@ -187,6 +193,48 @@ def _local_capability() -> tuple[int, int]:
         raise BackendError(
             f"{error} To build for a GPU elsewhere, have TensorRT-RTX and name it: --compute-capability 8.9"
         ) from error
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[list[int]]:
+    """Hold back what signals raise until the block's end, for an error in a callback of TensorRT is lost.
+
+    Yields the list of the signals that are held.
+    """
+    held: list[int] = []
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # no other has handlers
+        handlers = {
+            number: handler for number in signal.valid_signals() if callable(handler := signal.getsignal(number))
+        }
+    for number in handlers:
+        signal.signal(number, lambda number, frame: held.append(number))
+    try:
+        yield held
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)
+
+
+def _monitor(trt: Any, held: list[int]) -> Any:
+    """What TensorRT asks after each step whether to go on: until a signal is held."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            pass
+
+        def phase_finish(self, phase: str) -> None:
+            pass
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            return not held
+
+    return Monitor()
 
 
 @contextlib.contextmanager
