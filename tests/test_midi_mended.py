@@ -234,9 +234,8 @@ def test_banks_of_drums_are_xg_s_and_taken_with_a_program() -> None:
     assert played([gs_reset, bank, program(0, 0), *note(0, 480)]) == [(0, 1, 60, 0, False)]
 
 
-@pytest.mark.parametrize("controller", [7, 11])
-def test_notes_of_no_volume_are_silent(controller: int) -> None:
-    silence, sound = (control(LEAD, controller, value) for value in (0, 90))
+def test_notes_of_no_volume_are_silent() -> None:
+    silence, sound = (control(LEAD, 7, value) for value in (0, 90))
     loud = note(960, 1440, 62)
     assert played([(0, silence), *note(0, 480), (960, sound), *loud]) == [(2, 3, 62, 0, False)]
     assert played([*note(0, 480), *loud], [(0, silence), (500, sound)]) == [(2, 3, 62, 0, False)]  # another track's
@@ -244,12 +243,6 @@ def test_notes_of_no_volume_are_silent(controller: int) -> None:
     assert len(played([*note(0, 480), (240, silence), *loud])) == 1
     with pytest.raises(MidiError, match="has no notes: nothing in it sounds"):
         read(file_of([body([(0, silence), *note(0, 480)])]))
-
-
-def test_a_reset_restores_expression() -> None:
-    assert len(played([(0, control(LEAD, 11, 0)), (0, control(LEAD, 121, 0)), *note(0, 480)])) == 1
-    with pytest.raises(MidiError, match="nothing in it sounds"):
-        played([(0, control(LEAD, 7, 0)), (0, control(LEAD, 121, 0)), *note(0, 480)])  # which volume outlives
 
 
 def test_numbers_have_five_bytes_at_most_but_for_zeros() -> None:

@@ -111,6 +111,11 @@ def pedal(value: int, time: int = 0) -> Event:
     return time, mido.Message("control_change", control=64, value=value)
 
 
+def stroke(note: int) -> list[Event]:
+    return [on(note=note, channel=9), off(10, note=note, channel=9)]
+
+
+DRUM_KIT: Event = (0, mido.Message("program_change", program=16, channel=9))
 BEND: Event = (0, mido.Message("pitchwheel"))
 
 
@@ -122,6 +127,7 @@ BEND: Event = (0, mido.Message("pitchwheel"))
 @example([], [[program(1), on(), program(40, 5), off(5)]], 480)  # a program midway
 @example([], [[on(), off(10), on(), off(10)], [on(5), off(10)]], 480)  # tracks of a channel
 @example([], [[program(1), on(), off(10)], [program(2), on(5), off(10)]], 480)  # its programs
+@example([], [[DRUM_KIT, *stroke(35)], [*stroke(42)]], 480)  # a kit in one of the drums' tracks
 @example([], [[pedal(127), on(), off(10), program(40), on(), off(10), pedal(0, 10)]], 480)  # stragglers
 @example([], [[on(), off(10), pedal(127), program(40), on(), off(10), pedal(0, 10)]], 480)  # none
 @example([], [[BEND, on(), off(10), pedal(127), program(40), on(), off(10), pedal(0, 10)]], 480)  # a bend is one, too

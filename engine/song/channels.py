@@ -22,7 +22,7 @@ from notewave.song.pedal import NO_PEDAL, SUSTAIN, Instrument, Pedal
 from notewave.song.smf import BEND, CONTROL, DRUM_PART, NOTE_OFF, NOTE_ON, PROGRAM, Clock, Events
 
 DRUMS = 9  # the channel whose notes are drums unless it is said otherwise, counted from 0
-BANK, VOLUME, EXPRESSION, RESET, SOUND_OFF = 0, 7, 11, 121, 120  # controllers
+BANK, VOLUME, SOUND_OFF = 0, 7, 120  # controllers
 DRUM_BANKS = (120, 126, 127)  # of General MIDI 2 and XG; in GS 126 and 127 are other sounds
 NOTES_OFF = (SOUND_OFF, 123, 124, 125, 126, 127)  # all notes off, and the modes that imply it
 NEVER = np.iinfo(np.int64).max  # a tick beyond all
@@ -90,8 +90,9 @@ class _Score:
 
     @cached_property
     def program(self) -> _Ints:
-        """The program [E] in force at each event."""
-        program: _Ints = _value(self._program_set, self.events.first, 0)
+        """The program [E] in force at each event; of drums, which it only puts in order, their part's own."""
+        own = self._in_force_of_part(self.events.kind == PROGRAM)
+        program: _Ints = _value(np.where(self.is_drum, own, self._program_set), self.events.first, 0)
         return program
 
     @cached_property
@@ -114,17 +115,14 @@ class _Score:
         return drums
 
     def silent(self, notes: _Notes) -> _Bools:
-        """Which notes [n] the volume of their channel, or its expression, is zero for as long as they last."""
-        events, silent = self.events, np.zeros(len(notes.struck), np.bool_)
-        for number, reset in ((VOLUME, -1), (EXPRESSION, RESET)):
-            if events.second[self.control(number)].all():
-                continue
-            is_set = self.control(number, reset)
-            level = np.where(events.first == reset, 127, events.second)
-            is_zero = _value(self.in_force(is_set)[notes.struck], level, 127) == 0
-            louder = np.flatnonzero(is_set & (level > 0))
-            rise = self.next_tick(notes, louder, self.channel[louder], self.channel[notes.struck])
-            silent |= is_zero & (rise >= notes.end_tick)
+        """Which notes [n] the volume of their channel is zero for as long as they last."""
+        events, is_set = self.events, self.control(VOLUME)
+        if events.second[is_set].all():
+            return np.zeros(len(notes.struck), np.bool_)
+        is_zero = _value(self.in_force(is_set)[notes.struck], events.second, 127) == 0
+        louder = np.flatnonzero(is_set & (events.second > 0))
+        rise = self.next_tick(notes, louder, self.channel[louder], self.channel[notes.struck])
+        silent: _Bools = is_zero & (rise >= notes.end_tick)
         return silent
 
     def next_tick(self, notes: _Notes, row: _Ints, key: _Ints, of_note: _Ints) -> _Ints:
@@ -150,9 +148,7 @@ class _Score:
         That is the last of the event's own part, or, set at a later tick, of its channel in whatever track; there what
         other tracks set at the event's tick is set before it.
         """
-        own = np.empty(len(is_set), np.int64)
-        order = np.argsort(self.part, kind="stable")  # a part's events stay in order of time
-        own[order] = _last(is_set, self.part, order)
+        own = self._in_force_of_part(is_set)
         if not self.is_shared:
             return own
         tick, part = self.events.tick, self.part
@@ -170,6 +166,13 @@ class _Score:
         of_channel[order] = np.where(is_own_to_come, by_start, by_end)
         is_own = (own >= 0) & ((of_channel < 0) | (tick[own] >= tick[of_channel]))
         return np.where(is_own, own, of_channel)
+
+    def _in_force_of_part(self, is_set: _Bools) -> _Ints:
+        """``in_force`` where other tracks say nothing."""
+        own = np.empty(len(is_set), np.int64)
+        order = np.argsort(self.part, kind="stable")  # a part's events stay in order of time
+        own[order] = _last(is_set, self.part, order)
+        return own
 
 
 def _value(row: _Ints, value: NDArray[Any], default: Any) -> NDArray[Any]:
