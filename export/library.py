@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from notewave.checks import is_integer, quoted
 from notewave.errors import ArgumentError, OutputError, VoiceError
+from notewave.export.hub import reaching
 from notewave.files import atomic_folder
 from notewave.voice.folder import DESCRIPTION_MAX_BYTES, Voice
 from notewave.voice.library import DESCRIPTION, PLAIN_NAME, voices, voices_folder
@@ -105,16 +105,11 @@ def _hub_voice(repository: str) -> tuple[Voice, Fetch] | None:
     """A voice on the Hugging Face hub, of its newest revision, if it is one; its files have the sizes that it says."""
     from huggingface_hub import HfApi, hf_hub_download
 
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise VoiceError(
-            f"there is no voice or checkpoint at {quoted(repository)}: nothing is there, and it is no hub id like "
-            "owner/name. Check the path."
-        )
-    with _reaching(repository):
+    with reaching(repository):
         info = HfApi().model_info(repository, files_metadata=True)
 
     def fetch(file: str) -> Path:
-        with _reaching(repository):
+        with reaching(repository):
             return Path(hf_hub_download(repository, file, revision=info.sha))
 
     sizes = {file.rfilename: file.size for file in info.siblings or ()}
@@ -131,18 +126,6 @@ def _hub_voice(repository: str) -> tuple[Voice, Fetch] | None:
                 repository, file, f"has {sizes.get(file, 'no')} bytes where {DESCRIPTION} says {quoted(record.bytes)}"
             )
     return voice, fetch
-
-
-@contextlib.contextmanager
-def _reaching(repository: str) -> Iterator[None]:
-    """Tell as VoiceError what the hub's client raises, which are many types of its own."""
-    try:
-        yield
-    except Exception as error:
-        raise VoiceError(
-            f"{repository!r} is no folder here, and could not be fetched from the Hugging Face hub "
-            f"({type(error).__name__}: {error}). Check the name and the network, or give a local folder."
-        ) from error
 
 
 def _crooked(repository: str, file: str, fault: str) -> VoiceError:

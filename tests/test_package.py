@@ -31,7 +31,7 @@ ROOMS = (  # from the ground up; a module belongs to the first that its name beg
     ("notewave.backends.choose",),
     ("notewave.session",),
     ("notewave.synthesizer",),
-    ("notewave.export.networks", "notewave.export.vocoders"),
+    ("notewave.export.networks", "notewave.export.vocoders", "notewave.export.hub"),
     ("notewave.export.checkpoints",),
     ("notewave.export.graphs",),
     ("notewave.export.plans",),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from notewave.errors import VoiceError
 from notewave.export.checkpoints.assemble import MAX_LAYERS, Checkpoint, Stored, assemble, read_json
+from notewave.export.hub import reaching
 from notewave.export.networks import MAX_NOISE_TIME
 from notewave.sampling.schedule import NoiseSchedule
 from notewave.voice.contracts import Dimensions
@@ -159,17 +159,10 @@ def _demand(file: str, config: Mapping[str, Any], key: str, value: Any) -> None:
 
 def _download(repository: str) -> Path:
     """Fetch what is needed of a repository of the Hugging Face hub, or find it in the local cache."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise VoiceError(f"there is no checkpoint at {repository!r}: it is no folder, and no hub id like owner/name.")
-    try:
+    with reaching(repository):
         folder = _fetch(repository, [*CONFIGS, VOCODER, *(f"{part}/{STEM}.safetensors" for part in PARTS)])
         pickled = [part for part in PARTS if not (folder / part / f"{STEM}.safetensors").is_file()]
         return _fetch(repository, [f"{part}/{STEM}.bin" for part in pickled]) if pickled else folder
-    except Exception as error:  # the hub's client raises many types of its own
-        raise VoiceError(
-            f"{repository!r} is no folder here, and could not be fetched from the Hugging Face hub "
-            f"({type(error).__name__}: {error}). Check the name and the network, or give a local folder."
-        ) from error
 
 
 def _fetch(repository: str, files: list[str]) -> Path:
