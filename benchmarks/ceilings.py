@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from notewave.backends.processors import processors
 from notewave.benchmarks.clock import CLOCK
 from notewave.benchmarks.report import Case, Spread
 from notewave.errors import ToolError
@@ -130,7 +131,7 @@ def _ort_product(
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads or 0
+    settings.intra_op_num_threads = threads or processors()
     settings.add_session_config_entry("session.force_spinning_stop", "1")  # or they would slow each other down
     session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     binding = session.io_binding()

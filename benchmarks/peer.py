@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pretty_midi
 
+from notewave.backends.processors import processors
 from notewave.benchmarks.clock import CLOCK, add_clock_arguments, set_clock
 from notewave.benchmarks.peer_environment import PEER, Peer, Timing, cache_folder, open_peer
 from notewave.benchmarks.report import (
@@ -96,7 +96,7 @@ class Modules:
         model = checkpoint.model
         networks = [model.note_encoder, model.context_encoder, model.cross_attention, model.decoder]
         self._networks = [torch.compile(network, dynamic=False) if compiled else network for network in networks]
-        torch.set_num_threads(threads or os.cpu_count() or 1)
+        torch.set_num_threads(threads or processors())
 
     def segment(self, tokens: Tokens, steps: int) -> Timing:
         """See ``Side``."""

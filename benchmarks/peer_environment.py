@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from notewave.backends.processors import processors
 from notewave.benchmarks.clock import CLOCK
 from notewave.errors import ToolError
 from notewave.song.dialect import Tokens
@@ -104,7 +105,7 @@ def open_peer(venv: Path, checkpoint: Path | None, threads: int | None) -> Itera
     None: only the pipeline's tokeniser is started.
     """
     worker = Path(__file__).with_name("peer_worker.py")
-    command = [str(peer_python(venv)), str(worker), str(threads or os.cpu_count() or 1), CLOCK.name]
+    command = [str(peer_python(venv)), str(worker), str(threads or processors()), CLOCK.name]
     command += [str(checkpoint)] if checkpoint else []
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:

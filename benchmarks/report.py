@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from notewave.backends.processors import processors
 from notewave.benchmarks.clock import CLOCK
 from notewave.checks import is_number, quoted
 from notewave.errors import ArgumentError, OutputError
@@ -169,7 +170,7 @@ def machine() -> dict[str, Any]:
             versions[package] = version(package)
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": processors(),
         "gpu": _gpu(),
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
