@@ -36,6 +36,11 @@ def quoted(value: object) -> str:
         return f"a huge {type(value).__name__}"
 
 
+def counted(count: int, what: str) -> str:
+    """So many of something, as a phrase."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def shown(text: object) -> str:
     """A text, or the path of a file, for a terminal: one line, in which escapes stand for what no line shows.
 

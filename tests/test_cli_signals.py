@@ -99,8 +99,11 @@ def test_a_fifo_that_nobody_reads_is_waited_for_until_a_signal(
     os.mkfifo(tmp_path / "out.wav")
     for number, code in SIGNALS.items():
         words = ["render", midi_folder / "piano_scale.mid", "-o", tmp_path / "out.wav", "--voice", vocoded_voice]
-        with start(*words) as process:
-            time.sleep(2.5)  # it is opening the FIFO by then, after some 2 s of its own
+        with start("-v", *words) as process:
+            assert process.stderr is not None
+            while process.stderr.readline() != b"notewave: backend auto: cpu\n":  # what it says last before it works
+                assert process.poll() is None
+            time.sleep(1.0)  # it is opening the FIFO by then
             assert process.poll() is None
             process.send_signal(number)
             _, errors = process.communicate(timeout=60)

@@ -11,15 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from notewave import ArgumentError, Audio
+from notewave import ArgumentError
 from notewave.sound.audio import MAX_SAMPLE_RATE
-from notewave.sound.resample import Resampler, resampled
+from notewave.sound.resample import Resampler
 
 RATES = (8000, 11025, 16000, 15999, 22050, 44100, 48000, 96000, MAX_SAMPLE_RATE)
 
 
 def noise(length: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-1, 1, length).astype(np.float32)
+
+
+def resampled(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Sound of the engine's own rate, at another."""
+    return Resampler(16000, rate).push(samples, last=True)
 
 
 @settings(max_examples=60, deadline=None)
@@ -45,21 +50,21 @@ def test_sound_comes_before_all_of_it_is_there() -> None:
 @pytest.mark.parametrize("rate", [22050, 44100, 48000])
 def test_a_tone_stays_the_tone(rate: int) -> None:
     tone = (0.5 * np.sin(2 * np.pi * 3000 * np.arange(16000) / 16000)).astype(np.float32)
-    audio = resampled(Audio(tone), rate)
+    samples = resampled(tone, rate)
     expected = 0.5 * np.sin(2 * np.pi * 3000 * np.arange(rate) / rate)
     middle = slice(rate // 8, -rate // 8)
-    assert audio.sample_rate == rate and audio.duration == 1.0
-    np.testing.assert_allclose(audio.samples[middle], expected[middle], atol=1e-5)
+    assert len(samples) == rate
+    np.testing.assert_allclose(samples[middle], expected[middle], atol=1e-5)
 
 
 def test_what_a_lower_rate_cannot_hold_is_gone() -> None:
     tone = np.sin(2 * np.pi * 7000 * np.arange(16000) / 16000).astype(np.float32)
-    assert np.abs(resampled(Audio(tone), 8000).samples[500:-500]).max() < 1e-4
+    assert np.abs(resampled(tone, 8000)[500:-500]).max() < 1e-4
 
 
 def test_overshoots_are_clipped() -> None:
     square = np.sign(np.sin(np.arange(4000) * 0.5 + 0.1)).astype(np.float32)
-    samples = resampled(Audio(square), 48000).samples
+    samples = resampled(square, 48000)
     assert np.abs(samples).max() == 1.0
     assert np.count_nonzero(np.abs(samples) == 1.0) > 10
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 
 import notewave
-from notewave.checks import shown
+from notewave.checks import counted, shown
 from notewave.cli.options import STANDARD, song_source
-from notewave.errors import MidiError
 from notewave.song.codec import MAX_TOKENS, encode_notes
-from notewave.song.midi import examine
+from notewave.song.midi import check_length, examine
 from notewave.synthesizer import GRIFFIN_LIM
 from notewave.voice.folder import Voice
 from notewave.voice.library import bundled_voices, voices, voices_folder
@@ -64,10 +63,7 @@ def _song(options: argparse.Namespace) -> Iterator[str]:
     reading = examine(song_source(options.what), max_bytes=options.max_bytes)
     notes = reading.notes
     name = "standard input" if options.what == STANDARD else options.what
-    if not notes.seconds <= options.max_seconds:
-        raise MidiError(
-            f"{name} lasts {notes.seconds:.0f} s, more than --max-seconds {options.max_seconds:g}. Raise it."
-        )
+    check_length(notes, options.max_seconds)
     yield f"{name}: {notes.seconds:.2f} s, {len(notes)} notes"
     yield from _parts(notes)
     lengths = np.array([len(segment) for segment in encode_notes(notes)])
@@ -90,5 +86,5 @@ def _parts(notes: notewave.Notes) -> Iterator[str]:
         low, high = int(pitch.min()), int(pitch.max())
         is_drums = part == len(INSTRUMENT_MAP)
         span = f"keys {low} to {high}" if is_drums else f"{note_number_to_name(low)} to {note_number_to_name(high)}"
-        count = f"{len(pitch)} note{'s' * (len(pitch) != 1)}"
+        count = counted(len(pitch), "note")
         yield f"  {'drums' if is_drums else INSTRUMENT_MAP[part]:<24} {count}, {span}"

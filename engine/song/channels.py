@@ -10,7 +10,6 @@ Shapes: E events of a file, of all its tracks in order of time; n notes; m setti
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -86,7 +85,7 @@ class _Score:
 
     def control(self, *numbers: int) -> _Bools:
         """Which events [E] are of these controllers."""
-        return self._is_control & functools.reduce(np.logical_or, [self.events.first == number for number in numbers])
+        return self._is_control & np.logical_or.reduce([self.events.first == number for number in numbers])
 
     @cached_property
     def program(self) -> _Ints:

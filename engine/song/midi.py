@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 import numpy as np
 
-from notewave.checks import is_integer, is_number, quoted
+from notewave.checks import counted, is_integer, is_number, quoted
 from notewave.errors import ArgumentError, MidiError
 from notewave.song.channels import instruments
 from notewave.song.codec import MAX_TOKENS, encode_notes, limit_tokens
 from notewave.song.dialect import PUBLISHED, Dialect, Tokens
 from notewave.song.notes import Notes
 from notewave.song.pedal import SUSTAIN, Instrument, Pedal, held
-from notewave.song.smf import counted, parse
+from notewave.song.smf import parse
 
 if TYPE_CHECKING:
     import pretty_midi
@@ -59,12 +59,17 @@ def tokenize(
     if not isinstance(dialect, Dialect):
         raise ArgumentError(f"dialect is {quoted(dialect)}; it must be a notewave.Dialect, as Voice.dialect is.")
     notes = read(song, strict=strict, max_bytes=max_bytes)
+    check_length(notes, max_seconds)
+    return limit_tokens(encode_notes(notes, dialect, most_ties=MAX_TOKENS), strict=strict)
+
+
+def check_length(notes: Notes, max_seconds: float) -> None:
+    """Raise MidiError for a song that is longer than a limit."""
     if not notes.seconds <= max_seconds:
         raise MidiError(
             f"The song lasts {notes.seconds:.0f} s: more than max_seconds={max_seconds:g}, by a damaged time perhaps. "
             "Mend the song or raise max_seconds (--max-seconds)."
         )
-    return limit_tokens(encode_notes(notes, dialect, most_ties=MAX_TOKENS), strict=strict)
 
 
 def read(song: MidiSource, *, strict: bool = False, max_bytes: int = MAX_BYTES) -> Notes:

@@ -17,6 +17,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from notewave.checks import counted
+
 NOTE_OFF, NOTE_ON, CONTROL, PROGRAM, BEND = 0x8, 0x9, 0xB, 0xC, 0xE  # kinds: the upper half of a status byte
 DRUM_PART = 0xF  # a kind of ours: a system exclusive message that says whether a channel plays drums
 KEPT = frozenset({NOTE_OFF, NOTE_ON, CONTROL, PROGRAM, BEND})  # those of channels that are kept
@@ -273,11 +275,6 @@ class _Reader:
             lost.append(f"only {counted(there, 'track')} where its header says {self._count}")
         lost += [f"track {n + 1} {track.fault}" for n, track in enumerate(self._tracks) if track.fault][:3]
         return Mended(tuple(odd), tuple(lost))
-
-
-def counted(count: int, what: str) -> str:
-    """So many of something, as a phrase."""
-    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _variable_length(data: bytes, at: int) -> tuple[int, int]:

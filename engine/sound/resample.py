@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from notewave.checks import as_array, is_integer, quoted
 from notewave.errors import ArgumentError
-from notewave.sound.audio import MAX_SAMPLE_RATE, Audio
+from notewave.sound.audio import MAX_SAMPLE_RATE
 
 QUALITY = "VHQ"  # of soxr: its errors lie below the 24th bit
 
@@ -40,11 +40,6 @@ class Resampler:
         if self._stream is None:
             return chunk
         return np.clip(self._stream.resample_chunk(chunk, last), -1.0, 1.0)
-
-
-def resampled(audio: Audio, rate: int) -> Audio:
-    """Sound at another rate, in Hz. Raises as ``Resampler``."""
-    return Audio(Resampler(audio.sample_rate, rate).push(audio.samples, last=True), rate)
 
 
 def check_rate(rate: int) -> None:
