@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from notewave.sound.mel import SAMPLE_RATE
-from notewave.voice.graph_files import varint
+from notewave.voice.wire import varint
 
 HOP, FFT, BINS = 256, 512, 96  # musicnn's spectrogram at SAMPLE_RATE: samples, samples, mel bins
 PATCH_FRAMES, PATCH_STEP = 187, 62  # 3 s, every second

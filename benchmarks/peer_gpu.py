@@ -34,7 +34,6 @@ from notewave.benchmarks.report import (
     voice_sums,
 )
 from notewave.errors import ArgumentError, BackendError, ToolError
-from notewave.voice.contracts import contracts
 from notewave.voice.folder import Voice
 from notewave.voice.library import DESCRIPTION, bundled_voices
 
@@ -155,8 +154,7 @@ def restored_decoder(voice: Voice) -> Decoder:
     from notewave.export.graphs.restore import restore_module
     from notewave.export.networks import Decoder
 
-    voice_graph, contract = voice.graph("decoder"), contracts(voice.dimensions)["decoder"]
-    decoder = restore_module(Decoder(voice.dimensions), contract, voice_graph, half=voice.precision != "fp32")
+    decoder = restore_module(Decoder(voice.dimensions), voice, "decoder")
     return decoder.requires_grad_(False).eval()
 
 

@@ -29,7 +29,8 @@ from notewave.benchmarks.clock import CLOCK
 from notewave.checks import is_number, quoted
 from notewave.errors import ArgumentError, OutputError
 from notewave.files import atomic_file
-from notewave.voice.folder import FileRecord, Voice
+from notewave.inputs import FileRecord
+from notewave.voice.folder import Voice
 from notewave.voice.library import DESCRIPTION
 
 FORMAT = 1  # of a result on disk

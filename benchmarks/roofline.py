@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from notewave.backends.ort.sessions import open_session
 from notewave.benchmarks.ceilings import FLOAT_CEILING, INT8_CEILING, MEMORY_CEILING, Ceilings
 from notewave.benchmarks.clock import add_clock_arguments, set_clock
 from notewave.benchmarks.report import (
@@ -136,7 +137,7 @@ def trace(voice: Voice, network: str, sizes: dict[str, int]) -> tuple[list[Produ
     settings.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         settings.profile_file_prefix = str(Path(folder) / network)
-        session = onnxruntime.InferenceSession(str(voice.graph(network)), settings, providers=["CPUExecutionProvider"])
+        session = open_session(voice, network, settings)
         outputs: list[NDArray[Any]] = session.run(None, inputs)
         record = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     nodes = [event["args"] for event in record if event.get("args", {}).get("op_name") in OPERATORS]

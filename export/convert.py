@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -22,12 +21,14 @@ from notewave.export.graphs.vocoder import adopt_onnx_vocoder, convert_vocoder_o
 from notewave.export.networks import SpectrogramDiffusion, modules, realistic_inputs
 from notewave.export.vocoders import MelGAN, Tonewheel
 from notewave.files import atomic_folder
+from notewave.inputs import FileRecord
 from notewave.sampling.options import Sampling
 from notewave.sampling.schedule import NoiseSchedule
 from notewave.song.dialect import PUBLISHED, Dialect
 from notewave.sound.stream import VocoderTraits
 from notewave.voice.contracts import contracts
-from notewave.voice.folder import STORED_PRECISIONS, FileRecord, Voice, graph_name
+from notewave.voice.files import graph_name
+from notewave.voice.folder import STORED_PRECISIONS, Voice
 from notewave.voice.library import DESCRIPTION, bundled_voices
 
 WEIGHTS = "weights.bin"  # of all networks but the vocoder: the two decoders share theirs
@@ -188,7 +189,7 @@ def _write_vocoder(
             traits, _ = _write_vocoder(vocoder, whole, "fp16")
             return traits, {"vocoder": convert_vocoder_onnx(whole, path)}
     if isinstance(vocoder, Voice):
-        shutil.copyfile(vocoder.graph("vocoder"), path)
+        path.write_bytes(vocoder.model("vocoder"))
         return vocoder.vocoder, {"vocoder": vocoder.parity["vocoder"]} if "vocoder" in vocoder.parity else {}
     if isinstance(vocoder, Path):
         return adopt_onnx_vocoder(vocoder, path), {}

@@ -29,7 +29,8 @@ def vocoded_voice(reference_voice: Path, tmp_path_factory: pytest.TempPathFactor
     """The reference voice with a small random vocoder."""
     from notewave.export.graphs.vocoder import export_vocoder_onnx
     from notewave.export.vocoders import Tonewheel
-    from notewave.voice.folder import FileRecord, Voice
+    from notewave.inputs import FileRecord
+    from notewave.voice.folder import Voice
 
     folder = Path(shutil.copytree(reference_voice, tmp_path_factory.mktemp("voices") / "vocoded"))
     vocoder = Tonewheel(width=32, blocks=1)

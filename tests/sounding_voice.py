@@ -10,9 +10,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from notewave.inputs import FileRecord
 from notewave.sound.mel import HOP, MELS
 from notewave.sound.stream import VocoderTraits
-from notewave.voice.folder import FileRecord, Voice, graph_name
+from notewave.voice.files import graph_name
+from notewave.voice.folder import Voice
 
 
 def sounding_voice(reference: Path, folder: Path) -> Voice:

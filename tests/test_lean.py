@@ -105,7 +105,7 @@ def test_a_decoder_launches_little_a_layer(voice: Voice) -> None:
 
 def test_a_decoder_of_another_make_is_refused_by_what_is_strange(voice: Voice) -> None:
     def decoder() -> onnx.GraphProto:
-        return load_graph(voice.graph("decoder")).graph
+        return load_graph(voice, "decoder").graph
 
     graph = decoder()
     first = next(node for node in graph.node if node.op_type == "Transpose")

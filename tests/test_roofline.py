@@ -17,10 +17,11 @@ from notewave.benchmarks.roofline import CARDS, Product, datasheet_times, operat
 from notewave.benchmarks.speed import synthetic_song
 from notewave.benchmarks.trial import Settings, Trial
 from notewave.export.checkpoints.seeded import RANDOM_SIZES
+from notewave.inputs import FileRecord
 from notewave.sound.mel import FRAMES, HOP
 from notewave.sound.stream import VocoderTraits
 from notewave.voice.contracts import NETWORKS, contracts
-from notewave.voice.folder import FileRecord, Voice
+from notewave.voice.folder import Voice
 
 BASE = RANDOM_SIZES["base"]
 GIGA = 1e-9

@@ -23,6 +23,7 @@ from notewave.backends.trt.backend import open_tensorrt
 from notewave.errors import VoiceError
 from notewave.export.graphs.precision import store_half, store_int8
 from notewave.export.plans.build import build_plans
+from notewave.inputs import FileRecord
 from notewave.sampling.job import Job
 from notewave.sampling.options import Sampling
 from notewave.sampling.samplers import sampler_table
@@ -109,7 +110,8 @@ def test_weights_stored_in_float16_give_the_same_graph_and_int8_is_refused(voice
         graph = ir.load(voice.graph("decoder"))
         store(graph.graph)
         ir.save(graph, folder / "decoder.onnx")
-        graphs[name] = dataclasses.replace(voice, folder=folder)
+        files = voice.files | {"decoder.onnx": FileRecord.of(folder / "decoder.onnx")}
+        graphs[name] = dataclasses.replace(voice, folder=folder, files=files)
     exact, half = (gpu_graph(one, "decoder", "fp16").graph for one in (voice, graphs["half"]))
     assert [node.op_type for node in half.node] == [node.op_type for node in exact.node]
     weights = [

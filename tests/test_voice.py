@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import shutil
@@ -13,15 +12,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from notewave import BackendError, MidiError, Synthesizer, Voice, VoiceError
 from notewave.backends.ort.backend import Buffers
+from notewave.inputs import FileRecord
 from notewave.sampling.job import Job
 from notewave.sampling.samplers import sampler_table
-from notewave.voice.folder import FileRecord
-from notewave.voice.graph_files import external_files
 from notewave.voice.library import DESCRIPTION
 
 SONG = [np.array([1134, 300, 1], np.int32)] * 2
@@ -57,15 +53,6 @@ def test_what_names_no_voice(voice: Any) -> None:
         Synthesizer(voice)
 
 
-def test_unreadable_file(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(path: Path) -> FileRecord:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(FileRecord, "of", refused)
-    with pytest.raises(VoiceError, match=r"cannot be read: Permission denied\. Check"):
-        Voice.load(copy)
-
-
 def test_missing_file(copy: Path) -> None:
     (copy / "decoder.onnx").unlink()
     with pytest.raises(VoiceError, match=r"decoder\.onnx is missing"):
@@ -98,7 +85,7 @@ def test_names_outside_the_folder(copy: Path, name: str) -> None:
 def test_links_outside_the_folder(copy: Path) -> None:
     shutil.move(copy / "decoder.onnx", copy.parent / "decoder.onnx")
     (copy / "decoder.onnx").symlink_to(copy.parent / "decoder.onnx")
-    with pytest.raises(VoiceError, match="not a plain file"):
+    with pytest.raises(VoiceError, match="leads out of its folder"):
         Voice.load(copy)
 
 
@@ -166,7 +153,7 @@ def test_no_description(copy: Path, text: str | bytes) -> None:
 
 def test_huge_description(copy: Path) -> None:
     (copy / DESCRIPTION).write_bytes(b" " * (2 << 20))
-    with pytest.raises(VoiceError, match="at most"):
+    with pytest.raises(VoiceError, match="2097152 bytes, over 1048576"):
         Voice.load(copy)
 
 
@@ -270,24 +257,6 @@ def test_graphs_that_read_other_files(copy: Path, location: str) -> None:
     replace(copy, "note_encoder.onnx", graph.SerializeToString())
     with pytest.raises(VoiceError, match="does not list"):
         Voice.load(copy)
-
-
-def test_graphs_hidden_in_graphs_are_searched() -> None:
-    tensor = onnx.TensorProto(data_type=onnx.TensorProto.FLOAT, data_location=onnx.TensorProto.EXTERNAL)
-    tensor.external_data.add(key="offset", value="0")
-    tensor.external_data.add(key="location", value="there")
-    constant = onnx.helper.make_node("Constant", [], ["c"], value=tensor)
-    branch = onnx.helper.make_graph([constant], "branch", [], [])
-    choice = onnx.helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
-    function = onnx.helper.make_function("own", "f", [], ["y"], [choice], [onnx.helper.make_opsetid("", 23)])
-    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], []), functions=[function])
-    assert external_files(model.SerializeToString()) == {"there"}
-
-
-@given(st.binary(max_size=200))
-def test_any_bytes_are_a_graph_or_an_error(content: bytes) -> None:
-    with contextlib.suppress(VoiceError):
-        external_files(content)
 
 
 def test_truncated_graph_with_a_matching_checksum(copy: Path) -> None:

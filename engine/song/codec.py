@@ -205,8 +205,9 @@ def decode_tokens(segments: Iterable[Iterable[int]]) -> Notes:
             if kind == "pitch" and tied is None and velocity:
                 sounding[program, value] = step, velocity
     notes += [_ended(key, began, step) for key, began in sounding.items()]
-    onset, offset, *others = np.array(notes, np.int64).reshape(-1, 6).T
-    return Notes(onset / STEPS_PER_SECOND, offset / STEPS_PER_SECOND, *others)
+    onsets, offsets, pitches, velocities, programs, are_drums = np.array(notes, np.int64).reshape(-1, 6).T
+    times = onsets / STEPS_PER_SECOND, offsets / STEPS_PER_SECOND
+    return Notes(*times, pitches, velocities, programs, are_drums.astype(bool))
 
 
 def _ended(key: tuple[int, int], began: tuple[int, int], step: int) -> tuple[int, int, int, int, int, bool]:

@@ -1,52 +1,36 @@
 """A voice is a folder: ``voice.json``, which says what it is, beside the ONNX graphs that it lists.
 
-Voices may come from anywhere, so nothing in them is trusted: names must be plain file names inside the folder, sizes
-and SHA-256 sums must agree, numbers must be in range, graphs must read no file but those listed. Export writes a
-voice, the engine reads it.
+Voices may come from anywhere, so nothing in them is trusted: numbers must be in range, names must be plain file names
+inside the folder, sizes and SHA-256 sums must agree, graphs must be such as voices have, and read no file but those
+listed (``files``). Export writes a voice, the engine reads it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
-from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from notewave.checks import is_integer, is_number, quoted, require
 from notewave.errors import ArgumentError, VoiceError
+from notewave.inputs import FileRecord, read_regular
 from notewave.sampling.options import Sampling
 from notewave.sampling.samplers import PREDICTIONS
 from notewave.sampling.schedule import NoiseSchedule
 from notewave.song.dialect import PUBLISHED, Dialect
 from notewave.sound.stream import VocoderTraits
 from notewave.voice.contracts import NETWORKS, Contract, Dimensions, contracts
-from notewave.voice.graph_files import external_files
-from notewave.voice.library import DESCRIPTION, PLAIN_NAME, bundled_voices, voices, voices_folder
+from notewave.voice.files import VoiceFiles, graph_name
+from notewave.voice.graph_reader import Weight
+from notewave.voice.library import DESCRIPTION, bundled_voices, voices, voices_folder
 
 FORMATS = (1, 2)  # of voice.json: 2 says a dialect of tokens, where it is not the published one
 DESCRIPTION_MAX_BYTES = 1 << 20
 STORED_PRECISIONS = ("fp32", "fp16", "int8")
-_GRAPH = ".onnx"
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """Size and checksum of one file of a voice."""
-
-    bytes: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> FileRecord:
-        """Measure a file."""
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256") if hasattr(hashlib, "file_digest") else _sha256(stream)
-        return cls(path.stat().st_size, digest.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -66,11 +50,12 @@ class Voice:
     precision: str  # of the weights on disk: "fp32", "fp16" or "int8"
     parity: dict[str, float]  # largest relative error of each graph against PyTorch, measured at export
     files: dict[str, FileRecord]
+    _held: VoiceFiles = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse descriptions that contradict themselves."""
-        for field in ("name", "licence", "provenance"):
-            require(isinstance(getattr(self, field), str), field, getattr(self, field), "must be text")
+        for name in ("name", "licence", "provenance"):
+            require(isinstance(getattr(self, name), str), name, getattr(self, name), "must be text")
         require(self.prediction in PREDICTIONS, "prediction", self.prediction, f"must be one of {PREDICTIONS}")
         require(self.precision in STORED_PRECISIONS, "precision", self.precision, f"must be one of {STORED_PRECISIONS}")
         rows = self.dimensions.vocabulary
@@ -87,10 +72,20 @@ class Voice:
                 "listed" if not expected else "not listed",
                 "is needed" if expected else "needs a vocoder section",
             )
+        held = VoiceFiles(self.folder, self.files, self.contracts(), self.dimensions, self.vocoder)
+        object.__setattr__(self, "_held", held)
 
     def graph(self, network: str) -> Path:
-        """Path of a network's ONNX graph, by its name in ``notewave.voice.contracts.NETWORKS``."""
+        """Path of a network's ONNX graph, by its name in ``notewave.voice.contracts.NETWORKS``; ``model`` reads it."""
         return self.folder / graph_name(network)
+
+    def model(self, network: str) -> bytes:
+        """A network's serialised ONNX model, as it was checked. Raises VoiceError where its file changed since."""
+        return self._held.model(network)
+
+    def weights(self, network: str) -> list[tuple[Weight, bytes]]:
+        """The weights of a network's graph that lie in other files, with their bytes; errors as in ``model``."""
+        return self._held.weights(network)
 
     def contracts(self) -> dict[str, Contract]:
         """Contract of each network that the voice has."""
@@ -102,23 +97,13 @@ class Voice:
         """Read and check a voice: the name of a bundled one, a folder, or the name of one in the voice folder.
 
         Raises VoiceError when there is none, or if a file is missing, unreadable, outside it, of the wrong size or
-        checksum, or a graph that reads others.
+        checksum, unknown, or a graph that no voice has.
         """
-        folder = _find(voice)
+        loaded = cls.describe(_find(voice))
         try:
-            return cls._load(folder)
-        except OSError as error:
-            reason = error.strerror or error
-            raise VoiceError(f"the voice at {folder} cannot be read: {reason}. Check its permissions.") from error
-
-    @classmethod
-    def _load(cls, folder: Path) -> Voice:
-        loaded = cls.describe(folder)
-        for name, record in loaded.files.items():
-            _check_file(folder, name, record)
-        for name in loaded.files:
-            if name.endswith(_GRAPH):
-                _check_graph(folder / name, loaded.files)
+            loaded._held.check()
+        except MemoryError as error:
+            raise VoiceError(f"there is no memory to read the voice at {loaded.folder}. Free some.") from error
         return loaded
 
     @classmethod
@@ -133,7 +118,7 @@ class Voice:
         """Write ``voice.json`` into the folder; export calls this last, inside an atomic folder."""
         published = self.dialect == PUBLISHED
         content: dict[str, Any] = {"format": FORMATS[0 if published else 1], **dataclasses.asdict(self)}
-        for key in ("folder", "dialect") if published else ("folder",):
+        for key in ("folder", "_held", "dialect") if published else ("folder", "_held"):
             del content[key]
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         (self.folder / DESCRIPTION).write_text(text, encoding="utf-8")
@@ -163,11 +148,6 @@ class Voice:
         return _build(cls, {"folder": folder, **values})
 
 
-def graph_name(network: str) -> str:
-    """File name of a network's graph in a voice folder."""
-    return f"{network}{_GRAPH}"
-
-
 def _find(voice: str | os.PathLike[str]) -> Path:
     bundled = bundled_voices()
     if not isinstance(voice, (str, os.PathLike)):
@@ -193,47 +173,15 @@ def _find(voice: str | os.PathLike[str]) -> Path:
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
-    path = folder / DESCRIPTION
     try:
-        size = path.stat().st_size
-        require(size <= DESCRIPTION_MAX_BYTES, "its size", size, f"must be at most {DESCRIPTION_MAX_BYTES} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(read_regular(folder / DESCRIPTION, DESCRIPTION_MAX_BYTES).decode())
+        json.dumps(content, ensure_ascii=False).encode()  # escapes may stand for what is no text
+    except OSError as error:
+        raise VoiceError(f"{error.strerror or error}. Check the file.") from error
+    except (ValueError, RecursionError) as error:
         raise VoiceError(f"it is not readable JSON ({error}). Export the voice again.") from error
     require(isinstance(content, dict), "its content", type(content).__name__, "must be a JSON object")
     return content
-
-
-def _check_file(folder: Path, name: str, record: FileRecord) -> None:
-    path = folder / name
-    if not PLAIN_NAME.fullmatch(name) or path.resolve().parent != folder.resolve():
-        raise VoiceError(
-            f"the voice lists {name!r}, which is not a plain file inside {folder}. Do not trust this voice."
-        )
-    if not path.is_file():
-        raise VoiceError(f"{path} is missing, though {DESCRIPTION} lists it. Copy or export the voice again.")
-    if (size := path.stat().st_size) != record.bytes:
-        raise VoiceError(
-            f"{path} has {size} bytes where {DESCRIPTION} says {record.bytes}: it was cut short or "
-            "changed. Copy or export the voice again."
-        )
-    if FileRecord.of(path).sha256 != record.sha256:
-        raise VoiceError(
-            f"{path} does not match its SHA-256 in {DESCRIPTION}: it was changed. Copy or export the voice again."
-        )
-
-
-def _check_graph(path: Path, listed: Collection[str]) -> None:
-    """Refuse a graph that reads a file which the voice does not list."""
-    try:
-        others = external_files(path.read_bytes()) - set(listed)
-    except VoiceError as error:
-        raise VoiceError(f"{path} cannot be used: {error}") from error
-    if others:
-        raise VoiceError(
-            f"{path} reads {', '.join(sorted(map(repr, others)))}, which {DESCRIPTION} does not list. Do not trust "
-            "this voice."
-        )
 
 
 Built = TypeVar("Built")
@@ -241,7 +189,7 @@ Built = TypeVar("Built")
 
 def _build(kind: type[Built], values: Any) -> Built:
     """Make a dataclass from untrusted JSON: exactly its fields, no others."""
-    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = {field.name for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
     given = set(values) if isinstance(values, dict) else set()
     if given != known:
         missing, extra = ", ".join(sorted(known - given)) or "none", ", ".join(sorted(given - known)) or "none"
@@ -249,10 +197,3 @@ def _build(kind: type[Built], values: Any) -> Built:
             f"its {kind.__name__} section does not fit this engine (missing: {missing}; unknown: {extra})."
         )
     return kind(**values)
-
-
-def _sha256(stream: Any) -> Any:
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from notewave.backends.graphs.typed import whole_model
 from notewave.errors import VoiceError
 from notewave.export.graphs.precision import store_half, weight_of
 from notewave.export.graphs.translate import export_graph
 from notewave.export.networks import SpectrogramDiffusion, modules
 from notewave.export.vocoders import Tonewheel
-from notewave.voice.contracts import Contract, contracts
-from notewave.voice.folder import Voice, graph_name
+from notewave.voice.folder import Voice
 
 Module = TypeVar("Module", bound=nn.Module)
 Place = tuple[int, int]  # a node's number and which of its inputs
@@ -34,8 +33,7 @@ def restore_voice(voice: Voice) -> SpectrogramDiffusion:
     model = SpectrogramDiffusion(voice.dimensions)
     for network, module in modules(model).items():
         if network != "unconditional_decoder":  # the decoder's own weights once more
-            graph = voice.folder / graph_name(network)
-            restore_module(module, contracts(model.size)[network], graph, half=voice.precision != "fp32")
+            restore_module(module, voice, network)
     return model
 
 
@@ -44,29 +42,30 @@ def restore_vocoder(voice: Voice, arguments: Mapping[str, Any]) -> Tonewheel:
     module = Tonewheel(**arguments)
     if voice.vocoder != module.traits:
         raise VoiceError(f"{voice.folder} has no vocoder of the configured size to go on from. Train one anew.")
-    contract = contracts(voice.dimensions, module.traits.positional)["vocoder"]
-    return restore_module(module, contract, voice.graph("vocoder"), half=False)
+    return restore_module(module, voice, "vocoder")
 
 
-def restore_module(module: Module, contract: Contract, graph: Path, half: bool) -> Module:
-    """Fill a module with the weights of a graph that was exported from one like it; returns the module.
+def restore_module(module: Module, voice: Voice, network: str) -> Module:
+    """Fill a module with the weights of a voice's graph that was exported from one like it; returns the module.
 
     The exporter renames, transposes and shares weights, but builds the same nodes each time: a module of random weights
-    is exported, and where each of them is found, the graph has the one looked for. ``half``: matrices are float16.
+    is exported, and where each of them is found, the graph has the one looked for.
     """
     generator = torch.Generator().manual_seed(0)
     parameters = dict(module.named_parameters())
     with torch.no_grad():
         for parameter in parameters.values():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    probe = export_graph(module.eval(), contract).graph
-    if half:
+    probe = export_graph(module.eval(), voice.contracts()[network]).graph
+    if voice.precision != "fp32" and network != "vocoder":
         store_half(probe)
-    places, stored = _weights(probe), _weights(ir.load(graph).graph)
+    places, stored = _weights(probe), _weights(ir.from_proto(whole_model(voice, network)).graph)
     for name, parameter in parameters.items():
         place, turned = _place(places, parameter.detach().numpy())
         if place not in stored:
-            raise VoiceError(f"{graph} has no {name} where this exporter puts it: another version made the voice.")
+            raise VoiceError(
+                f"{voice.graph(network)} has no {name} where this exporter puts it: another version made the voice."
+            )
         weight = stored[place].T if turned else stored[place]
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(weight.astype(np.float32)))

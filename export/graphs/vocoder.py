@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,22 @@ import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from notewave.checks import quoted
 from notewave.errors import VoiceError
 from notewave.export.graphs.precision import quantise, weight_of, widen_halves
 from notewave.export.graphs.translate import EMBEDDED_BYTES, export_graph, relative_error
 from notewave.export.vocoders import MelGAN, Tonewheel
 from notewave.files import atomic_file
+from notewave.inputs import read_regular
 from notewave.sound.mel import HOP, LOG_MAX, LOG_MIN, MELS
 from notewave.sound.stream import VocoderTraits
-from notewave.voice.contracts import Contract, Dimensions, contracts
+from notewave.voice.contracts import Contract, Dimensions, Tensor, contracts
+from notewave.voice.files import MAX_GRAPH_BYTES
+from notewave.voice.graph_check import check_graph
+from notewave.voice.graph_reader import ELEMENTS, Graph, read_graph
 
 PARITY_LIMIT = 1e-4  # largest relative error of an exported vocoder
 MAX_REACH = 512  # frames on either side that a foreign vocoder may see: 10 s
-MAX_VOCODER_BYTES = 1 << 30  # of a foreign model
 
 
 def quantise_vocoder(graph: ir.Graph) -> None:
@@ -180,23 +184,40 @@ def adopt_onnx_vocoder(source: Path, path: Path) -> VocoderTraits:
 def _read_foreign(source: Path) -> ir.Model:
     """Read an untrusted ONNX file that takes one mel and gives one signal."""
     try:
-        if source.stat().st_size > MAX_VOCODER_BYTES:
-            raise ValueError(f"it is larger than {MAX_VOCODER_BYTES >> 20} MiB")
-        proto = onnx.load(source, load_external_data=False)
-        with tempfile.TemporaryDirectory() as nothing:  # so that weights in other files are refused, wherever they lie
-            onnx.load_external_data_for_model(proto, nothing)
-        model = ir.from_proto(onnx.compose.add_prefix(proto, "foreign/"))  # clear of the names we give
-    except (OSError, ValueError, DecodeError, onnx.checker.ValidationError) as error:
-        raise VoiceError(f"{source} is no ONNX model that can be used: {error}. It must be one whole file.") from error
-    graph = model.graph
-    for value in [value for value in graph.inputs if value.name in graph.initializers]:
-        graph.inputs.remove(value)
-    shape = graph.inputs[0].shape if graph.inputs else None
-    fits = shape is not None and len(shape) == 3 and not isinstance(shape[1], int) and shape[2] in (MELS, None)
-    if len(graph.inputs) != 1 or len(graph.outputs) != 1 or graph.inputs[0].dtype != ir.DataType.FLOAT or not fits:
-        found = ", ".join(f"{value.name} {value.dtype} {value.shape}" for value in graph.inputs)
+        content = read_regular(source, MAX_GRAPH_BYTES)
+    except OSError as error:
+        raise VoiceError(f"{source} cannot be read: {error.strerror or error}. It must be one whole file.") from error
+    try:
+        graph = read_graph(content)
+        _check_foreign(source, graph)
+        model = ir.from_proto(onnx.compose.add_prefix(onnx.load_model_from_string(content), "foreign/"))
+    except (ValueError, DecodeError, VoiceError) as error:  # the prefix keeps clear of the names we give
+        raise VoiceError(f"{source} is no ONNX model that can be used: {error}") from error
+    for value in [value for value in model.graph.inputs if value.name in model.graph.initializers]:
+        model.graph.inputs.remove(value)
+    return model
+
+
+def _check_foreign(source: Path, graph: Graph) -> None:
+    """Refuse a graph that has its weights elsewhere, is no vocoder, or takes too much for one."""
+    if places := graph.places():
+        raise VoiceError(f"it has weights in {', '.join(map(quoted, sorted(places)))}. It must be one whole file.")
+    inputs = [value for value in graph.inputs if value.name not in graph.weights]
+    shape = inputs[0].shape if inputs else None
+    fits = shape is not None and len(shape) == 3 and not _fixed(shape[1]) and (shape[2] == MELS or not _fixed(shape[2]))
+    if len(inputs) != 1 or len(graph.outputs) != 1 or ELEMENTS[inputs[0].element][0] != "float32" or not fits:
+        found = ", ".join(f"{value.name} {ELEMENTS[value.element][0]} {list(value.shape or ())}" for value in inputs)
         raise VoiceError(
-            f"{source} takes {found}; a vocoder takes one float32 log-mel [1, frames, {MELS}] of any number of frames. "
+            f"it takes {found}; a vocoder takes one float32 log-mel [1, frames, {MELS}] of any number of frames. "
             "Export it with a dynamic frame axis and nothing beside the mel."
         )
-    return model
+    batch = 1 if shape is not None and shape[0] == 1 else "B"
+    mel = Tensor(inputs[0].name, "float32", (batch, "V", MELS))
+    contract = Contract((mel,), (Tensor(graph.outputs[0].name, "float32", (batch, f"{HOP}*V")),))
+    smallest, reach = Dimensions(1, 1, 1, 1, 1, 1, 1), VocoderTraits(MAX_REACH, MAX_REACH)
+    check_graph(dataclasses.replace(graph, inputs=tuple(inputs)), contract, smallest, reach)
+
+
+def _fixed(axis: int | str) -> bool:
+    """Whether an axis has one size."""
+    return isinstance(axis, int) and axis > 0

@@ -101,15 +101,14 @@ def as_notes(rows: Sequence[Row]) -> Notes:
         last[key] = len(kept)
         kept.append([onset, max(offset, onset + 3), pitch, program, is_drum])
     table = np.array(kept, np.float64).reshape(-1, 5)
-    onset, offset, pitch, program, is_drum = table.T
-    velocity = np.full(len(table), VELOCITY)
+    onsets, offsets, pitches, programs, are_drums = table.T
     return Notes(
-        onset / STEPS_PER_SECOND,
-        offset / STEPS_PER_SECOND,
-        pitch.astype(np.int64),
-        velocity,
-        program.astype(np.int64),
-        is_drum.astype(bool),
+        onsets / STEPS_PER_SECOND,
+        offsets / STEPS_PER_SECOND,
+        pitches.astype(np.int64),
+        np.full(len(table), VELOCITY),
+        programs.astype(np.int64),
+        are_drums.astype(bool),
     )
 
 

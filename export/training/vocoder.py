@@ -30,7 +30,18 @@ from notewave.export.training.symbolic import piano_rolls, pitch_loss
 from notewave.export.vocoders import Tonewheel, save_vocoder
 from notewave.song.dialect import PITCHES
 from notewave.sound.distance import stft_loss
-from notewave.sound.mel import FFT, HOP, MAGNITUDE_MAX, MAGNITUDE_MIN, MELS, SAMPLE_RATE, WINDOW, hann, mel_weights
+from notewave.sound.mel import (
+    FFT,
+    HOP,
+    MAGNITUDE_MAX,
+    MAGNITUDE_MIN,
+    MELS,
+    SAMPLE_RATE,
+    WINDOW,
+    FloatArray,
+    hann,
+    mel_weights,
+)
 
 RESOLUTIONS = (256, 1024, 2048, 4096, 8192)  # samples of the training loss's windows, as a crop has room; hop 1/4
 PITCH_HZ = 100.0  # log magnitudes above it count less, as 1 / frequency: octaves alike, where pitches are told apart
@@ -231,7 +242,8 @@ class Trainer(Run):
         """STFT loss and mel L1 (of bins above -8 nats) on the starts of recordings."""
         stft, mel = [], []
         for recording in recordings:
-            samples = recording.samples[: int(seconds * SAMPLE_RATE) // HOP * HOP] / np.float32(32767)
+            whole = int(seconds * SAMPLE_RATE) // HOP * HOP
+            samples: FloatArray = recording.samples[:whole].astype(np.float32) / np.float32(32767)
             audio = torch.from_numpy(samples)[None]
             true = mel_of(F.pad(audio, (0, HOP)))
             predicted = self.model(true, torch.zeros(1, dtype=torch.int64))

@@ -8,8 +8,6 @@ T5's residuals leave float16's range. What a graph takes and gives stays as it i
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -18,6 +16,7 @@ from notewave.backends.device.contracts import FILM, PRECISIONS
 from notewave.backends.graphs.lean import MASKED, drop_unused
 from notewave.backends.graphs.nodes import Nodes
 from notewave.errors import VoiceError
+from notewave.voice.folder import Voice
 
 ELEMENTS = {  # ONNX's data type, by its name in contracts
     "float32": TensorProto.FLOAT,
@@ -33,13 +32,24 @@ NARROWING_NORM = "SimplifiedLayerNormalization"  # ONNX Runtime's; its RMSNormal
 INTEGER_OPERATORS = ("DynamicQuantizeLinear", "MatMulInteger", "QuantizeLinear", "DequantizeLinear", "MatMulNBits")
 
 
-def load_graph(path: Path) -> onnx.ModelProto:
+def whole_model(voice: Voice, network: str) -> onnx.ModelProto:
+    """Graph of a network as the voice has it, all weights inside."""
+    model = onnx.load_model_from_string(voice.model(network))
+    contents = {weight.name: content for weight, content in voice.weights(network)}
+    for tensor in model.graph.initializer:
+        if tensor.name in contents:
+            del tensor.external_data[:]
+            tensor.data_location, tensor.raw_data = TensorProto.DEFAULT, contents.pop(tensor.name)
+    return model
+
+
+def load_graph(voice: Voice, network: str) -> onnx.ModelProto:
     """Graph of a network in float32, its weights inside. Raises VoiceError for one that holds integer weights."""
-    model = onnx.load(path)
+    model = whole_model(voice, network)
     refused = sorted({node.op_type for node in model.graph.node} & set(INTEGER_OPERATORS))
     if refused:
         raise VoiceError(
-            f"{path} holds 8-bit weights ({', '.join(refused)}), which GPU plans are not made of. "
+            f"{voice.graph(network)} holds 8-bit weights ({', '.join(refused)}), which GPU plans are not made of. "
             "Export the voice with --precision fp32 or fp16."
         )
     _unpack_weights(model.graph)

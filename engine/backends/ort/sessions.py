@@ -8,6 +8,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
@@ -16,7 +17,9 @@ from notewave.errors import VoiceError
 from notewave.sampling.job import Job
 from notewave.sound.mel import FloatArray
 from notewave.voice.contracts import Axis, Contract
-from notewave.voice.folder import Voice, graph_name
+from notewave.voice.files import graph_name
+from notewave.voice.folder import Voice
+from notewave.voice.graph_reader import ELEMENTS, Weight
 
 KEPT_SCHEDULES = 4  # FiLM tables kept for the schedules used last
 
@@ -24,7 +27,8 @@ KEPT_SCHEDULES = 4  # FiLM tables kept for the schedules used last
 class Network:
     """One of a voice's graphs in a session, held to its contract."""
 
-    def __init__(self, path: Path, contract: Contract, threads: int) -> None:
+    def __init__(self, voice: Voice, network: str, threads: int) -> None:
+        path, contract = voice.graph(network), voice.contracts()[network]
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
         settings.inter_op_num_threads = 1
@@ -33,7 +37,9 @@ class Network:
         # threads, be they another program's; on idle processors it gained nothing (benchmarks/NOTES.md, "Spinning").
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self.session = onnxruntime.InferenceSession(str(path), settings, providers=[CPU])
+            self.session = open_session(voice, network, settings)
+        except VoiceError:
+            raise
         except Exception as error:  # ONNX Runtime raises many types of its own
             raise VoiceError(f"{path} does not load in ONNX Runtime ({error}). Export the voice again.") from error
         self._path, self._contract = path, contract
@@ -52,6 +58,27 @@ class Network:
         return outputs
 
 
+def open_session(voice: Voice, network: str, settings: onnxruntime.SessionOptions) -> Any:
+    """A graph of a voice in a session on the CPU, by the bytes that were checked; it keeps none of them mapped."""
+    weights = voice.weights(network)
+    values = [
+        onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
+            np.frombuffer(content, np.uint8).view(_numpy_type(weight)).reshape(weight.shape), weight.element
+        )
+        for weight, content in weights
+    ]
+    settings.add_external_initializers([weight.name for weight, _ in weights], values)
+    session = onnxruntime.InferenceSession(voice.model(network), settings, providers=[CPU])
+    let_go_of_bytes(session)
+    return session
+
+
+def let_go_of_bytes(session: Any) -> None:
+    """Free the graph that a session was made of, which it keeps only to begin anew on the CPU where a GPU fails."""
+    session.disable_fallback()
+    session._model_bytes = None
+
+
 ALWAYS_NEEDED = ("note_encoder", "context_encoder", "cross_attention", "decoder", "vocoder")
 
 
@@ -60,7 +87,6 @@ class Networks:
 
     def __init__(self, voice: Voice, threads: int) -> None:
         self._voice, self._threads = voice, threads
-        self._contracts = voice.contracts()
         self._open: dict[str, Network] = {}
         self._films: OrderedDict[bytes, FloatArray] = OrderedDict()
         self._lock = threading.Lock()
@@ -91,7 +117,13 @@ class Networks:
             return self._films[key]
 
     def _load(self, network: str) -> Network:
-        return Network(self._voice.graph(network), self._contracts[network], self._threads)
+        return Network(self._voice, network, self._threads)
+
+
+def _numpy_type(weight: Weight) -> np.dtype[Any]:
+    """NumPy's type of a weight; it has none for bfloat16, whose bits are integers to it."""
+    name, _ = ELEMENTS[weight.element]
+    return np.dtype("uint16" if name == "bfloat16" else name)
 
 
 _networks: weakref.WeakValueDictionary[tuple[Any, ...], Networks] = weakref.WeakValueDictionary()

@@ -1,0 +1,227 @@
+"""Whatever becomes of a voice's folder, and whatever was put there: one voice is sung, or an error says why not."""
+
+from __future__ import annotations
+
+import copy as copying
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from notewave import Synthesizer, Voice, VoiceError
+from notewave.backends.graphs.make import gpu_graph
+from notewave.export.convert import export_checkpoint
+from notewave.export.graphs.restore import restore_voice
+from notewave.inputs import FileRecord
+from notewave.voice.library import DESCRIPTION
+
+SONG = [np.array([1134, 300, 1], np.int32)] * 2
+HOSTILE = Path(__file__).parent / "data" / "hostile"
+OPTIONS: dict[str, Any] = {"sampler": "dpmpp-2m", "steps": 2, "seed": 3}
+
+
+@pytest.fixture
+def copy(reference_voice: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(reference_voice, tmp_path / "voice"))
+
+
+@pytest.fixture(scope="module")
+def other_voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A voice of the same sizes with other weights."""
+    from notewave.export.convert import export_voice
+    from notewave.export.networks import SpectrogramDiffusion
+    from notewave.sampling.options import Sampling
+    from notewave.sampling.schedule import NoiseSchedule
+
+    data = Path(__file__).parent / "data" / "reference" / "checkpoint"
+    voice = export_checkpoint(data, tmp_path_factory.mktemp("other") / "first")
+    model = SpectrogramDiffusion(voice.dimensions).requires_grad_(False)
+    facts = {"name": "other", "licence": "none", "provenance": "random", "prediction": "epsilon"}
+    sampling = Sampling("dpmpp-2m", steps=2)
+    return export_voice(
+        model, voice.folder.with_name("other"), schedule=NoiseSchedule(), sampling=sampling, **facts
+    ).folder  # type: ignore[arg-type]
+
+
+def change(voice: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads((voice / DESCRIPTION).read_text())
+    edit(content)
+    (voice / DESCRIPTION).write_text(json.dumps(content))
+
+
+def put(voice: Path, name: str, content: bytes) -> None:
+    """Give a file of a voice other content, and its record with it."""
+    (voice / name).unlink(missing_ok=True)
+    (voice / name).write_bytes(content)
+    mend(voice, name)
+
+
+def mend(voice: Path, name: str) -> None:
+    record = vars(FileRecord.of(voice / name))
+    change(voice, lambda content: content["files"].update({name: record}))
+
+
+@pytest.mark.parametrize("graph", sorted(HOSTILE.glob("*.onnx")), ids=lambda path: path.name.partition(".")[0])
+def test_hostile_graphs_are_refused_before_a_runtime_sees_them(graph: Path, tmp_path: Path) -> None:
+    voice = Path(shutil.copytree(Voice.load("band").folder, tmp_path / "voice"))
+    put(voice, graph.name.partition(".")[2], graph.read_bytes())
+    with pytest.raises(VoiceError, match=r"note_encoder\.onnx cannot be used: .*(Do not trust|again)"):
+        Synthesizer(voice, backend="cpu")
+
+
+def test_there_are_hostile_graphs() -> None:
+    assert len(list(HOSTILE.glob("*.onnx"))) == 4
+
+
+def test_a_voice_that_is_replaced_is_sung_on_as_it_was(copy: Path, other_voice: Path) -> None:
+    """Networks are opened when they are first needed: the guided decoder, the time embedding of a new schedule."""
+    expected = Synthesizer(copy, backend="cpu", threads=1).spectrogram(SONG, guidance=1.5, **OPTIONS)
+    opened = Synthesizer(copy, backend="cpu", threads=1)
+    opened.spectrogram(SONG, guidance=1.0, **OPTIONS | {"steps": 3})
+    copy.rename(copy.with_name("old"))
+    shutil.copytree(other_voice, copy)
+    np.testing.assert_array_equal(opened.spectrogram(SONG, guidance=1.5, **OPTIONS), expected)
+    new = Synthesizer(copy, backend="cpu", threads=1)
+    assert (new.spectrogram(SONG, guidance=1.5, **OPTIONS) != expected).any()
+    shutil.rmtree(copy)
+    shutil.rmtree(copy.with_name("old"))
+    np.testing.assert_array_equal(opened.spectrogram(SONG, guidance=1.5, **OPTIONS | {"steps": 2}), expected)
+
+
+@pytest.mark.parametrize("how", ["other", "short", "longer"])
+def test_a_voice_that_is_written_over_is_no_longer_read(copy: Path, other_voice: Path, how: str) -> None:
+    opened = Synthesizer(copy, backend="cpu", threads=1)
+    expected = opened.spectrogram(SONG, guidance=1.0, **OPTIONS)
+    for name in [path.name for path in copy.iterdir()]:
+        with (copy / name).open("r+b") as file:
+            if how == "other":
+                file.write((other_voice / name).read_bytes())
+            elif how == "short":
+                file.truncate(10)
+            else:
+                file.seek(0, os.SEEK_END)
+                file.write(b"more")
+    np.testing.assert_array_equal(opened.spectrogram(SONG, guidance=1.0, **OPTIONS), expected)
+    with pytest.raises(VoiceError, match=r"weights\.bin does not match|\.onnx does not match"):
+        opened.spectrogram(SONG, guidance=2.0, **OPTIONS)
+
+
+def test_hard_linked_voices_are_sung_exported_and_built(reference_voice: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for path in reference_voice.iterdir():
+        (linked / path.name).hardlink_to(path)
+    mels = [Synthesizer(one, backend="cpu").spectrogram(SONG, **OPTIONS) for one in (linked, reference_voice)]
+    np.testing.assert_array_equal(*mels)
+    voice = Voice.load(linked)
+    assert restore_voice(voice).size == voice.dimensions
+    assert gpu_graph(voice, "decoder", "fp16").graph.initializer
+    assert export_checkpoint(linked, tmp_path / "again", precision="fp16").precision == "fp16"
+
+
+def sparse(name: str, size: int) -> Callable[[Path], None]:
+    """A file of so many bytes, none of which lies on the disk."""
+
+    def make(voice: Path) -> None:
+        (voice / name).unlink(missing_ok=True)
+        with (voice / name).open("wb") as file:
+            file.truncate(size)
+        change(voice, lambda content: content["files"].update({name: {"bytes": size, "sha256": "0" * 64}}))
+
+    return make
+
+
+def unlisted(voice: Path) -> None:
+    put(voice, "notes.txt", b"hello")
+
+
+def at_the_end(voice: Path) -> None:
+    put(voice, "weights.bin", (voice / "weights.bin").read_bytes() + bytes(1 << 17))
+
+
+def record(**facts: Any) -> Callable[[Path], None]:
+    return lambda voice: change(voice, lambda content: content["files"]["decoder.onnx"].update(facts))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (sparse("weights.bin", 60 << 30), "a voice has at most"),
+        (sparse("weights.bin", 4 << 30), "where graphs read"),
+        (sparse("decoder.onnx", 2 << 30), "a voice has at most"),
+        (sparse("more.bin", 1 << 30), "which no graph reads"),
+        (unlisted, "lists 'notes.txt', which no graph reads"),
+        (at_the_end, "where graphs read"),
+        (record(bytes="5"), "must be its bytes"),
+        (record(bytes=-1), "must be its bytes"),
+        (record(bytes=True), "must be its bytes"),
+        (record(bytes=1e999), "must be its bytes"),
+        (record(sha256=5), "must be text"),
+        (record(sha256=None), "must be text"),
+    ],
+)
+def test_sizes_and_files_that_no_voice_has(copy: Path, make: Callable[[Path], None], message: str) -> None:
+    make(copy)
+    with pytest.raises(VoiceError, match=message):
+        Voice.load(copy)
+
+
+@pytest.mark.parametrize("name", ["voice.json", "decoder.onnx", "weights.bin"])
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "circle", "kmsg"])
+def test_what_is_no_file_is_refused_at_once(copy: Path, name: str, kind: str) -> None:
+    path = copy / name
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"device": "/dev/zero", "circle": path.name, "kmsg": "/proc/kmsg"}[kind])
+    with pytest.raises(VoiceError):
+        Voice.load(copy)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"name": "\\ud800"}', '{"a": ' * 5000 + "1" + "}" * 5000, '{"format": ' + "9" * 5000 + "}", '{"format": 1e999}'],
+    ids=["surrogate", "deep", "long number", "infinite"],
+)  # fmt: skip
+def test_json_that_is_no_description(copy: Path, text: str) -> None:
+    (copy / DESCRIPTION).write_text(text)
+    with pytest.raises(VoiceError, match=r"voice\.json cannot be used"):
+        Voice.load(copy)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_where_they_would_be_swallowed(
+    vocoded_voice: Path, tmp_path: Path, bad: float
+) -> None:
+    """Quantising makes numbers of them, and a clip of infinities; in other networks they reach what is sung."""
+    eight = export_checkpoint(vocoded_voice, tmp_path / "int8", precision="int8").folder
+    for source, network, name in (
+        (eight, "decoder", "layers.0.attention_norm.weight"),
+        (vocoded_voice, "vocoder", "prior.bias"),
+    ):
+        voice = Path(shutil.copytree(source, tmp_path / network))
+        model = onnx.load(voice / f"{network}.onnx", load_external_data=False)
+        weight = next(tensor for tensor in model.graph.initializer if tensor.name.startswith(name) and tensor.raw_data)
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values.ravel()[3] = bad
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        put(voice, f"{network}.onnx", model.SerializeToString())
+        with pytest.raises(VoiceError, match=rf"{network}\.onnx has weights that are no finite numbers .*{name}"):
+            Voice.load(voice)
+
+
+def test_voices_are_copied_and_pickled(reference_voice: Path) -> None:
+    voice = Voice.load(reference_voice)
+    for again in (copying.deepcopy(voice), pickle.loads(pickle.dumps(voice))):
+        assert again == voice
+        assert again.model("decoder") == voice.model("decoder")
