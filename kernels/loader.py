@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from notewave.errors import BackendError
+from notewave.inputs import HeldFiles
 from notewave.kernels.layout import SIGNATURES
 
 SOURCE = "notewave.cu"
 HEADERS = ("lanes.cuh", "philox.cuh")
 FLAGS = ("-std=c++17", "--fmad=false")  # without fused multiply-add the kernels equal their twins bit for bit
+CUBIN = re.compile(r"kernels-[0-9a-f]{12}\.cubin")  # the file names that there are of cubins
 THREADS = 128  # a block; each thread takes four elements at a time
 
 
@@ -38,10 +41,10 @@ def cubin_name() -> str:
     return f"kernels-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]}.cubin"
 
 
-def load_kernels(folder: Path, capability: tuple[int, int]) -> bytes:
+def load_kernels(files: HeldFiles, capability: tuple[int, int]) -> bytes:
     """Cubin that was compiled ahead into a folder; where it is missing, or stale, one that is compiled now."""
-    ahead = folder / cubin_name()
-    return ahead.read_bytes() if ahead.is_file() else compile_kernels(capability)
+    ahead = cubin_name()
+    return files.read(ahead) if ahead in files.records else compile_kernels(capability)
 
 
 @functools.cache

@@ -33,7 +33,7 @@ class SimulatedOnnxRuntime:
     def __init__(self, device: SimulatedDevice, providers: tuple[str, ...] = (CUDA, CPU)) -> None:
         self.__name__ = "onnxruntime"
         self.device, self.providers = device, providers
-        self.sessions: list[tuple[str, int]] = []  # that were opened: file and stream's handle
+        self.sessions: list[tuple[str, int]] = []  # that were opened: first output and stream's handle
         self.taken = {CUDA, CPU}  # what a session takes of the providers it is given
         self.preloaded = 0
 
@@ -53,7 +53,7 @@ class SimulatedOnnxRuntime:
     def OrtValue(self) -> type[OrtValue]:
         return OrtValue
 
-    def InferenceSession(self, path_or_bytes: str, sess_options: SessionOptions, providers: list) -> InferenceSession:
+    def InferenceSession(self, path_or_bytes: bytes, sess_options: SessionOptions, providers: list) -> InferenceSession:
         return InferenceSession(self, path_or_bytes, sess_options, providers)
 
 
@@ -92,14 +92,15 @@ class OrtValue:
 
 class InferenceSession:
     def __init__(
-        self, runtime: SimulatedOnnxRuntime, path: str, options: SessionOptions, providers: list[object]
+        self, runtime: SimulatedOnnxRuntime, model: bytes, options: SessionOptions, providers: list[object]
     ) -> None:
         (name, given), fallback = providers
         assert (name, fallback) == (CUDA, CPU)
         self.device, self.shared, self._taken = runtime.device, options.shared, runtime.taken
         self.stream = self.device.streams[int(given["user_compute_stream"])]
-        runtime.sessions.append((path.rpartition("/")[2], self.stream.handle))
-        graph = onnx.load(path)
+        self._model_bytes = model  # as the real one
+        graph = onnx.load_from_string(model)
+        runtime.sessions.append((graph.graph.output[0].name, self.stream.handle))
         self._weights = {tensor.name: tensor.raw_data for tensor in graph.graph.initializer}
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = 1
@@ -108,6 +109,9 @@ class InferenceSession:
         )
         self.runs: dict[tuple[object, ...], int] = {}  # of each shape
         self.lock = threading.Lock()
+
+    def disable_fallback(self) -> None:
+        pass
 
     def get_providers(self) -> list[str]:
         return [name for name in (CUDA, CPU) if name in self._taken]

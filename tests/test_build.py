@@ -16,7 +16,7 @@ from sounding_voice import sounding_voice
 
 from notewave.backends.device.cache import plans_home
 from notewave.backends.device.contracts import gpu_contracts
-from notewave.backends.device.plans import RECORD, PlanRecord, check_plans, find_plans, target_of
+from notewave.backends.device.plans import RECORD, PlanRecord, find_plans, open_plans, target_of
 from notewave.backends.graphs import make
 from notewave.backends.trt import modules
 from notewave.errors import BackendError, VoiceError
@@ -54,7 +54,7 @@ def check_built(voice: Voice, capability: tuple[int, int]) -> None:
     """Build float16 plans with the installed TensorRT-RTX and look at what is there."""
     trt = pytest.importorskip("tensorrt_rtx")
     folder = build_plans(voice, "fp16", capability)
-    assert find_plans(voice, trt, capability, None) == folder
+    assert find_plans(voice, trt, capability, None).folder == folder
     content = json.loads((folder / RECORD).read_text())
     networks = ["note_encoder", "context_encoder", "cross_attention", "time_embedding", "decoder"]
     networks += ["vocoder"]
@@ -151,7 +151,7 @@ def test_a_new_build_leaves_no_kernels_of_an_older_source(voice: Voice, monkeypa
     for change in ("", "// changed"):
         monkeypatch.setattr(loader, "source", lambda name=loader.SOURCE, change=change: source(name) + change)
         folder = build_plans(voice, "fp16", (8, 9), trt=trt, compile_plan=simulated_plan)
-        check_plans(folder, target_of(voice, trt, (8, 9), "fp16"))
+        open_plans(folder, target_of(voice, trt, (8, 9), "fp16"), voice)
         names.append([path.name for path in folder.glob("*.cubin")])
     assert len(names[0]) == len(names[1]) == 1 and names[0] != names[1]
 
@@ -160,14 +160,14 @@ def test_a_build_that_fails_leaves_older_plans_alone(voice: Voice) -> None:
     trt = SimulatedTensorRTRTX(SimulatedDevice())
     folder = build_plans(voice, "fp16", (8, 9), trt=trt, compile_plan=simulated_plan)
     target = target_of(voice, trt, (8, 9), "fp16")
-    check_plans(folder, target)
+    open_plans(folder, target, voice)
 
     def fails(*_: object) -> bytes:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         build_plans(voice, "fp16", (8, 9), trt=trt, compile_plan=fails)
-    check_plans(folder, target)
+    open_plans(folder, target, voice)
 
 
 def test_tensorrt_itself_builds_float32_for_turing_too(voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from notewave.errors import BackendError
+from notewave.inputs import FileRecord, HeldFiles
 from notewave.kernels import loader
 from notewave.kernels.layout import SIGNATURES
 
@@ -37,9 +38,13 @@ def test_a_cubin_of_another_source_flags_or_arguments_is_compiled_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "compile_kernels", lambda _: b"now")
-    assert loader.load_kernels(tmp_path, (8, 9)) == b"now"
-    (tmp_path / loader.cubin_name()).write_bytes(b"ahead")
-    assert loader.load_kernels(tmp_path, (8, 9)) == b"ahead"
+    none = HeldFiles(tmp_path, {}, "plans.json", BackendError, "")
+    assert loader.load_kernels(none, (8, 9)) == b"now"
+    path = tmp_path / loader.cubin_name()
+    assert loader.CUBIN.fullmatch(path.name)
+    path.write_bytes(b"ahead")
+    files = HeldFiles(tmp_path, {path.name: FileRecord.of(path)}, "plans.json", BackendError, "")
+    assert loader.load_kernels(files, (8, 9)) == b"ahead"
     source = loader.source
     changes = [("FLAGS", (*loader.FLAGS, "-G")), ("SIGNATURES", {**SIGNATURES, "philox_normal": "PPI"})]
     for changed in (loader.SOURCE, *loader.HEADERS):
@@ -47,8 +52,8 @@ def test_a_cubin_of_another_source_flags_or_arguments_is_compiled_again(
     for what, change in changes:
         with monkeypatch.context() as patch:
             patch.setattr(loader, what, change)
-            assert loader.load_kernels(tmp_path, (8, 9)) == b"now", what
-    assert loader.load_kernels(tmp_path, (8, 9)) == b"ahead"
+            assert loader.load_kernels(files, (8, 9)) == b"now", what
+    assert loader.load_kernels(files, (8, 9)) == b"ahead"
 
 
 def test_missing_compilers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from simulated_onnxruntime import CPU, CUDA, SimulatedOnnxRuntime
 
 import notewave
 from notewave.backends.device.contracts import gpu_contracts
+from notewave.backends.device.plans import find_plans
 from notewave.backends.graphs.typed import NARROWING_NORM
 from notewave.backends.ort import executors, providers
 from notewave.backends.ort.backend import OrtBackend
@@ -122,8 +123,9 @@ def test_the_real_package_without_a_driver_leaves_no_session_on_the_cpu_in_silen
 ) -> None:
     monkeypatch.setenv("NOTEWAVE_PLANS", str(tmp_path))
     voice, device = Voice.load("band"), SimulatedDevice()
-    folder = make_graphs(voice, "fp16", device.capability)
-    sessions = Sessions(folder, onnxruntime, device, 0, gpu_contracts(voice, "fp16"), DEFAULTS)
+    make_graphs(voice, "fp16", device.capability)
+    graphs = find_plans(voice, onnxruntime, device.capability, "fp16")
+    sessions = Sessions(graphs, onnxruntime, device, 0, gpu_contracts(voice, "fp16"), DEFAULTS)
     with device, pytest.raises(BackendError, match=rf"cannot load its {CUDA} and took {CPU}|failed on simulated GPU"):
         sessions.open_ahead(["context_encoder"])
     with device:

@@ -42,7 +42,7 @@ def build_plans(
     compute_capability: of the GPU they are for, such as (8, 9); by default that of the GPU here. flavour: one of
     plans.FLAVOURS; by default the first installed TensorRT that builds for this GPU and precision. trt, compile_plan:
     stand in for the installed TensorRT. Raises VoiceError for a voice with 8-bit weights, BackendError when TensorRT is
-    missing or cannot build for this GPU and precision.
+    missing or cannot build for this GPU and precision, OutputError when the folder cannot be written.
     """
     check_makeable(voice, precision)
     if flavour == ONNXRUNTIME:

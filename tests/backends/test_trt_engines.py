@@ -28,10 +28,11 @@ from notewave.backends.trt import backend as trt
 from notewave.backends.trt.backend import open_tensorrt
 from notewave.errors import BackendError
 from notewave.export.plans.build import build_plans
+from notewave.inputs import FileRecord
 from notewave.kernels import loader
 from notewave.song.dialect import Tokens
 from notewave.sound.mel import FRAMES, MELS
-from notewave.voice.folder import FileRecord, Voice
+from notewave.voice.folder import Voice
 
 
 @pytest.mark.parametrize("kind", ["tensorrt", "rtx", "rtx that cannot be captured", "no graphs"])
@@ -99,7 +100,7 @@ def test_damaged_stale_and_foreign_plans_are_refused_by_name(voice: Voice, spoil
     plan = spoilable / "decoder.plan"
     whole = plan.read_bytes()
     plan.write_bytes(whole[:-100])
-    with pytest.raises(BackendError, match=r"decoder\.plan has \d+ bytes of \d+: it was cut short"):
+    with pytest.raises(BackendError, match=r"decoder\.plan has \d+ bytes where plans\.json says \d+: it was cut short"):
         opened(voice)
     plan.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(BackendError, match=r"decoder\.plan does not match its SHA-256"):
@@ -160,7 +161,7 @@ def test_every_tensorrt_that_is_installed_is_asked_for_plans(
     monkeypatch.setattr(trt, "tensorrt_modules", lambda: modules)
     for folder in spoilable.parent.glob("*-tensorrt-*"):
         shutil.rmtree(folder)
-    assert open_tensorrt(voice, {}, device=device).shared.runtime.folder == spoilable
+    assert open_tensorrt(voice, {}, device=device).shared.runtime.plans.folder == spoilable
     shutil.rmtree(spoilable)
     with pytest.raises(BackendError, match=r"for tensorrt 11.* other TensorRT here: .* for tensorrt_rtx 1\.7"):
         open_tensorrt(voice, {}, device=device)

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+from notewave.errors import BackendError
 from notewave.voice.folder import Voice
 
 FORMAT = 2  # of plans.json and of the way graphs are rewritten; older plans are refused
@@ -14,9 +15,13 @@ HOME_VARIABLE = "NOTEWAVE_PLANS"
 
 
 def plans_home() -> Path:
-    """Folder of all plans: $NOTEWAVE_PLANS, or ~/.cache/notewave/plans."""
-    chosen = os.environ.get(HOME_VARIABLE)
-    return Path(chosen) if chosen else Path.home() / ".cache" / "notewave" / "plans"
+    """Folder of all plans: $NOTEWAVE_PLANS, or ~/.cache/notewave/plans. Raises BackendError where there is no ~."""
+    if chosen := os.environ.get(HOME_VARIABLE):
+        return Path(chosen)
+    try:
+        return Path.home() / ".cache" / "notewave" / "plans"
+    except RuntimeError as error:
+        raise BackendError(f"there is no folder for plans ({error}). Name one in {HOME_VARIABLE}.") from error
 
 
 def graphs_digest(voice: Voice) -> str:

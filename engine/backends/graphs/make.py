@@ -12,9 +12,9 @@ import onnx
 from onnx import helper
 
 import notewave
-from notewave.backends.device.cache import FORMAT, plans_home
+from notewave.backends.device.cache import FORMAT, HOME_VARIABLE, plans_home
 from notewave.backends.device.contracts import gpu_contracts
-from notewave.backends.device.plans import PlanRecord, plan_name, target_of
+from notewave.backends.device.plans import NAME_MOST, PlanRecord, Target, plan_name, target_of
 from notewave.backends.device.shapes import MAX_BATCH, token_buckets
 from notewave.backends.graphs.lean import (
     drop_unused,
@@ -26,11 +26,12 @@ from notewave.backends.graphs.lean import (
     take_bias,
 )
 from notewave.backends.graphs.typed import ELEMENTS, load_graph, type_graph
-from notewave.errors import BackendError
+from notewave.errors import BackendError, OutputError
 from notewave.files import atomic_folder
+from notewave.inputs import FileRecord
 from notewave.kernels.loader import compile_kernels, cubin_name
 from notewave.voice.contracts import Contract
-from notewave.voice.folder import FileRecord, Voice
+from notewave.voice.folder import Voice
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def gpu_graph(voice: Voice, network: str, precision: str, narrow_norms: bool = F
 
     Raises VoiceError for graphs that hold integer weights, or that are not as notewave exports them.
     """
-    model, size = load_graph(voice.graph(network)), voice.dimensions
+    model, size = load_graph(voice, network), voice.dimensions
     graph = model.graph
     if network in ("note_encoder", "context_encoder", "decoder"):
         merge_heads(graph, size.heads)
@@ -51,7 +52,7 @@ def gpu_graph(voice: Voice, network: str, precision: str, narrow_norms: bool = F
         merge_keys_values(graph)
         give_bias(graph)
     elif network == "time_embedding":
-        decoder = load_graph(voice.graph("decoder")).graph
+        decoder = load_graph(voice, "decoder").graph
         fold_norms(graph, fold_film(decoder, size))
     _declare(graph, gpu_contracts(voice, precision)[network])
     drop_unused(graph)
@@ -64,25 +65,36 @@ def make_plans(
 ) -> Path:
     """Keep what ``plan`` gives for every network of a voice, and the CUDA kernels, in a folder of its own, whole.
 
-    engine: one of plans.FLAVOURS' modules.
+    engine: one of plans.FLAVOURS' modules. Raises OutputError when the folder cannot be written.
     """
-    target, seconds = target_of(voice, engine, capability, precision), {}
-    with atomic_folder(target.folder(voice, plans_home())) as folder:
-        for network, contract in gpu_contracts(voice, precision).items():
-            start = time.perf_counter()
-            (folder / plan_name(network, target.flavour)).write_bytes(plan(network, contract))
-            seconds[network] = round(time.perf_counter() - start, 2)
-            log.info("%s built for compute capability %s in %.1f s", network, target.capability, seconds[network])
-        try:
-            (folder / cubin_name()).write_bytes(compile_kernels(capability))
-        except BackendError as error:
-            log.info("kernels are left to be compiled on the GPU's machine: %s", error)
-        files = {path.name: FileRecord.of(path) for path in sorted(folder.iterdir())}
-        record = PlanRecord(
-            FORMAT, target, voice.name, notewave.__version__, token_buckets(voice), MAX_BATCH, seconds, files
-        )
-        record.save(folder)
-    return target.folder(voice, plans_home())
+    target = target_of(voice, engine, capability, precision)
+    home = target.folder(voice, plans_home())
+    try:
+        with atomic_folder(home) as folder:
+            seconds = _write_plans(folder, voice, target, plan)
+            try:
+                (folder / cubin_name()).write_bytes(compile_kernels(capability))
+            except BackendError as error:
+                log.info("kernels are left to be compiled on the GPU's machine: %s", error)
+            files = {path.name: FileRecord.of(path) for path in sorted(folder.iterdir())}
+            name, buckets = voice.name[:NAME_MOST], token_buckets(voice)
+            PlanRecord(FORMAT, target, name, notewave.__version__, buckets, MAX_BATCH, seconds, files).save(folder)
+    except OutputError as error:
+        raise OutputError(f"{error} {HOME_VARIABLE} names where plans go.") from error
+    return home
+
+
+def _write_plans(
+    folder: Path, voice: Voice, target: Target, plan: Callable[[str, Contract], bytes]
+) -> dict[str, float]:
+    """Write the plan of every network; the seconds that each took."""
+    seconds = {}
+    for network, contract in gpu_contracts(voice, target.precision).items():
+        start = time.perf_counter()
+        (folder / plan_name(network, target.flavour)).write_bytes(plan(network, contract))
+        seconds[network] = round(time.perf_counter() - start, 2)
+        log.info("%s built for compute capability %s in %.1f s", network, target.capability, seconds[network])
+    return seconds
 
 
 def _declare(graph: onnx.GraphProto, contract: Contract) -> None:

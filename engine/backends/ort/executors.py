@@ -18,16 +18,15 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from notewave.backends.device.cache import HOME_VARIABLE, plans_home
+from notewave.backends.device.cache import plans_home
 from notewave.backends.device.contracts import gpu_contracts
 from notewave.backends.device.driver import CudaDevice
 from notewave.backends.device.plans import (
-    ONNXRUNTIME,
     PLAN_PRECISIONS,
-    RECORD,
+    Plans,
     check_makeable,
-    check_plans,
-    plan_name,
+    has_plans,
+    open_plans,
     target_of,
 )
 from notewave.backends.executor import Capture, Scratch
@@ -37,7 +36,7 @@ from notewave.backends.graphs.make import gpu_graph, make_plans
 from notewave.backends.graphs.typed import ELEMENTS
 from notewave.backends.ort.failures import on_gpu
 from notewave.backends.ort.providers import CPU, CUDA, check_driver
-from notewave.backends.ort.sessions import check_contract
+from notewave.backends.ort.sessions import check_contract, let_go_of_bytes
 from notewave.backends.ort.weights import GpuWeights
 from notewave.checks import is_integer, quoted
 from notewave.errors import BackendError, OutputError, VoiceError
@@ -81,14 +80,14 @@ def open_cuda(
         runtime.preload_dlls()  # CUDA and cuDNN from pip's packages, where they are not installed otherwise
     with device:
         precision = options.get("precision", PLAN_PRECISIONS[0])
-        folder = _graphs(voice, runtime, device, precision)
-        sessions = Sessions(folder, runtime, device, ordinal, gpu_contracts(voice, precision), provider)
-        kernels = device.kernels(load_kernels(folder, device.capability))
+        graphs = _graphs(voice, runtime, device, precision)
+        sessions = Sessions(graphs, runtime, device, ordinal, gpu_contracts(voice, precision), provider)
+        kernels = device.kernels(load_kernels(graphs.files, device.capability))
         backend = GpuBackend(voice, device, sessions, kernels, bool(options.get("graphs", True)))
         backend.shared.streams.append(sessions.open_ahead(SEGMENT_NETWORKS))
         if voice.vocoder:
             backend.vocode(np.zeros((1, 1, MELS), np.float32), 0)  # what it lacks is to be found now
-    log.info("graphs of %s on %s, CUDA %s", folder, device.name, device.driver)
+    log.info("graphs of %s on %s, CUDA %s", graphs.folder, device.name, device.driver)
     return backend
 
 
@@ -110,24 +109,21 @@ def make_graphs(voice: Voice, precision: str, capability: tuple[int, int], runti
     return make_plans(voice, runtime, capability, precision, plan)
 
 
-def _graphs(voice: Voice, runtime: Any, device: CudaDevice, precision: str) -> Path:
-    """Folder of a voice's graphs, checked, or made now."""
-    target = target_of(voice, runtime, device.capability, precision)
-    folder = target.folder(voice, plans_home())
-    if (folder / RECORD).is_file():
-        try:
-            check_plans(folder, target)
-        except BackendError as error:
-            log.warning("making the graphs again: %s", error)
-        else:
-            return folder
-    log.warning("making the graphs of voice %r for %s; they are kept in %s", voice.name, device.name, folder)
+def _graphs(voice: Voice, runtime: Any, device: CudaDevice, precision: str) -> Plans:
+    """A voice's graphs, checked, or made now."""
     try:
-        return make_graphs(voice, precision, device.capability, runtime)
-    except VoiceError as error:
+        check_makeable(voice, precision)
+        target = target_of(voice, runtime, device.capability, precision)
+        folder = target.folder(voice, plans_home())
+        if has_plans(folder):
+            try:
+                return open_plans(folder, target, voice)
+            except BackendError as error:
+                log.warning("making the graphs again: %s", error)
+        log.warning("making the graphs of voice %r for %s; they are kept in %s", voice.name, device.name, folder)
+        return open_plans(make_graphs(voice, precision, device.capability, runtime), target, voice)
+    except (OutputError, VoiceError) as error:
         raise BackendError(str(error)) from error
-    except OutputError as error:
-        raise BackendError(f"{error} {HOME_VARIABLE} names where graphs for a GPU can go.") from error
 
 
 def _ordinal(given: Any) -> int:
@@ -137,7 +133,7 @@ def _ordinal(given: Any) -> int:
 
 
 class Sessions:
-    """A folder's graphs in sessions: see ``notewave.backends.executor.Runtime``."""
+    """A voice's graphs in sessions: see ``notewave.backends.executor.Runtime``."""
 
     name = "cuda"
     warm_runs = 2  # of a shape: the first allocates, the second settles what it allocated
@@ -145,7 +141,7 @@ class Sessions:
 
     def __init__(
         self,
-        folder: Path,
+        graphs: Plans,
         runtime: Any,
         device: CudaDevice,
         ordinal: int,
@@ -153,7 +149,7 @@ class Sessions:
         options: Mapping[str, Any],
     ) -> None:
         """options: of the CUDA provider."""
-        self.folder, self.device, self.contracts, self.ordinal = folder, device, contracts, ordinal
+        self.graphs, self.device, self.contracts, self.ordinal = graphs, device, contracts, ordinal
         self.runtime = runtime
         self._provider = (CUDA, {**options, "device_id": str(ordinal)})
         self._weights: dict[str, GpuWeights] = {}
@@ -203,31 +199,33 @@ class Sessions:
                 self._open[key] = self._load(network, stream)
             return self._open[key]
 
-    def _shared(self, network: str, path: Path) -> Mapping[str, Any]:
+    def _shared(self, network: str, graph: bytes) -> Mapping[str, Any]:
         """Weights that sessions of several streams share; other networks have one session at a time, with its own."""
         if network not in SEGMENT_NETWORKS:
             return {}
         if network not in self._weights:
-            self._weights[network] = GpuWeights(self.device, self.ordinal, path, self.runtime.OrtValue.from_dlpack)
+            path, from_dlpack = self.graphs.path(network), self.runtime.OrtValue.from_dlpack
+            self._weights[network] = GpuWeights(self.device, self.ordinal, graph, path, from_dlpack)
         return self._weights[network].values
 
     def _load(self, network: str, stream: Any) -> Any:
-        path = self.folder / plan_name(network, ONNXRUNTIME)
+        path, graph = self.graphs.path(network), self.graphs.read(network)
         settings = self.runtime.SessionOptions()
         settings.intra_op_num_threads = 1  # what stays on the CPU is a few numbers
         settings.log_severity_level = 3
         with on_gpu(self.device, f"opening {path}"):
-            for name, value in self._shared(network, path).items():
+            for name, value in self._shared(network, graph).items():
                 settings.add_initializer(name, value)
             name, options = self._provider
             providers = [(name, {**options, "user_compute_stream": str(stream.handle)}), CPU]
-            session = self.runtime.InferenceSession(str(path), settings, providers=providers)
+            session = self.runtime.InferenceSession(graph, settings, providers=providers)
         if CUDA not in (taken := session.get_providers()):  # a provider that fails is passed over
             raise BackendError(
                 f"ONNX Runtime cannot load its {CUDA} and took {', '.join(taken)}; why is on stderr. "
                 "Install the libraries that it needs: pip install 'onnxruntime-gpu[cuda,cudnn]'."
             )
         check_contract(path, self.contracts[network], session)
+        let_go_of_bytes(session)
         return session
 
 

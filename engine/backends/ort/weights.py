@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
 from notewave.backends.device.buffers import Layout, Slab
 from notewave.backends.device.driver import CudaDevice
+from notewave.backends.device.plans import REBUILD
+from notewave.errors import BackendError
 
 SHARED = {
     TensorProto.FLOAT: (2, 32),
@@ -32,11 +35,20 @@ NOTHING = ctypes.cast(ctypes.pythonapi.Py_IsInitialized, ctypes.c_void_p)
 class GpuWeights:
     """Weights of a graph on a GPU, as values that sessions take in the place of the graph's own, by name."""
 
-    def __init__(self, device: CudaDevice, ordinal: int, path: Path, from_dlpack: Callable[[Any], Any]) -> None:
-        """from_dlpack: makes a value of such memory. Raises BackendError, with sizes, when there is not enough."""
+    def __init__(
+        self, device: CudaDevice, ordinal: int, graph: bytes, path: Path, from_dlpack: Callable[[Any], Any]
+    ) -> None:
+        """graph: its weights inside. path: where it was read, to be named. from_dlpack: makes a value of such memory.
+
+        Raises BackendError for what is no graph, and, with sizes, when there is not enough memory.
+        """
+        try:
+            initializers = onnx.load_from_string(graph).graph.initializer
+        except DecodeError as error:
+            raise BackendError(f"{path} is no ONNX graph ({error}). {REBUILD}") from error
         weights = {
             tensor.name: tensor
-            for tensor in onnx.load(path).graph.initializer
+            for tensor in initializers
             if tensor.data_type in SHARED and len(tensor.raw_data) >= SMALLEST
         }
         layout = Layout({name: len(tensor.raw_data) for name, tensor in weights.items()} or {"none": 1})

@@ -8,7 +8,7 @@ from typing import Any
 
 from notewave.backends.device.contracts import gpu_contracts
 from notewave.backends.device.driver import CudaDevice
-from notewave.backends.device.plans import PlanRecord, find_plans
+from notewave.backends.device.plans import find_plans
 from notewave.backends.gpu.backend import GpuBackend
 from notewave.backends.gpu.workspace import SEGMENT_NETWORKS
 from notewave.backends.trt.engines import Engines
@@ -38,8 +38,8 @@ def open_tensorrt(
     device = device or CudaDevice(options.get("device_id", 0))  # first: without a GPU it fails at once
     with device:
         engines = _open_engines(voice, [trt] if trt else tensorrt_modules(), device, options.get("precision"))
-        kernels = device.kernels(load_kernels(engines.folder, device.capability))
-    log.info("plans of %s on %s, CUDA %s", engines.folder, device.name, device.driver)
+        kernels = device.kernels(load_kernels(engines.plans.files, device.capability))
+    log.info("plans of %s on %s, CUDA %s", engines.plans.folder, device.name, device.driver)
     return GpuBackend(voice, device, engines, kernels, bool(options.get("graphs", True)))
 
 
@@ -49,9 +49,8 @@ def _open_engines(voice: Voice, modules: Sequence[Any], device: CudaDevice, prec
     refusals = []
     for trt in modules:
         try:
-            folder = find_plans(voice, trt, device.capability, precision)
-            contracts = gpu_contracts(voice, PlanRecord.load(folder).target.precision)
-            engines = Engines(folder, trt, device, contracts)
+            plans = find_plans(voice, trt, device.capability, precision)
+            engines = Engines(plans, trt, device, gpu_contracts(voice, plans.record.target.precision))
             for network in needed:
                 engines[network]
             return engines

@@ -10,26 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from notewave.backends.device.driver import MIB, CudaDevice
-from notewave.backends.device.plans import REBUILD
+from notewave.backends.device.plans import REBUILD, Plans
 from notewave.backends.executor import Capture, Scratch
 from notewave.errors import BackendError, OutputError
-from notewave.files import atomic_file
+from notewave.files import atomic_file, is_stream
+from notewave.inputs import read_regular
 from notewave.voice.contracts import Contract
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64"}  # by its name
+COMPILED_MOST = 1 << 28  # bytes kept of what was compiled for a network; a few million are usual
 
 
 class Engines:
-    """A folder's plans, each loaded when first needed: see ``notewave.backends.executor.Runtime``."""
+    """A voice's plans, each loaded when first needed: see ``notewave.backends.executor.Runtime``."""
 
     name = "tensorrt"
     warm_runs = 1  # of a shape: the first one allocates
     stream_bound = False
 
-    def __init__(self, folder: Path, trt: Any, device: CudaDevice, contracts: Mapping[str, Contract]) -> None:
-        self.folder, self.device, self.contracts = folder, device, contracts
+    def __init__(self, plans: Plans, trt: Any, device: CudaDevice, contracts: Mapping[str, Contract]) -> None:
+        self.plans, self.device, self.contracts = plans, device, contracts
         self._trt = trt
         self._log = _logger(trt.ILogger)
         try:
@@ -104,19 +106,20 @@ class Engines:
     def keep(self) -> None:
         """Keep what TensorRT-RTX compiled for this GPU, so that the next process need not compile it again."""
         with self._lock:
-            contents = {self._cache_path(network): cache.serialize() for network, cache in self._caches.items()}
-        for path, compiled in contents.items():
+            contents = {network: cache.serialize() for network, cache in self._caches.items()}
+        for network, compiled in contents.items():
             content = b"" if compiled is None else bytes(compiled)
-            if not content or (path.is_file() and path.read_bytes() == content):
+            if not content or content == self._kept(network):
                 continue
             try:
-                with atomic_file(path) as temporary:
-                    temporary.write_bytes(content)
+                if not is_stream(path := self._cache_path(network)):
+                    with atomic_file(path) as temporary:
+                        temporary.write_bytes(content)
             except OutputError as error:
                 log.warning("the next start compiles again: %s", error)
 
     def _load(self, network: str) -> Any:
-        plan = (self.folder / f"{network}.plan").read_bytes()
+        plan = self.plans.read(network)
         engine = self.ask(self._runtime.deserialize_cuda_engine, plan)
         if engine is None:
             reason = self._log.last
@@ -125,7 +128,7 @@ class Engines:
                 causes = self._trt.EngineInvalidityDiagnostics.__members__.items()
                 reason = "; ".join([name for name, cause in causes if int(bits) & int(cause)] + [reason])
             raise BackendError(
-                f"{self.folder / network}.plan, {len(plan) / MIB:.0f} MiB, does not load ({reason}; driver for CUDA "
+                f"{self.plans.path(network)}, {len(plan) / MIB:.0f} MiB, does not load ({reason}; driver for CUDA "
                 f"{self.device.driver} on {self.device.name}; {self._free_memory()}). Update the driver, free GPU "
                 "memory, or build the plans again: notewave build VOICE."
             )
@@ -143,13 +146,19 @@ class Engines:
     def _cache(self, network: str, config: Any) -> Any:
         if network not in self._caches:
             cache = self._caches[network] = config.create_runtime_cache()
-            path = self._cache_path(network)
-            if path.is_file() and not cache.deserialize(path.read_bytes()):
-                log.info("%s is of another driver or GPU; compiling again", path)
+            if (kept := self._kept(network)) and not cache.deserialize(kept):
+                log.info("%s is of another driver or GPU; compiling again", self._cache_path(network))
         return self._caches[network]
 
+    def _kept(self, network: str) -> bytes:
+        """What was compiled for a network by an earlier process; nothing where that cannot be read."""
+        try:
+            return read_regular(self._cache_path(network), COMPILED_MOST)
+        except OSError:
+            return b""
+
     def _cache_path(self, network: str) -> Path:
-        return self.folder / f"{network}.runtime_cache"
+        return self.plans.folder / f"{network}.runtime_cache"
 
 
 class PlanExecutor:
