@@ -10,12 +10,12 @@ from pathlib import Path
 
 from notewave.checks import is_integer, quoted
 from notewave.errors import ArgumentError, OutputError, VoiceError
-from notewave.export.hub import reaching
+from notewave.export.hub import MAX_BYTES, check_sizes, list_files, reaching
 from notewave.files import atomic_folder
+from notewave.inputs import open_regular
 from notewave.voice.folder import DESCRIPTION_MAX_BYTES, Voice
 from notewave.voice.library import DESCRIPTION, PLAIN_NAME, voices, voices_folder
 
-MAX_FILE_BYTES = 16 << 30  # of a voice from the hub: ten times the published size in float32
 BLOCK = 1 << 20  # bytes copied at once
 
 Fetch = Callable[[str], Path]  # the name of a voice's file -> where its bytes can be read, checked or not
@@ -95,24 +95,26 @@ def _place(name: str) -> Path:
 def _local_voice(folder: Path) -> tuple[Voice, Fetch] | None:
     """A voice in a folder, with all its files checked, if it is one."""
     try:
-        is_voice = (folder / DESCRIPTION).is_file()
+        os.close(open_regular(folder / DESCRIPTION))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as error:
-        raise VoiceError(f"{folder} cannot be read: {error.strerror or error}. Check its permissions.") from error
-    return (Voice.load(folder), folder.joinpath) if is_voice else None
+        raise VoiceError(
+            f"{folder / DESCRIPTION} cannot be read: {error.strerror or error}. Check what stands there."
+        ) from error
+    return Voice.load(folder), folder.joinpath
 
 
 def _hub_voice(repository: str) -> tuple[Voice, Fetch] | None:
     """A voice on the Hugging Face hub, of its newest revision, if it is one; its files have the sizes that it says."""
-    from huggingface_hub import HfApi, hf_hub_download
-
-    with reaching(repository):
-        info = HfApi().model_info(repository, files_metadata=True)
+    revision, sizes = list_files(repository)
 
     def fetch(file: str) -> Path:
         with reaching(repository):
-            return Path(hf_hub_download(repository, file, revision=info.sha))
+            from huggingface_hub import hf_hub_download
 
-    sizes = {file.rfilename: file.size for file in info.siblings or ()}
+            return Path(hf_hub_download(repository, file, revision=revision))
+
     if DESCRIPTION not in sizes:
         return None
     if not is_integer(sizes[DESCRIPTION], 0, DESCRIPTION_MAX_BYTES):
@@ -121,10 +123,11 @@ def _hub_voice(repository: str) -> tuple[Voice, Fetch] | None:
     for file, record in voice.files.items():
         if not PLAIN_NAME.fullmatch(file):
             raise _crooked(repository, quoted(file), "is listed, which is no plain name of a file")
-        if not is_integer(record.bytes, 0, MAX_FILE_BYTES) or sizes.get(file) != record.bytes:
+        if not is_integer(record.bytes, 0, MAX_BYTES) or sizes.get(file) != record.bytes:
             raise _crooked(
                 repository, file, f"has {sizes.get(file, 'no')} bytes where {DESCRIPTION} says {quoted(record.bytes)}"
             )
+    check_sizes(repository, {file: sizes[file] for file in voice.files})
     return voice, fetch
 
 
@@ -133,7 +136,11 @@ def _crooked(repository: str, file: str, fault: str) -> VoiceError:
 
 
 def _copy(source: Path, target: Path, most: int) -> None:
-    """Copy a file's bytes, and no more than so many."""
-    with source.open("rb") as read, target.open("xb") as write:
+    """Copy a regular file's bytes, and no more than so many. Raises OSError and VoiceError."""
+    try:
+        descriptor = open_regular(source)
+    except OSError as error:
+        raise VoiceError(f"{source} cannot be read: {error.strerror or error}. Copy the voice again.") from error
+    with open(descriptor, "rb") as read, target.open("xb") as write:  # noqa: PTH123
         while block := read.read(min(most, BLOCK)):
             most -= write.write(block)

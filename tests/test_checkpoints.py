@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from no_files import EMPTY_FILES, NO_FILES, NOWHERE, put
 from safetensors.torch import load_file, save_file
 
 from notewave.errors import VoiceError
@@ -23,6 +24,7 @@ from notewave.sampling.schedule import NoiseSchedule
 
 REFERENCE = Path(__file__).parent / "data" / "reference" / "checkpoint"
 PARTS = ("notes_encoder", "continuous_encoder", "decoder")
+SCHEDULER = "scheduler/scheduler_config.json"
 WEIGHTS = "diffusion_pytorch_model"
 
 
@@ -72,7 +74,7 @@ def test_half_precision_is_read_as_float32(copy: Path) -> None:
 
 def test_vocoder_is_found_and_predictions_are_renamed(copy: Path) -> None:
     (copy / "melgan").mkdir()
-    (copy / "melgan" / "model.onnx").touch()
+    (copy / "melgan" / "model.onnx").write_bytes(b"not read here")
     change_json(copy / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
     checkpoint = load_diffusers(copy)
     assert (checkpoint.prediction, checkpoint.vocoder) == ("v", copy / "melgan" / "model.onnx")
@@ -133,11 +135,115 @@ def test_absurd_sizes_are_refused_before_memory_is_taken(copy: Path) -> None:
         load_diffusers(copy)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b" " * (1 << 21)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000, b" " * (1 << 21), b'{"a":' + b"9" * 100_000],
+    ids=lambda content: repr(content[:9]),
+)
 def test_broken_json(copy: Path, content: bytes) -> None:
     (copy / "decoder" / "config.json").write_bytes(content)
     with pytest.raises(VoiceError, match=r"decoder.config\.json"):
         load_diffusers(copy)
+
+
+DEEP = "[" * 900 + "]" * 900
+
+
+@pytest.mark.parametrize(
+    ("file", "setting"),
+    [
+        *(
+            (SCHEDULER, f'"{key}": {value}')
+            for key in ("prediction_type", "trained_betas")
+            for value in (DEEP, "[[1]]")
+        ),
+        *(("decoder/config.json", f'"{key}": {DEEP}') for key in ("d_model", "num_layers", "targets_length")),
+        ("decoder/config.json", '"d_model": "\\ud800\\u001b[2J"'),
+        ("notes_encoder/config.json", f'"vocab_size": {"9" * 4000}'),
+        ("notes_encoder/config.json", f'"feed_forward_proj": "{"x" * 500_000}"'),
+        ("notes_encoder/config.json", '"max_length": 1e999'),
+    ],
+)
+def test_settings_that_are_deep_long_or_no_text(copy: Path, file: str, setting: str) -> None:
+    """All three networks agree on what is wrong, so that it is compared and then told."""
+    for path in (*(copy / part / "config.json" for part in PARTS), copy / SCHEDULER):
+        if path == copy / file or (path.parent.name in PARTS and file != SCHEDULER):
+            path.write_text(path.read_text().rstrip().removesuffix("}") + f", {setting}}}")
+    with pytest.raises(VoiceError) as caught:
+        load_diffusers(copy)
+    assert len(str(caught.value)) < 1000 and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("kind", [*NO_FILES, *EMPTY_FILES, *NOWHERE])
+@pytest.mark.parametrize("name", ["decoder/config.json", SCHEDULER])
+def test_settings_that_are_no_files(copy: Path, kind: str, name: str) -> None:
+    put(kind, copy / name)
+    with pytest.raises(VoiceError, match=f"{name} is not readable JSON"):
+        load_diffusers(copy)
+
+
+@pytest.mark.parametrize("kind", [*NO_FILES, *EMPTY_FILES, "itself", NOWHERE[-1]])
+@pytest.mark.parametrize("name", [f"decoder/{WEIGHTS}.safetensors", f"decoder/{WEIGHTS}.bin", "melgan/model.onnx"])
+def test_weights_that_are_no_files(copy: Path, kind: str, name: str) -> None:
+    if name.endswith(".bin"):
+        pickled(copy)
+    (copy / name).parent.mkdir(exist_ok=True)
+    put(kind, copy / name)
+    with pytest.raises(VoiceError, match=name):
+        load_diffusers(copy)
+
+
+def test_a_part_that_is_a_file(copy: Path) -> None:
+    shutil.rmtree(copy / "decoder")
+    (copy / "decoder").touch()
+    with pytest.raises(VoiceError, match=r"decoder.config\.json is not readable JSON \(Not a directory\)"):
+        load_diffusers(copy)
+
+
+def test_files_may_be_links_that_lead_out(copy: Path, tmp_path: Path) -> None:
+    """So does the hub's client keep them."""
+    for path in [path for path in copy.rglob("*") if path.is_file()]:
+        blob = tmp_path / "blobs" / str(path.relative_to(copy)).replace("/", "-")
+        blob.parent.mkdir(exist_ok=True)
+        path.rename(blob)
+        path.symlink_to(blob)
+    assert same_weights(load_diffusers(copy).model, load_diffusers(REFERENCE).model)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+@pytest.mark.parametrize("pickle", [False, True])
+def test_weights_that_are_no_numbers(copy: Path, value: float, pickle: bool) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["spec_out.weight"] = tensors["spec_out.weight"].double()
+        tensors["spec_out.weight"][3, 5] = value
+
+    change_tensors(copy, spoil)
+    with pytest.raises(VoiceError, match=r"decoder/spec_out\.weight has weights that are no finite numbers"):
+        load_diffusers(pickled(copy) if pickle else copy)
+
+
+def test_names_of_tensors_are_cut_and_shown_as_plain_text(copy: Path) -> None:
+    names = ["\x1b[2J", "n" * 100_000, "line\nbreak"]
+    change_tensors(copy, lambda tensors: tensors.update({name: torch.zeros(1) for name in names}))
+    with pytest.raises(VoiceError, match=r"extra: decoder/\\x1b\[2J, decoder/line\\nbreak, decoder/nnn") as caught:
+        load_diffusers(copy)
+    assert len(str(caught.value)) < 1000 and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "source", ["x" * 300, "a/" + "x" * 300, "a\0b", "", "/dev/zero", "circle", "file.bin", "own/file.bin"]
+)
+def test_what_is_no_source(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file's path, of the form of a hub id, is not asked for on the hub."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "own").mkdir()
+    for file in (tmp_path / "file.bin", tmp_path / "own" / "file.bin"):
+        file.touch()
+    with pytest.raises(
+        VoiceError, match=r"there is no (voice or )?checkpoint at|is not readable JSON|is no folder here"
+    ):
+        load_diffusers(source)
 
 
 def test_truncated_and_missing_weights(copy: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from no_files import EMPTY_FILES, NO_FILES, NOWHERE, put
 from safetensors.numpy import load_file
 
 from notewave.errors import VoiceError
@@ -195,4 +196,108 @@ def test_damaged_chunks(copy: Path, content: bytes | None) -> None:
     path = copy / QUERY / "0.0"
     path.write_bytes(content) if content is not None else path.unlink()
     with pytest.raises(VoiceError, match=re.escape(str(path))):
+        load_t5x(copy)
+
+
+def test_a_chunk_that_breaks_off_behind_its_numbers(copy: Path) -> None:
+    """Where its checksum is."""
+    shutil.rmtree(copy / QUERY)
+    write_array(copy / QUERY, np.arange(64 * 64, dtype=np.float32).reshape(64, 64), [64, 64], "gzip")
+    path = copy / QUERY / "0.0"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(VoiceError, match=re.escape(str(path))):
+        load_t5x(copy)
+
+
+@pytest.mark.parametrize("kind", [*NO_FILES, *EMPTY_FILES, *NOWHERE])
+@pytest.mark.parametrize("name", [f"{QUERY}/.zarray", f"{QUERY}/0.0"])
+def test_files_of_an_array_that_are_none(copy: Path, kind: str, name: str) -> None:
+    put(kind, copy / name)
+    with pytest.raises(VoiceError, match=re.escape(str(copy / name))):
+        load_t5x(copy)
+
+
+@pytest.mark.parametrize("kind", [*NO_FILES, "itself", NOWHERE[-1]])
+def test_configurations_that_are_none(copy: Path, kind: str) -> None:
+    put(kind, copy / "config.gin")
+    with pytest.raises(VoiceError, match=r"config\.gin cannot be read: "):
+        load_t5x(copy)
+
+
+@pytest.mark.parametrize("kind", [*NO_FILES, *EMPTY_FILES, *NOWHERE])
+def test_arrays_that_are_no_folders(copy: Path, kind: str) -> None:
+    shutil.rmtree(copy / QUERY)
+    put(kind, copy / QUERY)
+    with pytest.raises(VoiceError, match=re.escape(str(copy / QUERY / ".zarray"))):
+        load_t5x(copy)
+
+
+@pytest.mark.parametrize("kind", [*NO_FILES, *EMPTY_FILES, *NOWHERE])
+def test_steps_and_runs_that_are_no_folders(tree: Path, tmp_path: Path, kind: str) -> None:
+    put(kind, tmp_path / "checkpoint_500000")
+    assert find_t5x(tmp_path) is None
+    assert find_t5x(tmp_path / "checkpoint_500000") is None
+    (tmp_path / "checkpoint_7").symlink_to(tree)
+    assert find_t5x(tmp_path) == tmp_path / "checkpoint_7"
+
+
+@pytest.mark.parametrize("source", ["x" * 300, "a\0b", "/dev/zero", "/proc/kmsg"])
+def test_what_is_no_folder_has_no_arrays(source: str) -> None:
+    assert find_t5x(Path(source)) is None
+
+
+def test_arrays_that_nobody_wants_are_not_read(copy: Path) -> None:
+    """Each would be refused by its description, which is none."""
+    for i in range(3000):
+        (copy / f"target.decoy.{i:04}").mkdir()
+    (copy / "target.decoy.0000" / ".zarray").mkdir()
+    (copy / "target.\x1b[2J\udcff").symlink_to("/dev/zero")
+    with pytest.raises(VoiceError, match=r"extra: \\x1b\[2J\\xff, decoy\.0000, .* and 2993 more\)"):
+        load_t5x(copy)
+
+
+def test_a_folder_of_very_many_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("notewave.export.checkpoints.t5x.MAX_ENTRIES", 99)
+    for i in range(100):
+        (tmp_path / f"checkpoint_{i}").mkdir()
+    for load in (find_t5x, load_t5x):
+        with pytest.raises(VoiceError, match="more than 99 entries"):
+            load(tmp_path)
+
+
+def test_a_description_is_small(copy: Path) -> None:
+    path = copy / QUERY / ".zarray"
+    path.write_text(path.read_text() + " " * 5000)
+    with pytest.raises(VoiceError, match=r"\.zarray is not readable JSON \(it has \d+ bytes, over 4096\)"):
+        load_t5x(copy)
+
+
+@pytest.mark.parametrize("key", ["dtype", "shape", "chunks", "order", "filters", "compressor", "dimension_separator"])
+def test_descriptions_that_are_deep(copy: Path, key: str) -> None:
+    path = copy / QUERY / ".zarray"
+    path.write_text(path.read_text().rstrip().removesuffix("}") + f', "{key}": {"[" * 900 + "]" * 900}}}')
+    with pytest.raises(VoiceError, match=re.escape(str(path))):
+        load_t5x(copy)
+
+
+def test_small_files_do_not_become_large_arrays(tree: Path, tmp_path: Path) -> None:
+    """A tree of zeros, whose files have a thousandth of their bytes."""
+    for path in tree.glob("target.*"):
+        shape = [512 if size == 64 else size for size in json.loads((path / ".zarray").read_text())["shape"]]
+        write_array(tmp_path / path.name, np.zeros(shape, np.float32), shape, "gzip")
+    with pytest.raises(VoiceError, match=r"are said to have \d+ bytes, and their files have \d+: no trained weights"):
+        load_t5x(tmp_path)
+
+
+def test_too_many_layers(copy: Path) -> None:
+    for i in range(2, 300):
+        (copy / QUERY.replace("layers_1", f"layers_{i}")).symlink_to(QUERY)
+    with pytest.raises(VoiceError, match="has 300 layers in a network, over 256"):
+        load_t5x(copy)
+
+
+def test_too_many_chunks(copy: Path) -> None:
+    shutil.rmtree(copy / QUERY)
+    write_array(copy / QUERY, np.zeros((1, 1), np.float32), [1, 1], None, shape=[65, 64])
+    with pytest.raises(VoiceError, match=r"describes no array that can be read: .* in up to 4096 chunks"):
         load_t5x(copy)

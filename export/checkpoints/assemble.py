@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from notewave.checks import shown
 from notewave.errors import VoiceError
 from notewave.export.networks import SpectrogramDiffusion
+from notewave.inputs import read_regular
 from notewave.sampling.options import Sampling
 from notewave.sampling.schedule import NoiseSchedule
 from notewave.voice.contracts import Dimensions
@@ -29,6 +31,7 @@ MAX_JSON_BYTES = 1 << 20
 MAX_LAYERS = 256
 MAX_PARAMETERS = 4_000_000_000  # ten times the largest published model
 MAX_NAMED = 8  # tensors named in one error, of each kind
+MAX_NAME = 200  # characters of each
 
 # What a voice of published weights recommends: diffusers' own 100 steps of DDPM are there for the asking.
 SAMPLING = Sampling("dpmpp-2m", steps=15)
@@ -53,11 +56,16 @@ class Checkpoint:
     vocoder: Path | None = None  # the ONNX mel decoder that lies beside it
 
 
-def assemble(size: Dimensions, names: Mapping[str, str], stored: Mapping[str, Stored]) -> SpectrogramDiffusion:
+def assemble(
+    size: Dimensions, names: Mapping[str, str], stored: Mapping[str, Stored], others: Iterable[str] = ()
+) -> SpectrogramDiffusion:
     """Build the networks from stored tensors, by a table of names like NAMES.
 
-    Raises VoiceError that names every missing, extra or misshapen tensor, before any is read.
+    Others are names of what lies beside these tensors, and should not. Raises VoiceError that names every missing,
+    extra or misshapen tensor, before any is read, or the first whose numbers are not finite.
     """
+    if (layers := max(size.note_encoder_layers, size.context_encoder_layers, size.decoder_layers)) > MAX_LAYERS:
+        raise VoiceError(f"the checkpoint has {layers} layers in a network, over {MAX_LAYERS}. Check that it is one.")
     with torch.device("meta"):
         model = SpectrogramDiffusion(size)
     if sum(parameter.numel() for parameter in model.parameters()) > MAX_PARAMETERS:
@@ -67,22 +75,29 @@ def assemble(size: Dimensions, names: Mapping[str, str], stored: Mapping[str, St
     for name, parameter in model.state_dict().items():
         rows = len(parameter) // len(parts[name])
         expected |= dict.fromkeys(parts[name], (rows, *parameter.shape[1:]))
-    _compare(expected, {name: tensor.shape for name, tensor in stored.items()})
-    model.load_state_dict({name: _stack([stored[part] for part in parts[name]]) for name in parts}, assign=True)
+    _compare(expected, {name: tensor.shape for name, tensor in stored.items()}, others)
+    model.load_state_dict({name: _stack(parts[name], stored) for name in parts}, assign=True)
     return model.requires_grad_(False)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of bounded size; raises VoiceError."""
+def read_json(path: Path, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Read a JSON object of so many bytes at most from a regular file; raises VoiceError."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise VoiceError(f"{path} has more than {MAX_JSON_BYTES} bytes; it is no configuration. Download it again.")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise VoiceError(f"{path} is not readable JSON ({error}). Is this a complete checkpoint?") from error
-    if not isinstance(content, dict):
-        raise VoiceError(f"{path} holds a {type(content).__name__}, not an object. Is this a complete checkpoint?")
-    return content
+        return parse_json(read_regular(path, most))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise VoiceError(f"{path} is not readable JSON ({reason}). Is this a complete checkpoint?") from error
+
+
+def parse_json(content: bytes) -> dict[str, Any]:
+    """A JSON object in UTF-8. Raises ValueError for anything else."""
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds a {type(value).__name__}, not an object")
+    return value
 
 
 def _spell(name: str, names: Mapping[str, str], decoder_layers: int) -> list[str]:
@@ -95,13 +110,15 @@ def _spell(name: str, names: Mapping[str, str], decoder_layers: int) -> list[str
     return [choice.replace("*", index) for index in layers for choice in choices]
 
 
-def _compare(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+def _compare(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], others: Iterable[str]
+) -> None:
     misshapen = [
         f"{name} {list(found[name])} instead of {list(shape)}"
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    missing, extra = sorted(expected.keys() - found.keys()), sorted((found.keys() | set(others)) - expected.keys())
     problems = {"missing": missing, "extra": extra, "misshapen": misshapen}
     if any(problems.values()):
         listed = "; ".join(f"{kind}: {_enumerate(names)}" for kind, names in problems.items() if names)
@@ -113,8 +130,15 @@ def _compare(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[
 
 def _enumerate(items: list[str]) -> str:
     rest = f" and {len(items) - MAX_NAMED} more" if len(items) > MAX_NAMED else ""
-    return ", ".join(items[:MAX_NAMED]) + rest
+    return ", ".join(shown(item[:MAX_NAME]) for item in items[:MAX_NAMED]) + rest
 
 
-def _stack(parts: list[Stored]) -> Tensor:
-    return torch.cat([part.read().to(torch.float32) for part in parts])
+def _stack(parts: list[str], stored: Mapping[str, Stored]) -> Tensor:
+    """Rows of stored tensors, one below another, in float32."""
+    read = []
+    for name in parts:
+        tensor = stored[name].read().to(torch.float32)
+        if not tensor.isfinite().all():
+            raise VoiceError(f"the checkpoint's tensor {name} has weights that are no finite numbers. Use another.")
+        read.append(tensor)
+    return torch.cat(read)

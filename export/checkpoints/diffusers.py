@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
+from notewave.checks import quoted
 from notewave.errors import VoiceError
 from notewave.export.checkpoints.assemble import MAX_LAYERS, Checkpoint, Stored, assemble, read_json
-from notewave.export.hub import reaching
+from notewave.export.checkpoints.pickled import read_pickled
+from notewave.export.checkpoints.records import OpenFile
+from notewave.export.checkpoints.safetensors_file import read_safetensors
+from notewave.export.hub import check_sizes, list_files, reaching
 from notewave.export.networks import MAX_NOISE_TIME
 from notewave.sampling.schedule import NoiseSchedule
 from notewave.voice.contracts import Dimensions
@@ -24,6 +24,7 @@ STEM = "diffusion_pytorch_model"  # of the files of weights: .safetensors or .bi
 SCHEDULER = "scheduler/scheduler_config.json"
 VOCODER = "melgan/model.onnx"
 CONFIGS = (*(f"{part}/config.json" for part in PARTS), SCHEDULER)
+FILES = (*CONFIGS, VOCODER, *(f"{part}/{STEM}{suffix}" for part in PARTS for suffix in (".safetensors", ".bin")))
 
 PREDICTION_TYPES = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}  # diffusers' name: ours
 SCHEDULER_DEMANDS = {"beta_schedule": "squaredcos_cap_v2", "trained_betas": None, "clip_sample": True}
@@ -69,49 +70,42 @@ def load_diffusers(source: str | os.PathLike[str]) -> Checkpoint:
 
     Raises VoiceError when it cannot be found or read, or is not a Spectrogram Diffusion checkpoint.
     """
-    folder = Path(source) if Path(source).is_dir() else _download(str(source))
-    size = _dimensions({part: read_json(folder / part / "config.json") for part in PARTS})
-    prediction, schedule = _noise(read_json(folder / SCHEDULER))
+    folder = _local(source) or _download(str(source))
+    size = _dimensions({part: _read_config(folder / part / "config.json") for part in PARTS})
+    prediction, schedule = _noise(_read_config(folder / SCHEDULER))
     stored = {f"{part}/{name}": tensor for part in PARTS for name, tensor in _read_part(folder / part).items()}
-    vocoder = folder / VOCODER
+    vocoder = OpenFile.find(folder / VOCODER)
+    if vocoder is not None and not vocoder.bytes:  # as files in /proc are, which may be waited for
+        raise VoiceError(f"{vocoder.path} is empty. Download it again, or remove it.")
     model = assemble(size, NAMES, stored)
-    return Checkpoint(model, prediction, schedule, vocoder=vocoder if vocoder.is_file() else None)
+    return Checkpoint(model, prediction, schedule, vocoder=vocoder.path if vocoder else None)
+
+
+def _local(source: str | os.PathLike[str]) -> Path | None:
+    """The folder that a source is, or None where nothing is there."""
+    try:
+        folder = Path(source)
+        if folder.is_dir():
+            return folder
+        reason = "it is no folder" if folder.exists() or folder.is_symlink() else None
+    except (OSError, TypeError, ValueError) as error:  # too long, closed to us, no path at all
+        reason = str(error)
+    if reason is not None:
+        raise VoiceError(f"there is no checkpoint at {quoted(source)}: {reason}. Give a folder or a hub id.")
+    return None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Settings; those that are lists or objects, none of which has a meaning here, as texts: they may be deep."""
+    return {key: quoted(value) if isinstance(value, (dict, list)) else value for key, value in read_json(path).items()}
 
 
 def _read_part(folder: Path) -> dict[str, Stored]:
-    safetensors, pickled = folder / f"{STEM}.safetensors", folder / f"{STEM}.bin"
-    if safetensors.is_file():
-        return _open_safetensors(safetensors)
-    if pickled.is_file():
-        return _open_pickle(pickled)
-    raise VoiceError(f"{folder} has neither {safetensors.name} nor {pickled.name}. Download the whole checkpoint.")
-
-
-def _open_safetensors(path: Path) -> dict[str, Stored]:
-    try:
-        file: Any = safe_open(path, "pt")  # a native class without types
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise VoiceError(f"{path} is not a readable safetensors file ({error}). Download it again.") from error
-    return {name: Stored(shape, functools.partial(file.get_tensor, name)) for name, shape in shapes.items()}
-
-
-def _open_pickle(path: Path) -> dict[str, Stored]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises whatever a broken archive or a forbidden pickle runs into
-        reason = str(error).partition("\n")[0]
-        raise VoiceError(f"{path} is not a readable file of plain tensors ({reason}). Download it again.") from error
-    if not isinstance(content, dict) or not all(_is_plain(name, value) for name, value in content.items()):
-        raise VoiceError(f"{path} holds other things than named tensors of numbers. Do not trust this checkpoint.")
-    return {name: Stored(tuple(value.shape), value.detach) for name, value in content.items()}
-
-
-def _is_plain(name: object, value: object) -> bool:
-    """A tensor whose numbers all lie in the file: views that repeat a few could ask for any amount of memory."""
-    if not (isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided):
-        return False
-    return value.is_floating_point() and value.nbytes <= value.untyped_storage().nbytes()
+    if file := OpenFile.find(folder / f"{STEM}.safetensors"):
+        return read_safetensors(file)
+    if file := OpenFile.find(folder / f"{STEM}.bin"):
+        return read_pickled(file)
+    raise VoiceError(f"{folder} has neither {STEM}.safetensors nor {STEM}.bin. Download the whole checkpoint.")
 
 
 def _dimensions(configs: Mapping[str, Mapping[str, Any]]) -> Dimensions:
@@ -128,7 +122,9 @@ def _dimensions(configs: Mapping[str, Mapping[str, Any]]) -> Dimensions:
         _demand(f"{part}/config.json", configs[part], key, value)
     layers = [configs[part].get("num_layers") for part in PARTS]
     if not all(isinstance(count, int) and count <= MAX_LAYERS for count in layers):
-        raise VoiceError(f"the checkpoint says num_layers = {layers}; each must be an integer up to {MAX_LAYERS}.")
+        raise VoiceError(
+            f"the checkpoint says num_layers = {quoted(layers)}; each must be an integer up to {MAX_LAYERS}."
+        )
     tables: list[Any] = [notes.get("vocab_size"), notes.get("max_length")]
     segment: list[Any] = [decoder.get("targets_length"), decoder.get("input_dims")]
     widths: list[Any] = [decoder.get(key) for key in shared]
@@ -139,33 +135,43 @@ def _noise(config: Mapping[str, Any]) -> tuple[str, NoiseSchedule]:
     """Prediction and schedule; what diffusers' schedulers can do beyond these is refused."""
     for key, value in SCHEDULER_DEMANDS.items():
         _demand(SCHEDULER, config, key, value)
-    prediction = PREDICTION_TYPES.get(str(config.get("prediction_type")))
-    if prediction is None:
+    kind = config.get("prediction_type")
+    if not isinstance(kind, str) or kind not in PREDICTION_TYPES:
         raise VoiceError(
-            f"{SCHEDULER} says prediction_type = {config.get('prediction_type')!r}; "
-            f"this engine knows {', '.join(PREDICTION_TYPES)}."
+            f"{SCHEDULER} says prediction_type = {quoted(kind)}; this engine knows {', '.join(PREDICTION_TYPES)}."
         )
     steps: Any = config.get("num_train_timesteps")
-    return prediction, NoiseSchedule(config["beta_schedule"], steps)
+    return PREDICTION_TYPES[kind], NoiseSchedule(config["beta_schedule"], steps)
 
 
 def _demand(file: str, config: Mapping[str, Any], key: str, value: Any) -> None:
     if config.get(key) != value:
         raise VoiceError(
-            f"{file} says {key} = {config.get(key)!r}, where the other networks or this engine need {value!r}. "
+            f"{file} says {key} = {quoted(config.get(key))}, where the other networks or this engine need "
+            f"{quoted(value)}. "
             "Use a Spectrogram Diffusion checkpoint with context."
         )
 
 
 def _download(repository: str) -> Path:
     """Fetch what is needed of a repository of the Hugging Face hub, or find it in the local cache."""
+    try:
+        _, sizes = list_files(repository)
+    except VoiceError:
+        with contextlib.suppress(Exception):  # what was fetched before will do
+            return _fetch(repository, cached=True)
+        raise
+    check_sizes(repository, {name: size for name, size in sizes.items() if name in FILES})
     with reaching(repository):
-        folder = _fetch(repository, [*CONFIGS, VOCODER, *(f"{part}/{STEM}.safetensors" for part in PARTS)])
-        pickled = [part for part in PARTS if not (folder / part / f"{STEM}.safetensors").is_file()]
-        return _fetch(repository, [f"{part}/{STEM}.bin" for part in pickled]) if pickled else folder
+        return _fetch(repository)
 
 
-def _fetch(repository: str, files: list[str]) -> Path:
+def _fetch(repository: str, cached: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(repository, allow_patterns=files))
+    def fetch(files: Sequence[str]) -> Path:
+        return Path(snapshot_download(repository, allow_patterns=list(files), local_files_only=cached))
+
+    folder = fetch((*CONFIGS, VOCODER, *(f"{part}/{STEM}.safetensors" for part in PARTS)))
+    pickled = [part for part in PARTS if not (folder / part / f"{STEM}.safetensors").is_file()]
+    return fetch([f"{part}/{STEM}.bin" for part in pickled]) if pickled else folder

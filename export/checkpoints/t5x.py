@@ -6,11 +6,14 @@ msgpack file beside them. The reader here is small and bounded: chunks are plain
 
 from __future__ import annotations
 
+import errno
+import itertools
 import math
+import os
 import re
 import zlib
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from torch import Tensor
 
 from notewave.errors import VoiceError
 from notewave.export.checkpoints.assemble import MAX_JSON_BYTES, SAMPLING, Checkpoint, Stored, assemble, read_json
+from notewave.export.checkpoints.records import is_shape
+from notewave.inputs import read_regular
 from notewave.sampling.schedule import NoiseSchedule
 from notewave.voice.contracts import Dimensions
 
@@ -28,6 +33,14 @@ ARRAY = ".zarray"
 GIN = "config.gin"  # of the training run, in the folder of the checkpoint or the one above
 HEAD_WIDTH = 64  # of both published models; the arrays hold only heads x head width
 GUIDANCE = 2.0  # as in the original's demo
+
+MAX_ENTRIES = 1 << 16  # of a folder: each parameter has up to three arrays of the optimiser's beside it
+MAX_STEPS = 100  # last ones, in which arrays are looked for
+MAX_ARRAY_BYTES = 1 << 12  # of a description: ten times what T5X writes
+MAX_CHUNKS = 1 << 12  # of an array, each a file
+MAX_INFLATION = 50  # bytes of all arrays for each that their files have: gzip's most is a thousand
+FREE_BYTES = 1 << 24  # that any arrays may have
+GROWTH = 1 << 20  # bytes: what does not compress grows a little
 
 _DTYPES = {"<f4": "<f4", "<f2": "<f2", "bfloat16": "<i2"}  # zarr's name: NumPy's of the same width
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
@@ -68,23 +81,82 @@ NAMES = {
     "decoder.norm.weight": "decoder.decoder_norm.scale",
     "decoder.output.weight": "decoder.spec_out_dense.kernel",
 }
+_STEP = re.compile(r"checkpoint_(\d{1,18})")
+_NOTATION = {r"\*": r"(?:0|[1-9]\d{0,2})", r"\{": "(?:", ",": "|", r"\}": ")"}  # of the table, escaped: of a pattern
+_KNOWN = re.compile(
+    "|".join(re.sub(r"\\[*{}]|,", lambda sign: _NOTATION[sign[0]], re.escape(one)) for one in NAMES.values())
+)
 
 
 def find_t5x(source: Path) -> Path | None:
-    """Folder of the arrays: the source itself, or the last ``checkpoint_<step>`` in it; None where neither has any."""
-    steps = sorted(source.glob("checkpoint_*"), key=lambda path: (len(path.name), path.name), reverse=True)
-    return next((folder for folder in (source, *steps) if any(folder.glob(f"{PREFIX}*/{ARRAY}"))), None)
+    """Folder of the arrays: the source itself, or the last ``checkpoint_<step>`` in it; None where neither has any.
+
+    Raises VoiceError for a folder of more than MAX_ENTRIES entries.
+    """
+    try:
+        steps = [found for name in _names_in(source) if (found := _STEP.fullmatch(name))]
+    except OSError:  # what is no folder, or closed to us, has no arrays
+        return None
+    last = sorted(steps, key=lambda step: int(step[1]), reverse=True)[:MAX_STEPS]
+    return next(filter(_has_arrays, (source, *(source / step[0] for step in last))), None)
 
 
 def load_t5x(folder: Path) -> Checkpoint:
-    """Load a checkpoint from the folder of its arrays; raises VoiceError where it is not complete or not readable."""
-    arrays = {path.parent.name: path.parent for path in folder.glob(f"{PREFIX}*/{ARRAY}")}
-    stored = {name.removeprefix(PREFIX): _open_array(path) for name, path in arrays.items()}
+    """Load a checkpoint from the folder of its arrays; raises VoiceError where it is not complete or not readable.
+
+    Of arrays that no network here has only the names are read.
+    """
+    try:
+        names = [name.removeprefix(PREFIX) for name in _names_in(folder) if name.startswith(PREFIX)]
+    except OSError as error:
+        raise VoiceError(f"{folder} cannot be read: {error.strerror or error}. Check its permissions.") from error
+    arrays = {name: _Array.open(folder / f"{PREFIX}{name}") for name in names if _KNOWN.fullmatch(name)}
+    _check_bulk(folder, arrays.values())
+    stored = {name: Stored(array.weight_shape, array.read) for name, array in arrays.items()}
+    size = _dimensions(stored, _head_width(folder))
     return Checkpoint(
-        assemble(_dimensions(stored, _head_width(folder)), NAMES, stored),
+        assemble(size, NAMES, stored, others=set(names) - set(arrays)),
         schedule=NoiseSchedule("cosine"),
         sampling=replace(SAMPLING, guidance=GUIDANCE),
     )
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Names of all entries of a folder. Raises OSError, and VoiceError where they are too many."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in itertools.islice(entries, MAX_ENTRIES + 1)]
+    except ValueError as error:  # a zero byte
+        raise OSError(errno.EINVAL, str(error)) from error
+    if len(names) > MAX_ENTRIES:
+        raise VoiceError(f"{folder} has more than {MAX_ENTRIES} entries, which no checkpoint has. Check the path.")
+    return names
+
+
+def _has_arrays(folder: Path) -> bool:
+    """Whether a folder has any of the arrays that every checkpoint has once."""
+    try:
+        return any((folder / f"{PREFIX}{name}" / ARRAY).is_file() for name in NAMES.values() if "*" not in name)
+    except OSError:  # closed to us
+        return False
+
+
+def _check_bulk(folder: Path, arrays: Iterable[_Array]) -> None:
+    """Raise VoiceError where arrays would take far more memory than their files have bytes, or have no files."""
+    said = have = 0
+    for array in arrays:
+        said += math.prod(array.shape) * array.bytes_each
+        for index in array.indices():
+            path = array.chunk_path(index)
+            try:
+                have += path.stat().st_size
+            except OSError as error:
+                raise _damaged(path, error.strerror or error) from error
+    if said > MAX_INFLATION * have + FREE_BYTES:
+        raise VoiceError(
+            f"the arrays in {folder} are said to have {said} bytes, and their files have {have}: no trained weights "
+            "are that much alike. Do not trust this checkpoint."
+        )
 
 
 def _dimensions(stored: Mapping[str, Stored], head_width: int) -> Dimensions:
@@ -120,67 +192,117 @@ def _dimensions(stored: Mapping[str, Stored], head_width: int) -> Dimensions:
 def _head_width(folder: Path) -> int:
     """What the training run's configuration says, or else what the published models have."""
     for path in (folder / GIN, folder.parent / GIN):
-        if path.is_file():
-            with path.open(encoding="utf-8", errors="replace") as stream:
-                found = re.findall(r"\bhead_dim\s*=\s*(\d{1,5})\b", stream.read(MAX_JSON_BYTES))
-            if found:
-                return max(1, int(found[-1]))  # later bindings override earlier ones
+        try:
+            content = read_regular(path, MAX_JSON_BYTES)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise VoiceError(f"{path} cannot be read: {error.strerror or error}. Mend or remove it.") from error
+        if found := re.findall(r"\bhead_dim\s*=\s*(\d{1,5})\b", content.decode("utf-8", "replace")):
+            return max(1, int(found[-1]))  # later bindings override earlier ones
     return HEAD_WIDTH
 
 
-def _open_array(folder: Path) -> Stored:
-    """Check an array's description; its shape is that of the torch weight."""
-    description = read_json(folder / ARRAY)
-    shape, chunks = (_sizes(description.get(key)) for key in ("shape", "chunks"))
-    compressor = description.get("compressor") or {"id": None}
-    readable = (
-        description.get("zarr_format") == 2
-        and description.get("order") == "C"
-        and not description.get("filters")
-        and str(description.get("dtype")) in _DTYPES
-        and isinstance(compressor, dict)
-        and compressor.get("id") in (None, "gzip", "zlib")
-        and description.get("dimension_separator", ".") in (".", "/")
-        and 0 < len(shape) == len(chunks)
-        and all(chunk <= size for chunk, size in zip(chunks, shape, strict=True))
-    )
-    if not readable:
-        raise VoiceError(
-            f"{folder / ARRAY} describes no array that can be read: it must be zarr version 2 in C order, float32, "
-            "float16 or bfloat16, plain, gzip or zlib. Write the checkpoint again with T5X's defaults."
+@dataclass(frozen=True)
+class _Array:
+    """A zarr array by its description, which has been checked."""
+
+    folder: Path
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]  # sizes of a chunk
+    dtype: str  # a key of _DTYPES
+    compressed: bool
+    separator: str  # between the indices in a chunk's name
+
+    @classmethod
+    def open(cls, folder: Path) -> _Array:
+        """Read and check an array's description. Raises VoiceError."""
+        said = read_json(folder / ARRAY, MAX_ARRAY_BYTES)
+        shape, chunks = (_sizes(said.get(key)) for key in ("shape", "chunks"))
+        dtype, separator = said.get("dtype"), said.get("dimension_separator", ".")
+        compressor = said.get("compressor") or {"id": None}
+        readable = (
+            said.get("zarr_format") == 2
+            and said.get("order") == "C"
+            and not said.get("filters")
+            and isinstance(dtype, str)
+            and dtype in _DTYPES
+            and isinstance(compressor, dict)
+            and compressor.get("id") in (None, "gzip", "zlib")
+            and separator in (".", "/")
+            and 0 < len(shape) == len(chunks)
+            and all(chunk <= size for chunk, size in zip(chunks, shape, strict=True))
+            and math.prod(_grid(shape, chunks)) <= MAX_CHUNKS
         )
-    transposed = folder.name.endswith(".kernel")
-    return Stored(shape[::-1] if transposed else shape, lambda: _read_array(folder, description, transposed))
+        if not readable:
+            raise VoiceError(
+                f"{folder / ARRAY} describes no array that can be read: it must be zarr version 2 in C order, float32, "
+                f"float16 or bfloat16, plain, gzip or zlib, in up to {MAX_CHUNKS} chunks. Write the checkpoint again "
+                "with T5X's defaults."
+            )
+        return cls(folder, shape, chunks, str(dtype), compressor["id"] is not None, str(separator))
+
+    @property
+    def bytes_each(self) -> int:
+        """Bytes of a number."""
+        return np.dtype(_DTYPES[self.dtype]).itemsize
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the torch weight."""
+        return self.shape[::-1] if self._transposed else self.shape
+
+    @property
+    def _transposed(self) -> bool:
+        return self.folder.name.endswith(".kernel")
+
+    def indices(self) -> Iterable[tuple[int, ...]]:
+        """Of all chunks."""
+        return np.ndindex(*_grid(self.shape, self.chunks))
+
+    def chunk_path(self, index: tuple[int, ...]) -> Path:
+        """Where a chunk lies."""
+        return self.folder / self.separator.join(map(str, index))
+
+    def read(self) -> Tensor:
+        """The torch weight. Raises VoiceError."""
+        array = np.empty(self.shape, _DTYPES[self.dtype])
+        for index in self.indices():
+            spans = [slice(i * chunk, (i + 1) * chunk) for i, chunk in zip(index, self.chunks, strict=True)]
+            region = array[tuple(spans)]
+            block = _read_chunk(self.chunk_path(index), math.prod(self.chunks) * array.itemsize, self.compressed)
+            whole = np.frombuffer(block, array.dtype).reshape(self.chunks)
+            region[...] = whole[tuple(slice(size) for size in region.shape)]  # chunks at the end reach beyond the array
+        tensor = torch.from_numpy(array)
+        tensor = tensor.view(torch.bfloat16) if self.dtype == "bfloat16" else tensor
+        return tensor.mT if self._transposed else tensor
+
+
+def _grid(shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[int, ...]:
+    """Chunks along each axis."""
+    return tuple(-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True))
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
     """A list of plausible sizes, or nothing."""
-    plausible = isinstance(value, list) and all(type(size) is int and 1 <= size <= 1 << 16 for size in value)
-    return tuple(value) if plausible else ()
-
-
-def _read_array(folder: Path, description: Mapping[str, Any], transposed: bool) -> Tensor:
-    shape, chunks = description["shape"], description["chunks"]
-    array = np.empty(shape, _DTYPES[description["dtype"]])
-    for index in np.ndindex(*(-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True))):
-        path = folder / description.get("dimension_separator", ".").join(map(str, index))
-        region = array[tuple(slice(i * chunk, (i + 1) * chunk) for i, chunk in zip(index, chunks, strict=True))]
-        block = _read_chunk(path, math.prod(chunks) * array.itemsize, bool(description.get("compressor")))
-        whole = np.frombuffer(block, array.dtype).reshape(chunks)
-        region[...] = whole[tuple(slice(size) for size in region.shape)]  # chunks at the end reach beyond the array
-    tensor = torch.from_numpy(array)
-    tensor = tensor.view(torch.bfloat16) if description["dtype"] == "bfloat16" else tensor
-    return tensor.mT if transposed else tensor
+    return tuple(value) if is_shape(value) and all(1 <= size <= 1 << 16 for size in value) else ()
 
 
 def _read_chunk(path: Path, size: int, compressed: bool) -> bytes:
     try:
-        with path.open("rb") as stream:
-            block = stream.read(size + MAX_JSON_BYTES)  # what does not compress grows a little
+        block, whole = read_regular(path, size + GROWTH), True
         if compressed:
-            block = zlib.decompressobj(_GZIP_OR_ZLIB).decompress(block, size + 1)
-    except (OSError, zlib.error) as error:
-        raise VoiceError(f"{path} is missing or damaged ({error}). Download the checkpoint again.") from error
-    if len(block) != size:
+            stream = zlib.decompressobj(_GZIP_OR_ZLIB)
+            block = stream.decompress(block, size + 1)
+            whole = stream.eof  # behind the checksum
+    except OSError as error:
+        raise _damaged(path, error.strerror or error) from error
+    except zlib.error as error:
+        raise _damaged(path, error) from error
+    if len(block) != size or not whole:
         raise VoiceError(f"{path} does not hold the {size} bytes of a chunk. Download the checkpoint again.")
     return block
+
+
+def _damaged(path: Path, reason: object) -> VoiceError:
+    return VoiceError(f"{path} is missing or damaged ({reason}). Download the checkpoint again.")
