@@ -15,7 +15,7 @@ import numpy as np
 
 from notewave.backends.protocol import Pending, Run
 from notewave.checks import as_array, quoted
-from notewave.errors import ArgumentError, MidiError, SamplingError
+from notewave.errors import ArgumentError, MidiError, SamplingError, VoiceError
 from notewave.sampling.job import Job
 from notewave.song.codec import MAX_TOKENS
 from notewave.song.dialect import EOS, Tokens, dialect_of
@@ -45,8 +45,8 @@ class Session:
         self, run: Run, voice: Voice, job: Job, *, mel: bool, sound: bool, vocoder: Vocoder | None = None
     ) -> None:
         """mel, sound: what is asked of every segment. vocoder: one on the host, in the place of the voice's own."""
-        self._run, self._voice, self._job, self._mel, self._sound = run, voice, job, mel, sound
-        self._sounding = run if vocoder is None else HostSound(run, len(job.seeds), *vocoder)
+        self._run, self._voice, self._job, self._mel, self._sound = _Checked(run, voice), voice, job, mel, sound
+        self._sounding = self._run if vocoder is None else HostSound(self._run, len(job.seeds), *vocoder)
         self._fed = 0  # segments
         self._asked: deque[tuple[Pending | None, Pending | None]] = deque()
 
@@ -69,7 +69,10 @@ class Session:
         self._asked.append((mel, self._sounding.sound(last) if self._sound else None))
 
     def take(self) -> Made:
-        """Wait for the segment fed first of those that were not taken. Raises ArgumentError where there is none."""
+        """Wait for the segment fed first of those that were not taken.
+
+        Raises ArgumentError where there is none, VoiceError where the voice gave what is no finite number.
+        """
         if not self._asked:
             raise ArgumentError("there is no segment to take: each was taken that was fed. Feed another.")
         return self._wait(*self._asked.popleft())
@@ -77,7 +80,7 @@ class Session:
     def rest(self) -> Made:
         """Wait for the audio that is left where the last segment, now taken, was not fed as the last.
 
-        Raises MidiError where no segment was fed.
+        Raises MidiError where no segment was fed, VoiceError as ``take``.
         """
         if not self._fed:
             raise MidiError(NO_SEGMENTS)
@@ -172,6 +175,56 @@ class _Vocoded:
             none = np.empty((self._batch, 0, MELS), np.float32)
             self._value = self._stream.push(from_network(self._mel.result()) if self._mel else none, self._last)
         return self._value
+
+
+class _Checked(Run):
+    """A run whose results raise VoiceError where they are not finite numbers."""
+
+    def __init__(self, run: Run, voice: Voice) -> None:
+        self._run, self._voice = run, voice
+        self._submitted = 0  # segments
+
+    def submit(self, tokens: Sequence[Tokens]) -> None:
+        """See ``notewave.backends.protocol.Run.submit``."""
+        self._run.submit(tokens)
+        self._submitted += 1
+
+    def mel(self) -> Pending:
+        """See ``notewave.backends.protocol.Run.mel``."""
+        return self._checked(self._run.mel())
+
+    def sound(self, last: bool) -> Pending:
+        """See ``notewave.backends.protocol.Run.sound``."""
+        return self._checked(self._run.sound(last))
+
+    def rest(self) -> Pending:
+        """See ``notewave.backends.protocol.Run.rest``."""
+        return self._checked(self._run.rest())
+
+    def _checked(self, pending: Pending) -> Pending:
+        return _Numbers(pending, self._voice, f"segment {self._submitted - 1}")
+
+
+class _Numbers:
+    """What was asked of a run, looked at when it is there."""
+
+    def __init__(self, pending: Pending, voice: Voice, asked: str) -> None:
+        self._pending, self._voice, self._asked = pending, voice, asked
+
+    def result(self) -> FloatArray:
+        """See ``notewave.backends.protocol.Pending.result``. Raises VoiceError."""
+        return check_numbers(self._pending.result(), self._voice, self._asked)
+
+
+def check_numbers(given: FloatArray, voice: Voice, asked: str) -> FloatArray:
+    """What a voice gave for what was asked of it. Raises VoiceError where that is not all finite numbers."""
+    if not np.isfinite(given).all():
+        raise VoiceError(
+            f"voice {voice.name!r} gave values for {asked} that are no finite numbers: its weights hold such, or "
+            "overflow at the precision that they run at. Export the voice again; on a GPU, bf16 and fp32 overflow "
+            "later than fp16."
+        )
+    return given
 
 
 def check_tokens(given: Any, segment: int, voice: Voice) -> Tokens:

@@ -20,7 +20,7 @@ from notewave.checks import is_integer, quoted
 from notewave.errors import ArgumentError, MidiError, SamplingError, VoiceError
 from notewave.sampling.job import Job, make_job
 from notewave.sampling.options import SamplingOptions, check_seed
-from notewave.session import NO_SEGMENTS, Session, Vocoder, check_tokens, sing_each
+from notewave.session import NO_SEGMENTS, Session, Vocoder, check_numbers, check_tokens, sing_each
 from notewave.song.dialect import Tokens
 from notewave.song.midi import MidiSource, tokenize
 from notewave.sound.audio import Audio
@@ -106,7 +106,8 @@ class Synthesizer:
 
         song: MIDI, Notes, or tokens: a list of segments, or an iterator that gives them as they come.
         Raises MidiError for a song that cannot be read, SamplingError for options out of range, VoiceError when the
-        voice has no vocoder: all before the first chunk is asked for, but for segments that an iterator gives.
+        voice has no vocoder: all before the first chunk is asked for, but for segments that an iterator gives. Then
+        VoiceError where the voice gives what is no finite number.
         """
         self._vocoder()
         return self._stream(*self._prepare(song, options))
@@ -144,7 +145,8 @@ class Synthesizer:
     def vocode(self, mel: FloatArray) -> Audio:
         """Log-mel [T, M], as ``spectrogram`` gives it, to sound.
 
-        Raises SamplingError for what is no such mel, VoiceError when the voice has no vocoder.
+        Raises SamplingError for what is no such mel, VoiceError when the voice has no vocoder, or one that gives what
+        is no finite number.
         """
         mel = _check_mel(mel)
         vocoder = VocoderStream(*self._vocoder())
@@ -192,7 +194,11 @@ class Synthesizer:
                 f"voice {self.voice.name!r} has no vocoder, so it makes spectrograms only. "
                 f'Ask for vocoder="{GRIFFIN_LIM}", or export the voice again with --vocoder MODEL.onnx.'
             )
-        return self._backend.vocode, self.voice.vocoder
+        return self._vocode, self.voice.vocoder
+
+    def _vocode(self, mel: FloatArray, frame: int) -> FloatArray:
+        """The voice's own vocoder: see ``notewave.backends.protocol.Backend.vocode``. Raises VoiceError."""
+        return check_numbers(self._backend.vocode(mel, frame), self.voice, f"the mel from frame {frame} on")
 
     def _prepare(self, song: Song, options: SamplingOptions) -> tuple[Iterable[Sequence[Tokens]], Job]:
         """A song's segments, as a session sings them, and its job."""

@@ -74,7 +74,7 @@ __device__ __forceinline__ void store(float* at, unsigned count, const Four& val
     store(at, count, packed);
 }
 
-// NaN stays NaN, as in NumPy: a network that fails must be heard, not hidden.
-__device__ __forceinline__ float clip(float value, float low, float high) {
-    return value < low ? low : value > high ? high : value;
+// clip(value, -1, 1), but NaN of what is no finite number: a network that fails must be known to, and a clip would hide it.
+__device__ __forceinline__ float bounded(float value) {
+    return (value < -1.0f ? -1.0f : value > 1.0f ? 1.0f : value) + 0.0f * value;
 }

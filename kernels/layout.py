@@ -32,6 +32,7 @@ KERNELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(STEP_KERNELS.values(), _STEP),
         "mel_to_context": {"mel": POINTER, "context": POINTER, "size": UINT32},
         "from_network": {"mel": POINTER, "log_mel": POINTER, "scale": FLOAT32, "offset": FLOAT32, "size": UINT32},
+        "carry_nan": {"audio": POINTER, "log_mel": POINTER, "mels": UINT32, "hop": UINT32, "size": UINT32},
     }
 )
 SIGNATURES = {name: "".join(arguments.values()) for name, arguments in KERNELS.items()}

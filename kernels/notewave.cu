@@ -57,7 +57,7 @@ __device__ __forceinline__ void step(float* x, float* x0_previous, const Element
         Four clean, next;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            clean.lane[i] = clip(row.p * before.lane[i] - row.q * model.lane[i], -1.0f, 1.0f);
+            clean.lane[i] = bounded(row.p * before.lane[i] - row.q * model.lane[i]);
             next.lane[i] = row.a * before.lane[i] + row.b * clean.lane[i];
         }
         if (row.c != 0.0f) {
@@ -90,13 +90,13 @@ SAMPLER_STEP(sampler_step_fp32, float)
 SAMPLER_STEP(sampler_step_fp16, Half)
 SAMPLER_STEP(sampler_step_bf16, Brain)
 
-// A finished mel [B, size] to the context encoder's input [B, size]: clip(mel, -1, 1).
+// A finished mel [B, size] to the context encoder's input [B, size]: bounded(mel).
 extern "C" __global__ void mel_to_context(const float* mel, float* context, unsigned size) {
     const unsigned long long song = static_cast<unsigned long long>(blockIdx.y) * size;
     FOR_EACH_FOUR(first, count, size) {
         Four values = load(mel + song + first, count);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) values.lane[i] = clip(values.lane[i], -1.0f, 1.0f);
+        for (int i = 0; i < 4; ++i) values.lane[i] = bounded(values.lane[i]);
         store(context + song + first, count, values);
     }
 }
@@ -108,5 +108,25 @@ extern "C" __global__ void from_network(const float* mel, float* log_mel, float 
 #pragma unroll
         for (int i = 0; i < 4; ++i) values.lane[i] = (values.lane[i] + 1.0f) * scale + offset;
         store(log_mel + first, count, values);
+    }
+}
+
+// audio [B, size] in place, ``hop`` samples of each of the frames of log_mel [B, size / hop, mels]: NaN where a frame holds
+// what is no finite number, whatever the vocoder made of that. mels and hop are multiples of four.
+extern "C" __global__ void carry_nan(float* audio, const float* log_mel, unsigned mels, unsigned hop, unsigned size) {
+    audio += static_cast<unsigned long long>(blockIdx.y) * size;
+    log_mel += static_cast<unsigned long long>(blockIdx.y) * (size / hop) * mels;
+    FOR_EACH_FOUR(first, count, size) {
+        const float* frame = log_mel + first / hop * mels;
+        float zero = 0.0f;
+        for (unsigned bin = 0; bin < mels; bin += 4) {
+            const Four bins = load(frame + bin, 4);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) zero += 0.0f * bins.lane[i];
+        }
+        Four samples = load(audio + first, count);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) samples.lane[i] += zero;
+        store(audio + first, count, samples);
     }
 }

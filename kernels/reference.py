@@ -53,6 +53,12 @@ def philox_normal(seed: int, segment: int, draw: int, out: FloatArray) -> None:
     out.reshape(-1)[:] = normals.reshape(-1)[: out.size]
 
 
+def bounded(values: FloatArray) -> FloatArray:
+    """clip(values, -1, 1), but NaN of what is no finite number: a clip would hide a network that fails."""
+    with np.errstate(invalid="ignore"):
+        return np.clip(values, -1.0, 1.0) + np.float32(0.0) * values
+
+
 def sampler_step(
     x: FloatArray,
     x0_previous: FloatArray,
@@ -64,29 +70,37 @@ def sampler_step(
 ) -> None:
     """One denoising step, in place: x [B, T, M] becomes the next x, x0_previous [B, T, M] this step's x0.
 
-    row: (p, q, a, b, c, d, e) of a sampler's table. With the model's guided output m,
-    x0 = clip(p x - q m, -1, 1) and x' = a x + b x0 + c x0_previous + d noise + e m.
+    row: (p, q, a, b, c, d, e) of a sampler's table. With the model's guided output m, x0 = bounded(p x - q m) and
+    x' = a x + b x0 + c x0_previous + d noise + e m. Where m is no finite number, x is NaN from then on.
     """
     p, q, a, b, c, d, e = row
-    model = prediction
-    if unconditional is not None:
-        weight = np.float32(guidance)
-        model = weight * prediction + (np.float32(1.0) - weight) * unconditional
-    x0 = p * x
-    x0 -= q * model
-    np.clip(x0, -1.0, 1.0, out=x0)
-    x *= a
-    x += b * x0
-    if c:
-        x += c * x0_previous
-    if d and noise is not None:
-        x += d * noise
-    if e:
-        x += e * model
-    x0_previous[...] = x0
+    with np.errstate(over="ignore", invalid="ignore"):
+        model = prediction
+        if unconditional is not None:
+            weight = np.float32(guidance)
+            model = weight * prediction + (np.float32(1.0) - weight) * unconditional
+        x0 = bounded(p * x - q * model)
+        x *= a
+        x += b * x0
+        if c:
+            x += c * x0_previous
+        if d and noise is not None:
+            x += d * noise
+        if e:
+            x += e * model
+        x0_previous[...] = x0
 
 
 def mel_to_context(mel: FloatArray) -> FloatArray:
-    """A finished mel [B, T, M] to the context encoder's input [B, T, M]: clip(mel, -1, 1)."""
-    context: FloatArray = np.clip(mel, -1.0, 1.0)
-    return context
+    """A finished mel [B, T, M] to the context encoder's input [B, T, M]: bounded(mel)."""
+    return bounded(mel)
+
+
+def carry_nan(audio: FloatArray, log_mel: FloatArray) -> FloatArray:
+    """Audio [B, HOP V], but NaN where a frame of its log-mel [B, V, M] holds what is no finite number.
+
+    Whatever the vocoder made of that: to many an operator the greater of NaN and a number is the number.
+    """
+    with np.errstate(invalid="ignore"):
+        zeros = (np.float32(0.0) * log_mel).sum(axis=2)
+    return (audio.reshape(*zeros.shape, -1) + zeros[:, :, None]).reshape(audio.shape)

@@ -338,6 +338,9 @@ def kernel_ranges(name: str, batch: int, arguments: tuple[float, ...]) -> Ranges
         return [(given["control"], control)], [(given["out"], state)]
     if name in ("mel_to_context", "from_network"):
         return [(given["mel"], state)], [(given["context" if name == "mel_to_context" else "log_mel"], state)]
+    if name == "carry_nan":
+        mel = state // given["hop"] * given["mels"]
+        return [(given["audio"], state), (given["log_mel"], mel)], [(given["audio"], state)]
     row = np.frombuffer((ctypes.c_char * ROW.itemsize).from_address(given["row"]), ROW)[0]
     model = (4 if name.endswith("fp32") else 2) * batch * given["size"]
     state_kept = [(given[kept], state) for kept in ("x", "x0_previous")]

@@ -11,12 +11,15 @@ from gpu_at_hand import gpu_at_hand
 
 from notewave.kernels import loader
 from notewave.kernels.layout import COEFFICIENTS, ROW, control_dtype
-from notewave.kernels.reference import mel_to_context, philox_normal, sampler_step
-from notewave.sound.mel import LOG_MIN, LOG_SCALE, from_network
+from notewave.kernels.reference import carry_nan, mel_to_context, philox_normal, sampler_step
+from notewave.sampling.samplers import SAMPLERS, sampler_table
+from notewave.sampling.schedule import NoiseSchedule
+from notewave.sound.mel import HOP, LOG_MIN, LOG_SCALE, MELS, from_network
 
 SIZES = (1, 3, 4, 5, 127, 1024, 4099)
 OFFSETS = (0, 1)  # elements beyond an aligned address
 SEED = 0x0123_4567_89AB_CDEF
+NO_NUMBERS = np.array([np.nan, np.inf, -np.inf], np.float32)
 
 Launch = Callable[..., None]  # (kernel, blocks, songs, *arguments); arrays are read and written in place
 
@@ -138,16 +141,40 @@ def test_a_step_that_draws_its_noise_is_the_twin_s(launch: Launch) -> None:
     np.testing.assert_array_equal(mine_previous, previous)
 
 
-def test_unused_buffers_are_not_read_and_nan_is_not_hidden(launch: Launch) -> None:
+def test_unused_buffers_are_not_read(launch: Launch) -> None:
     x, previous, noise, prediction = (
         np.ones(8, np.float32),
         *np.full((2, 8), np.nan, np.float32),
         np.zeros(8, np.float32),
     )
-    prediction[3] = np.nan
     coefficients = row(1, 1, 0, 1, 0, 0, 0)
     launch("sampler_step_fp32", 1, 1, x, previous, prediction, 0, noise, coefficients, control(0, 1.0, 0), 8)
-    assert np.isnan(x).tolist() == [False] * 3 + [True] + [False] * 4
+    assert np.isfinite(x).all()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5, -3.0, 0.0])
+@pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_finite_number_is_nan_to_the_end(
+    launch: Launch, sampler: str, prediction: str, guidance: float
+) -> None:
+    """Of a network that gives some once, though clips would hide it; and of the twin to the last bit."""
+    table = sampler_table(sampler, 4, NoiseSchedule(), prediction)
+    random, size, without = np.random.default_rng(0), 3 * len(NO_NUMBERS), guidance != 1.0
+    lost = np.repeat([True, without, False], len(NO_NUMBERS))
+    x, twin = (random.standard_normal(size).astype(np.float32),) * 2
+    x, twin, previous, twin_previous = x.copy(), twin.copy(), *np.zeros((2, size), np.float32)
+    for step, numbers in enumerate(table.rows):
+        noise, model, unconditional = random.standard_normal((3, size)).astype(np.float32)
+        if step == 1:
+            model[:3] = unconditional[3:6] = NO_NUMBERS
+        given, told = (unconditional if without else 0), control(0, guidance, 0)
+        launch("sampler_step_fp32", 1, 1, x, previous, model, given, noise, row(*numbers), told, size)
+        sampler_step(twin, twin_previous, model, numbers, noise, unconditional if without else None, guidance)
+        np.testing.assert_array_equal(x, twin)
+        np.testing.assert_array_equal(previous, twin_previous)
+    assert np.isnan(x).tolist() == lost.tolist() and np.abs(x[~lost]).max() <= 1.0
 
 
 def test_every_half_and_bfloat16_widens_exactly(launch: Launch) -> None:
@@ -159,15 +186,33 @@ def test_every_half_and_bfloat16_widens_exactly(launch: Launch) -> None:
         x, previous = np.zeros((2, bits.size), np.float32)
         told, copies_the_model = control(0, 1.0, 0), row(0, -1, 0, 0, 0, 0, 1)
         launch(f"sampler_step_{name}", 64, 1, x, previous, bits, 0, 0, copies_the_model, told, bits.size)
-        np.testing.assert_array_equal(x, values)
+        np.testing.assert_array_equal(x, np.where(np.isfinite(values), values, np.nan))
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_context_and_log_mel_are_the_twin_s_bit_for_bit(launch: Launch, size: int) -> None:
     values = np.random.default_rng(size).uniform(-1.5, 1.5, (2, size)).astype(np.float32)
+    values[1, : len(NO_NUMBERS)] = NO_NUMBERS[:size]
     for offset in OFFSETS:
         mel, context = shifted(values, offset), shifted(np.zeros_like(values), offset)
         launch("mel_to_context", 1, 2, mel, context, size)
         np.testing.assert_array_equal(context, mel_to_context(values))
         launch("from_network", 1, 1, mel[:1], context[:1], LOG_SCALE, LOG_MIN, size)
         np.testing.assert_array_equal(context[0], from_network(values[0]))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("frames", [1, 3, 278])
+def test_sound_of_frames_that_are_no_numbers_is_none(launch: Launch, frames: int) -> None:
+    """In each of two songs, and whatever a vocoder made of them."""
+    random = np.random.default_rng(frames)
+    audio = random.uniform(-1.0, 1.0, (2, HOP * frames)).astype(np.float32)
+    log_mel = random.uniform(LOG_MIN, 4.0, (2, frames, MELS)).astype(np.float32)
+    log_mel[0, frames // 2, 5], log_mel[1, frames - 1, MELS - 1] = NO_NUMBERS[:2]
+    expected = carry_nan(audio, log_mel)
+    mine = audio.copy()
+    launch("carry_nan", 2, 2, mine, log_mel, MELS, HOP, HOP * frames)
+    np.testing.assert_array_equal(mine, expected)
+    lost = np.repeat(~np.isfinite(log_mel).all(axis=2), HOP, axis=1)
+    assert lost.sum() == 2 * HOP
+    np.testing.assert_array_equal(mine, np.where(lost, np.nan, audio))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from notewave.kernels.reference import mel_to_context, philox, philox_normal
+from notewave.kernels.reference import bounded, mel_to_context, philox, philox_normal
 from notewave.sound.audio import Audio, pcm16
 
 
@@ -50,6 +50,16 @@ def test_a_longer_draw_begins_with_the_shorter() -> None:
 
 def test_mel_to_context_clips() -> None:
     np.testing.assert_array_equal(mel_to_context(np.array([-9.0, 0.0, 0.25, 9.0], np.float32)), [-1, 0, 0.25, 1])
+
+
+@pytest.mark.filterwarnings("error")
+def test_bounded_is_a_clip_bit_for_bit_but_of_what_is_no_finite_number() -> None:
+    bits = np.random.default_rng(0).integers(0, 1 << 32, 1 << 16, np.uint32)
+    values = np.concatenate([bits.view(np.float32), np.float32([0.0, -0.0, 1.0, -1.0, np.nan, np.inf, -np.inf])])
+    finite = np.isfinite(values)
+    expected = np.where(finite, np.clip(values, -1.0, 1.0), np.float32(np.nan))
+    assert np.isnan(bounded(values)).tolist() == (~finite).tolist()
+    np.testing.assert_array_equal(bounded(values)[finite].view(np.uint32), expected[finite].view(np.uint32))
 
 
 def test_pcm16_rounds_to_even_and_clips() -> None:

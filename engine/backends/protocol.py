@@ -1,6 +1,8 @@
 """What a backend is: it loads a voice's graphs, owns the buffers and runs them. A song's story is told above it.
 
-Which calls wait is part of the protocol, and holds on every backend. Letters as in ``notewave.voice.contracts``.
+Which calls wait is part of the protocol, and holds on every backend. So does what becomes of a voice that fails: where
+its networks give what is no finite number, NaN comes back, and whoever asked looks for it. Letters as in
+``notewave.voice.contracts``.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ class Backend(Protocol):
         """Prepare the schedule, which may wait, and begin a batch of songs; runs may be under way side by side."""
 
     def vocode(self, mel: FloatArray, frame: int) -> FloatArray:
-        """Log-mel [B, V, M], whose first frame is the song's frame ``frame`` -> audio [B, HOP * V]; waits."""
+        """Log-mel [B, V, M], from the song's frame ``frame`` on, -> audio [B, HOP * V] in [-1, 1]; waits."""
 
     def device_facts(self) -> DeviceFacts | None:
         """What can be told of its GPU; None on the CPU."""

@@ -26,6 +26,7 @@ from notewave.backends.gpu.vocoder import VocoderLane
 from notewave.backends.gpu.workspace import RunShape, Slot
 from notewave.backends.protocol import OVER, DeviceFacts, Pending, Run
 from notewave.errors import BackendError, VoiceError
+from notewave.kernels.reference import bounded
 from notewave.sampling.job import Job
 from notewave.song.dialect import Tokens
 from notewave.sound.mel import FRAMES, FloatArray
@@ -201,7 +202,7 @@ class GpuRun(Run):
         with space.device:
             self._sound = self._sound or DeviceSound(space, self._lane, space.traits)
             audio = self._sound.enqueue(slot, frames, last)
-            return self._pending(slot, slot.audio_ready, audio, _bounded)
+            return self._pending(slot, slot.audio_ready, audio, bounded)
 
     def _submitted(self) -> Slot:
         if self._slot is None:
@@ -221,8 +222,3 @@ class GpuRun(Run):
         if self._job.on_step is not None:
             for _ in range(fresh * self._job.table.steps):
                 self._job.on_step()
-
-
-def _bounded(audio: FloatArray) -> FloatArray:
-    """A copy of audio, clipped to [-1, 1]."""
-    return np.clip(audio, -1.0, 1.0)

@@ -16,6 +16,9 @@ from notewave.backends.executor import Capture, Scratch
 from notewave.backends.gpu.shared import Shared
 from notewave.backends.gpu.workspace import Slot
 from notewave.errors import BackendError
+from notewave.kernels.layout import ordered
+from notewave.kernels.loader import blocks
+from notewave.kernels.reference import bounded
 from notewave.sound.mel import HOP, MELS, FloatArray
 
 
@@ -29,7 +32,7 @@ class VocoderLane:
     def __init__(self, shared: Shared) -> None:
         """Raises BackendError, with sizes, when there is not enough memory."""
         voice, runtime, device = shared.voice, shared.runtime, shared.device
-        self._runtime, self._device = runtime, device
+        self._runtime, self._device, self._kernels = runtime, device, shared.kernels
         self._frames = vocoder_frames(voice)
         contract = runtime.contracts["vocoder"]
         largest = {"B": VOCODER_BATCH, "V": self._frames}
@@ -82,9 +85,9 @@ class VocoderLane:
         self._received.record(self.stream)
 
     def receive(self, batch: int, frames: int) -> FloatArray:
-        """Wait for the audio [B, HOP V] of what was sent, and for nothing behind it."""
+        """Wait for the audio [B, HOP V], in [-1, 1], of what was sent, and for nothing behind it."""
         self._received.synchronize()
-        return self._audio[: batch * HOP * frames].reshape(batch, HOP * frames).copy()
+        return bounded(self._audio[: batch * HOP * frames].reshape(batch, HOP * frames))
 
     def enqueue(
         self, mels: Sequence[int], frames: int, frame: int, slot: Slot, skipped: int, audio: FloatArray
@@ -102,9 +105,16 @@ class VocoderLane:
             for song, mel in enumerate(mels[some]):
                 self._device.copy(self._address["mel"] + row * song, mel, row, self.stream)
             self._run(len(mels[some]), frames)
+            self._carry_nan(len(mels[some]), frames)
             for song, samples in enumerate(audio[some]):
                 start = self._address["audio"] + hop * (frames * song + skipped)
                 self._device.download(samples, start, self.stream)
+
+    def _carry_nan(self, batch: int, frames: int) -> None:
+        """Let the audio show which mels were no numbers."""
+        size, address = HOP * frames, self._address
+        given = ordered("carry_nan", audio=address["audio"], log_mel=address["mel"], mels=MELS, hop=HOP, size=size)
+        self._kernels["carry_nan"](blocks(size, batch), self.stream, *given)
 
     def _run(self, batch: int, frames: int) -> None:
         """Launch the network on what lies at its inputs."""

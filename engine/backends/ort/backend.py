@@ -17,7 +17,7 @@ from notewave.backends.ort.sessions import Network, Networks, shared_networks
 from notewave.backends.processors import processors
 from notewave.backends.protocol import OVER, Run
 from notewave.errors import BackendError, VoiceError
-from notewave.kernels.reference import mel_to_context
+from notewave.kernels.reference import bounded, carry_nan, mel_to_context
 from notewave.sampling.job import Job
 from notewave.sampling.loop import denoise
 from notewave.song.codec import pad_tokens
@@ -73,11 +73,11 @@ class OrtBackend:
 
 
 def _vocode(voice: Voice, vocoder: Network, mel: FloatArray, frame: int) -> FloatArray:
-    """Log-mel [B, V, M], index of its first frame -> audio [B, HOP V]."""
+    """Log-mel [B, V, M], index of its first frame -> audio [B, HOP V] in [-1, 1]."""
     inputs: dict[str, NDArray[Any]] = {"mel": mel}
     if voice.vocoder is not None and voice.vocoder.positional:
         inputs["frame"] = np.array([frame], np.int64)
-    return vocoder.run(inputs)[0]
+    return bounded(carry_nan(vocoder.run(inputs)[0], mel))
 
 
 class Buffers:
