@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 from torch import Tensor, nn
 
+from notewave.checks import quoted, shown
 from notewave.errors import OutputError, VoiceError
 from notewave.export.checkpoints.diffusers import load_diffusers
 from notewave.export.checkpoints.seeded import random_checkpoint
@@ -52,7 +53,7 @@ def export_checkpoint(
     decoder; without one, that of the source is taken if it has any.
     Raises VoiceError when the source cannot be used, OutputError when ``out`` cannot be written or is not a voice.
     """
-    if source is not None and (str(source) in bundled_voices() or (Path(source) / DESCRIPTION).is_file()):
+    if source is not None and _is_voice(source):
         return _convert_voice(Voice.load(source), out, precision, vocoder)
     if source is None:
         checkpoint = random_checkpoint(str(random))
@@ -61,12 +62,12 @@ def export_checkpoint(
     else:
         arrays = find_t5x(Path(source))
         checkpoint = load_t5x(arrays) if arrays else load_diffusers(source)
-        provenance = f"Exported from the checkpoint {Path(source).resolve().name}."
+        provenance = f"Exported from the checkpoint {shown(Path(source).resolve().name)}."
         licence = "That of the checkpoint."
     return export_voice(
         checkpoint.model,
         out,
-        name=Path(out).resolve().name,
+        name=shown(Path(out).resolve().name),
         licence=licence,
         provenance=provenance,
         prediction=checkpoint.prediction,
@@ -77,11 +78,19 @@ def export_checkpoint(
     )
 
 
+def _is_voice(source: str | os.PathLike[str]) -> bool:
+    """Whether a source is a voice, by a bundled one's name or by its folder."""
+    try:
+        return str(source) in bundled_voices() or (Path(source) / DESCRIPTION).is_file()
+    except (OSError, TypeError, ValueError) as error:  # a name too long, a zero byte, no path at all
+        raise VoiceError(f"there is no checkpoint at {quoted(source)}: {error}. Check the path.") from error
+
+
 def _convert_voice(voice: Voice, out: str | os.PathLike[str], precision: str, vocoder: Path | None) -> Voice:
     return export_voice(
         restore_voice(voice),
         out,
-        name=Path(out).resolve().name,
+        name=shown(Path(out).resolve().name),
         licence=voice.licence,
         provenance=voice.provenance,
         prediction=voice.prediction,

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -331,3 +332,18 @@ def test_unknown_precision_and_source(tmp_path: Path) -> None:
 def test_dimensions_come_back_from_disk(reference_voice: Path) -> None:
     size = load_diffusers(REFERENCE / "checkpoint").model.size
     assert dataclasses.asdict(Voice.load(reference_voice).dimensions) == dataclasses.asdict(size)
+
+
+@pytest.mark.parametrize(
+    "source", ["a" * 300, "zero\0byte", "half\ud800", b"bytes"], ids=["long", "zero", "half", "bytes"]
+)
+def test_sources_that_are_no_paths(source: Any, tmp_path: Path) -> None:
+    with pytest.raises(VoiceError, match=r"no voice or checkpoint|no checkpoint"):
+        export_checkpoint(source, tmp_path / "out")
+
+
+def test_a_checkpoint_whose_folder_has_a_name_that_is_no_text(tmp_path: Path) -> None:
+    source = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    shutil.copytree(Path(__file__).parent / "data" / "reference" / "checkpoint", source)
+    voice = export_checkpoint(source, tmp_path / "out")
+    assert voice.provenance == r"Exported from the checkpoint \xff."
