@@ -47,8 +47,8 @@ def test_same_seed_same_file(vocoded_voice: Path, midi_folder: Path, tmp_path: P
     ("arguments", "words"),
     [
         (["render", "missing.mid"], "missing.mid"),
-        (["render", "."], ". cannot be opened: Is a directory"),
-        (["render", "/"], "/ cannot be opened: Is a directory"),
+        (["render", "."], ". cannot be opened: it is a folder"),
+        (["render", "/"], "/ cannot be opened: it is a folder"),
         (["render", ""], "The empty path cannot be opened"),
         (["render", "{song}", "--voice", "missing voice"], "no voice"),
         (["render", "{song}", "--voice", "{voice}", "-o", "{folder}/no/out.wav"], "was not written"),

@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -18,7 +19,16 @@ import pytest
 import soundfile
 
 from notewave import Audio, OutputError
-from notewave.files import ReaderGone, atomic_file, atomic_folder, check_writable, descriptor_of, is_stream
+from notewave.files import (
+    ReaderGone,
+    atomic_file,
+    atomic_folder,
+    check_writable,
+    descriptor_of,
+    identity,
+    is_stream,
+    named_descriptor,
+)
 from notewave.sound.audio import FORMATS, audio_file
 
 
@@ -39,18 +49,6 @@ def test_interrupted_writes_leave_the_old_file(tmp_path: Path, error: type[BaseE
         temporary.write_bytes(b"half")
         raise error
     assert target.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_folder_replaces_folder_or_nothing(tmp_path: Path) -> None:
-    target = tmp_path / "voice"
-    for content in ("one", "two"):
-        with atomic_folder(target) as temporary:
-            (temporary / "file").write_text(content)
-    with pytest.raises(RuntimeError), atomic_folder(target) as temporary:
-        (temporary / "file").write_text("three")
-        raise RuntimeError
-    assert (target / "file").read_text() == "two"
     assert list(tmp_path.iterdir()) == [target]
 
 
@@ -88,12 +86,13 @@ def test_what_is_replaced_keeps_its_mode(tmp_path: Path, mode: int) -> None:
                 target.touch()
                 target.chmod(mode)
             with atomic_file(target) as temporary:
-                assert temporary.stat().st_mode & 0o777 == 0o600
+                assert temporary.stat().st_mode & 0o777 == (mode if target.name == "old.bin" else 0o640)
         for folder in (tmp_path / "old", tmp_path / "new"):
             if folder.name == "old":
                 folder.mkdir()
                 folder.chmod(mode | 0o100)
             with atomic_folder(folder) as temporary:
+                assert temporary.stat().st_mode & 0o777 == (mode | 0o700 if folder.name == "old" else 0o750)
                 (temporary / "file").touch()
     finally:
         os.umask(before)
@@ -101,17 +100,79 @@ def test_what_is_replaced_keeps_its_mode(tmp_path: Path, mode: int) -> None:
     assert modes == {"old.bin": mode, "new.bin": 0o640, "old": mode | 0o100, "new": 0o750}
 
 
-def test_a_link_to_a_folder_stays(tmp_path: Path) -> None:
-    (tmp_path / "away").mkdir()
-    (tmp_path / "voice").symlink_to(tmp_path / "away")
-    with atomic_folder(tmp_path / "voice") as temporary:
-        (temporary / "file").touch()
-    assert (tmp_path / "voice").is_symlink()
-    assert (tmp_path / "away" / "file").exists()
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="a file stands there"), atomic_folder(tmp_path / "file"):
-        pass
-    assert {path.name for path in tmp_path.iterdir()} == {"away", "voice", "file"}
+@pytest.mark.parametrize("mask", [0o777, 0o277])
+def test_what_its_owner_may_not_write_is_written(tmp_path: Path, mask: int) -> None:
+    """By its own mode, or by the umask; until it is there its owner may."""
+    (tmp_path / "old.bin").touch()
+    (tmp_path / "old").mkdir()
+    for path in tmp_path.iterdir():
+        path.chmod(0o500)
+    before = os.umask(mask)
+    try:
+        for name, mode in (("old", 0o500), ("new", 0o777 & ~mask)):
+            with atomic_file(tmp_path / f"{name}.bin") as file, atomic_folder(tmp_path / name) as folder:
+                assert all(path.stat().st_mode & 0o600 == 0o600 for path in (file, folder))
+                file.write_bytes(b"new")
+            assert (tmp_path / f"{name}.bin").stat().st_mode & 0o777 == mode & (0o666 if name == "new" else 0o777)
+            assert (tmp_path / name).stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)
+
+
+def test_what_becomes_private_meanwhile_stays_so(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "file") as temporary:
+        (tmp_path / "file").touch(0o600)
+        temporary.write_bytes(b"new")
+    with atomic_folder(tmp_path / "folder"):
+        (tmp_path / "folder").mkdir(0o700)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o700
+
+
+def test_the_umask_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To read it by setting it would give what other threads make meanwhile any mode."""
+    before, over, modes = os.umask(0o027), threading.Event(), set()
+    set_mask, touched = os.umask, []
+    monkeypatch.setattr(os, "umask", lambda mask: touched.append(mask) or set_mask(mask))
+
+    def write(target: Path) -> None:
+        while not over.is_set():
+            with atomic_file(target.with_suffix(".bin")), atomic_folder(target):
+                pass
+            modes.update(path.stat().st_mode & 0o777 for path in (target.with_suffix(".bin"), target))
+            target.with_suffix(".bin").unlink()
+            target.rmdir()
+
+    writers = [threading.Thread(target=write, args=[tmp_path / f"{n}"]) for n in range(4)]
+    try:
+        for writer in writers:
+            writer.start()
+        for n in range(500):
+            os.close(os.open(tmp_path / f"other{n}", os.O_CREAT | os.O_EXCL, 0o666))
+            modes.add((tmp_path / f"other{n}").stat().st_mode & 0o777)
+    finally:
+        over.set()
+        for writer in writers:
+            writer.join()
+        set_mask(before)
+    assert (modes, touched) == ({0o640, 0o750}, [])
+
+
+def test_a_folder_s_rules_for_new_files_count(tmp_path: Path) -> None:
+    """Its access list's, which the umask does not change; as the system sets them."""
+    entries = ((0x01, 7), (0x04, 7), (0x20, 0))  # user, group, others
+    rules = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", tag, may, -1) for tag, may in entries)
+    try:
+        os.setxattr(tmp_path, "system.posix_acl_default", rules)
+    except (AttributeError, OSError):
+        pytest.skip("no access lists here")
+    before = os.umask(0o077)
+    try:
+        with atomic_file(tmp_path / "file"), atomic_folder(tmp_path / "folder"):
+            pass
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder")] == [0o660, 0o770]
 
 
 def rewrite(target: Path) -> None:
@@ -202,6 +263,28 @@ def test_streams_are_told_from_files(tmp_path: Path) -> None:
     assert descriptor_of(tmp_path / "out") == descriptor_of("/proc/self/fd/1") == 1
     assert descriptor_of("/dev/fd/2") == descriptor_of("/dev/../dev/stderr") == 2
     assert descriptor_of(tmp_path / "fifo") is descriptor_of("/dev/null") is None
+    assert named_descriptor("/dev/stdin") == named_descriptor("/proc/self/fd/0") == 0
+    assert named_descriptor(tmp_path / "out") is named_descriptor(tmp_path) is None
+    with (tmp_path / "file").open("wb") as file:
+        assert is_stream(f"/dev/fd/{file.fileno()}")
+
+
+def test_where_a_path_leads_is_said_of_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also from a folder that is gone."""
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    paths = [tmp_path / "circle", tmp_path / ("n" * 300), tmp_path / "no" / "file", "song.wav", "", "n" * 300]
+    for path in paths:
+        assert descriptor_of(path) is None
+        assert not is_stream(path)
+    for path in (*paths, "a\0b", "\ud800"):
+        assert identity(path) == identity(path)
+    for path in paths:
+        with pytest.raises(OutputError, match="was not written"):
+            check_writable(path)
+    check_writable(tmp_path / "song.wav")
 
 
 def test_a_stream_gets_all_of_a_file_and_says_when_its_reader_leaves(tmp_path: Path) -> None:
@@ -269,6 +352,17 @@ def test_lossy_files_hold_the_sound(tmp_path: Path, suffix: str) -> None:
     read, _ = soundfile.read(tmp_path / f"song{suffix}", dtype="float32")
     assert len(read) == len(samples)
     assert np.corrcoef(read, samples)[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_what_is_too_loud_is_cut(tmp_path: Path, suffix: str) -> None:
+    """To what any format has: LAME ended the process."""
+    wave = np.sin(np.arange(20_000) / 20)
+    for loudness, kind in ((1e30, np.float32), (1e308, np.float64)):
+        Audio((loudness * wave).astype(kind)).save(tmp_path / f"song{suffix}")
+        read, _ = soundfile.read(tmp_path / f"song{suffix}")
+        assert np.corrcoef(read, np.clip(1e30 * wave, -1, 1))[0, 1] > 0.97
+        assert np.abs(read).max() < 2
 
 
 def test_long_songs_become_vorbis(tmp_path: Path) -> None:

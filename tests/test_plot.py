@@ -6,6 +6,7 @@ import io
 import warnings
 import xml.dom.minidom
 from pathlib import Path
+from typing import Any
 
 import matplotlib.axes
 import numpy as np
@@ -56,3 +57,20 @@ def test_any_title_is_drawn_as_it_is(tmp_path: Path, suffix: str) -> None:
         save_mel_picture({title: np.zeros((10, MELS), np.float32) for title in titles}, path)
     if suffix == ".svg":
         xml.dom.minidom.parse(io.BytesIO(path.read_bytes()))
+
+
+NO_MELS = {
+    "none": {},
+    "empty": {"a": np.zeros((0, MELS), np.float32)},
+    "flat": {"a": np.zeros(9)},
+    "list": {"a": [[1.0]]},
+    "objects": {"\udce9$": np.full((9, 9), None)},
+}
+
+
+@pytest.mark.parametrize("mels", NO_MELS.values(), ids=NO_MELS)
+def test_what_is_no_mel_is_refused(tmp_path: Path, mels: Any) -> None:
+    with pytest.raises(OutputError, match=r"mel\.png was not drawn: .* Give ") as caught:
+        save_mel_picture(mels, tmp_path / "mel.png")
+    assert str(caught.value).isascii()
+    assert not list(tmp_path.iterdir())

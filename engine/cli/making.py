@@ -9,10 +9,12 @@ from pathlib import Path
 import notewave
 from notewave.checks import shown
 from notewave.cli.options import sampling_options, synthesizer_options
+from notewave.files import check_folder, check_writable
 
 
 def export(options: argparse.Namespace) -> None:
     """Make a voice of a checkpoint."""
+    check_folder(options.out)
     from notewave.export.convert import export_checkpoint
 
     voice = export_checkpoint(
@@ -42,10 +44,14 @@ def build(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Train a voice, or only pack the songs for it."""
+    out = options.out or Path(Path(options.config).stem)
+    for folder in filter(None, (out, options.state)):
+        check_folder(folder)  # what is written there comes after hours
+    if options.pack:
+        check_writable(options.pack)
     from notewave.export.training import train as training
 
     logging.getLogger("notewave").setLevel(logging.INFO)  # its progress, for it takes hours
-    out = options.out or Path(Path(options.config).stem)
     if options.pack:
         count = training.pack(options.config, options.data or Path(f"{out}.training") / "data", options.pack)
         print(f"{shown(options.pack)}: {count} songs, {options.pack.stat().st_size / 2**20:.1f} MiB")

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
+import stat
 import sys
-from typing import Any, BinaryIO
+from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
 
 from notewave.errors import MidiError
+from notewave.files import named_descriptor
 
 STANDARD = "-"  # in the place of a path: standard input, or standard output
 
@@ -22,9 +27,37 @@ def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def song_source(song: str) -> str | BinaryIO:
-    """What a song that was named is read from. Raises MidiError where there is no standard input."""
-    if song != STANDARD:
-        return song
-    if sys.stdin is None:
+    """What a song that was named is read from: a path or, where a stream was handed over to be read, that.
+
+    Those are standard input, as -, and open descriptors by their own names, /dev/stdin and /dev/fd/3, as a shell's
+    <(command) is; no links to them, which a folder of songs may hold. Raises MidiError where standard input is closed.
+    """
+    if song == STANDARD and sys.stdin is None:
         raise MidiError("standard input cannot be read: it is closed. Send it a MIDI file, or name one.")
-    return sys.stdin.buffer
+    number = 0 if song == STANDARD else named_descriptor(song)
+    if number is None or (song != STANDARD and not _is_stream(number)):
+        return song
+    return cast(BinaryIO, _Stream(number))
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """An open descriptor, read as a file; waited for also where whoever opened it does not wait."""
+
+    number: int
+
+    def read(self, size: int) -> bytes:
+        while True:
+            try:
+                return os.read(self.number, size)
+            except BlockingIOError:
+                select.select([self.number], [], [])
+
+
+def _is_stream(number: int) -> bool:
+    """Whether a descriptor is open, and on no file or folder, which has a path to be read by."""
+    try:
+        mode = os.fstat(number).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)

@@ -67,8 +67,9 @@ def folders(*paths: str | None) -> Iterator[None]:
             if path is not None and path.endswith(_SEPARATORS) and not _is_folder(path.rstrip("".join(_SEPARATORS))):
                 try:
                     Path(path).mkdir()
-                except OSError as error:
-                    raise OutputError(f"{path} was not made: {error.strerror}. Choose another folder.") from error
+                except (OSError, ValueError) as error:  # ValueError: no name of a file
+                    reason = getattr(error, "strerror", None) or error
+                    raise OutputError(f"{path} was not made: {reason}. Choose another folder.") from error
                 made.append(Path(path))
         yield
     finally:

@@ -46,7 +46,7 @@ def render(options: argparse.Namespace) -> int:
             except (MidiError, OutputError) as error:
                 if len(tasks) == 1:
                     raise
-                complain(error if task.song in str(error) else f"{task.name}: {error}")
+                complain(error if shown(task.song) in str(error) else f"{task.name}: {error}")
                 failed += 1
         if len(tasks) > 1:
             print(f"{len(tasks) - failed} of {len(tasks)} songs rendered", file=report)
@@ -123,7 +123,7 @@ def _fitted(sung: Iterable[Audio], whole: notewave.Notes, options: argparse.Name
     if options.end is None:
         yield from (audio.samples for audio in sung)
         return
-    left = round((options.end - options.start) * SAMPLE_RATE)
+    left = round(min((options.end - options.start) * SAMPLE_RATE, sys.maxsize))
     for audio in sung:
         yield audio.samples[:left]
         left -= min(left, len(audio.samples))

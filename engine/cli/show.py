@@ -11,6 +11,7 @@ import numpy as np
 import notewave
 from notewave.checks import counted, shown
 from notewave.cli.options import STANDARD, song_source
+from notewave.files import named_descriptor
 from notewave.song.codec import MAX_TOKENS, encode_notes
 from notewave.song.midi import check_length, examine
 from notewave.synthesizer import GRIFFIN_LIM
@@ -36,11 +37,13 @@ def list_voices(options: argparse.Namespace) -> None:
 
 
 def _is_song(what: str) -> bool:
-    """Whether a song is meant: a file, not a folder or a name, as voices have."""
+    """Whether a song is meant: a file or a stream, not a folder or a name, as voices have."""
+    if what == STANDARD or named_descriptor(what) is not None:
+        return True
     try:
         path = Path(what)
         is_named = path.suffix.lower() in SONG_SUFFIXES and not path.is_dir()
-        return what == STANDARD or is_named or (path.is_file() and what not in voices())
+        return is_named or (path.is_file() and what not in voices())
     except OSError:  # a name too long
         return False
 

@@ -6,18 +6,19 @@ programs and controls, and note_seq's for the pedal.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 import numpy as np
 
-from notewave.checks import counted, is_integer, is_number, quoted
+from notewave.checks import counted, is_integer, is_number, quoted, shown
 from notewave.errors import ArgumentError, MidiError
+from notewave.inputs import BLOCK, read_regular
 from notewave.song.channels import instruments
 from notewave.song.codec import MAX_TOKENS, encode_notes, limit_tokens
 from notewave.song.dialect import PUBLISHED, Dialect, Tokens
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 
 MAX_BYTES = 4 << 20  # of a file: dozens of long songs; bounds time and memory
 MAX_SECONDS = 7200.0  # of a song: one damaged time can make hours of silence
+
+_DATA = "The MIDI data"  # in messages, where nothing else names a song
+_OPEN = "Give the path of a MIDI file, or a stream that is open (to the command as -)."
 
 MidiSource: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | pretty_midi.PrettyMIDI | Notes"
 
@@ -75,8 +79,9 @@ def check_length(notes: Notes, max_seconds: float) -> None:
 def read(song: MidiSource, *, strict: bool = False, max_bytes: int = MAX_BYTES) -> Notes:
     """The notes of a song, held by the sustain pedal, their programs as in the file.
 
-    song is a MIDI file's path or bytes, a binary file, a PrettyMIDI object, or notes, which are returned as they
-    are. What is odd in a file is mended as players do, with one warning that names it; ``strict`` refuses a file of
+    song is a MIDI file's path or bytes, a binary file that is open, a PrettyMIDI object, or notes, which are returned
+    as they are. A path must be a regular file's: FIFOs and devices may never end, unless someone opened them to be
+    read. What is odd in a file is mended as players do, with one warning that names it; ``strict`` refuses a file of
     which something is lost, such as one that breaks off. Raises MidiError for what cannot be read, is larger than
     max_bytes, or has no note; ArgumentError where max_bytes is no number.
     """
@@ -105,14 +110,14 @@ def examine(song: MidiSource, *, max_bytes: int = MAX_BYTES) -> Reading:
     """``read``, without a warning: what was mended is in the result. Errors as there."""
     if not is_integer(max_bytes, 0, sys.maxsize - 1):
         raise ArgumentError(f"max_bytes is {quoted(max_bytes)}; it must be a whole number of bytes from 0 on.")
-    if isinstance(song, (str, os.PathLike)):
-        name = os.fspath(song) or "The empty path"
-    else:
-        name = "The note table" if isinstance(song, Notes) else "The MIDI data"
+    name = "The note table" if isinstance(song, Notes) else _DATA
     try:
-        reading = _examine(song, str(name), max_bytes)
+        if isinstance(song, (str, os.PathLike)):
+            name = shown(os.fspath(song)) or "The empty path"
+        reading = _examine(song, name, max_bytes)
     except OSError as error:
-        raise MidiError(f"{name} cannot be opened: {error.strerror or error}. Check the path.") from error
+        cure = _OPEN if error.errno == errno.EINVAL else "Check the path."
+        raise MidiError(f"{name} cannot be opened: {error.strerror or error}. {cure}") from error
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise MidiError(f"{name} cannot be read as MIDI: {error}. Export it anew or choose another.") from error
     if not len(reading.notes):
@@ -135,16 +140,39 @@ def _examine(song: MidiSource, name: str, max_bytes: int) -> Reading:
 
 def _load(song: str | os.PathLike[str] | bytes | BinaryIO, max_bytes: int) -> bytes:
     if isinstance(song, (str, os.PathLike)):
-        with Path(song).open("rb") as file:
-            data = file.read(max_bytes + 1)
-    else:
-        data = song.read(max_bytes + 1) if hasattr(song, "read") else song
+        try:
+            return read_regular(song, max_bytes)
+        except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise _too_large(max_bytes) from error
+            raise
+    data = song if isinstance(song, bytes) or not hasattr(song, "read") else _read_stream(song, max_bytes)
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise TypeError(f"a {type(song).__name__} is no path, bytes, binary file, PrettyMIDI object or Notes")
-    if len(data) > max_bytes:
-        size = f"{max_bytes >> 20} MiB" if max_bytes and not max_bytes % (1 << 20) else f"{max_bytes} bytes"
-        raise ValueError(f"it is larger than {size}; if it is meant to be, raise max_bytes (--max-bytes)")
+    if memoryview(data).nbytes > max_bytes:
+        raise _too_large(max_bytes)
     return bytes(data)
+
+
+def _read_stream(song: BinaryIO, max_bytes: int) -> bytearray:
+    """What a binary file gives until it ends, or more bytes than there may be."""
+    data = bytearray()
+    while len(data) <= max_bytes:
+        try:
+            part: object = song.read(min(BLOCK, max_bytes + 1 - len(data)))
+        except Exception as error:  # those of compressed files and of sockets have no base in common
+            raise MidiError(f"{_DATA} cannot be read: {quoted(error)}. Open it anew, or give another song.") from error
+        if not isinstance(part, (bytes, bytearray, memoryview)):
+            raise TypeError(f"its read gave {quoted(part)}, not bytes")
+        if not part:
+            break
+        data += bytes(part)
+    return data
+
+
+def _too_large(max_bytes: int) -> ValueError:
+    size = f"{max_bytes >> 20} MiB" if max_bytes and not max_bytes % (1 << 20) else f"{max_bytes} bytes"
+    return ValueError(f"it is larger than {size}; if it is meant to be, raise max_bytes (--max-bytes)")
 
 
 def _of_pretty_midi(song: pretty_midi.PrettyMIDI) -> list[Instrument]:

@@ -13,9 +13,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from notewave.checks import is_integer, quoted
-from notewave.errors import OutputError
-from notewave.files import atomic_file, check_writable, is_stream, open_stream, write_stream
+from notewave.checks import is_integer, quoted, shown
+from notewave.files import atomic_file, check_writable, is_stream, not_written, open_stream, write_stream
 from notewave.sound.mel import SAMPLE_RATE
 
 BLOCK = 1 << 16  # samples written at once: libsndfile's Vorbis puts them all on its stack
@@ -63,11 +62,13 @@ class AudioWriter:
         self.frames = 0  # samples written
 
     def write(self, samples: NDArray[np.float32]) -> None:
-        """Add samples [n]. Raises OutputError when they are no mono sound or not all of them are taken."""
+        """Add samples [n], cut to [-1, 1]. Raises OutputError when they are no mono sound or not all are taken."""
         _check_samples(self._path, samples)
         with _no_room(self._path):
             for start in range(0, len(samples), BLOCK):
-                self._put(samples[start : start + BLOCK].astype(np.float32, copy=False))
+                # No format has more, and LAME, given much more, ends the process.
+                block = np.clip(samples[start : start + BLOCK], -1.0, 1.0)
+                self._put(block.astype(np.float32, copy=False))
         self.frames += len(samples)
 
 
@@ -85,7 +86,7 @@ def audio_file(path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE) -> 
     with opened(path, kind, int(sample_rate)) as writer:
         yield writer
         if not writer.frames:
-            raise OutputError(f"{path} was not written: the sound has no samples. Give some.")
+            raise not_written(path, "the sound has no samples. Give some.")
 
 
 def check_sound(path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE) -> None:
@@ -114,7 +115,7 @@ def _sound_file(path: str | os.PathLike[str], kind: str, sample_rate: int) -> It
         try:
             file = soundfile.SoundFile(name, "w", sample_rate, 1, format=kind)
         except soundfile.LibsndfileError as error:
-            raise OutputError(f"{path} was not written: {error.error_string} {_ANOTHER_RATE}") from error
+            raise not_written(path, f"{error.error_string} {_ANOTHER_RATE}") from error
         writer = AudioWriter(path, lambda block: file.write(pcm16(block) if file.subtype == "PCM_16" else block))
         try:
             yield writer
@@ -140,26 +141,23 @@ def _format(path: str | os.PathLike[str]) -> str:
     suffix = Path(path).suffix
     known = {ours: theirs for ours, theirs in FORMATS.items() if theirs in soundfile.available_formats()}
     if suffix.lower() not in known and not streamed:
-        raise OutputError(
-            f"{path} was not written: {suffix or 'no suffix'} is no known sound format. Use {', '.join(known)}."
-        )
+        what = shown(suffix) or "no suffix"
+        raise not_written(path, f"{what} is no known sound format. Use {', '.join(known)}.")
     return known.get(suffix.lower(), "WAV")
 
 
 def _check_rate(path: str | os.PathLike[str], sample_rate: int) -> None:
     if not is_integer(sample_rate, 1, MAX_SAMPLE_RATE):
-        raise OutputError(
-            f"{path} was not written: its rate is {quoted(sample_rate)} Hz, which is none from 1 to {MAX_SAMPLE_RATE}. "
-            f"{_ANOTHER_RATE}"
-        )
+        rate = quoted(sample_rate)
+        raise not_written(path, f"its rate is {rate} Hz, which is none from 1 to {MAX_SAMPLE_RATE}. {_ANOTHER_RATE}")
 
 
 def _check_samples(path: str | os.PathLike[str], samples: NDArray[np.float32]) -> None:
     """Refuse what is no mono sound."""
     if not isinstance(samples, np.ndarray) or samples.ndim != 1 or samples.dtype.kind != "f":
-        raise OutputError(f"{path} was not written: the samples are {quoted(samples)}. Give floats [n] in [-1, 1].")
+        raise not_written(path, f"the samples are {quoted(samples)}. Give floats [n] in [-1, 1].")
     if not np.isfinite(samples).all():
-        raise OutputError(f"{path} was not written: a sample is no finite number. Give floats [n] in [-1, 1].")
+        raise not_written(path, "a sample is no finite number. Give floats [n] in [-1, 1].")
 
 
 @contextlib.contextmanager
@@ -168,7 +166,8 @@ def _no_room(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except (soundfile.LibsndfileError, AssertionError) as error:
-        raise OutputError(
-            f"{path} was not written: the disk took only a part of the sound. Make room there, or lift the limit on "
-            "the size of files, and try again."
+        raise not_written(
+            path,
+            "the disk took only a part of the sound. Make room there, or lift the limit on the size of files, and try "
+            "again.",
         ) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from notewave.checks import shown
+from notewave.checks import quoted, shown
 from notewave.errors import OutputError
 from notewave.files import atomic_file, check_writable
 from notewave.sound.mel import FRAMES, HOP, MEL_HIGH_HZ, MELS, SAMPLE_RATE, SEGMENT_SECONDS, mel_centres
@@ -23,9 +23,10 @@ MAX_COLUMNS = 4800  # of an image: several a pixel; matplotlib takes 6 kB for ea
 def save_mel_picture(mels: Mapping[str, NDArray[np.float32]], path: str | os.PathLike[str]) -> None:
     """Draw log-mels [T, M] one above the other, by title, with segment boundaries, as PNG, SVG or PDF by suffix.
 
-    Raises OutputError when matplotlib is missing or the file cannot be written.
+    Raises OutputError when matplotlib is missing, there is nothing to draw or the file cannot be written.
     """
     check_picture(path)
+    _check_mels(mels, path)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.4 * len(mels)), layout="constrained")
@@ -59,9 +60,24 @@ def check_picture(path: str | os.PathLike[str]) -> None:
     """Raise the OutputError now that ``save_mel_picture`` would raise after the work."""
     check_writable(path)
     if (suffix := _suffix(path)) not in SUFFIXES:
-        raise OutputError(f"{path} was not drawn: {suffix or 'no suffix'} is no picture. Use {', '.join(SUFFIXES)}.")
+        raise OutputError(
+            f"{shown(path)} was not drawn: {shown(suffix) or 'no suffix'} is no picture. Use {', '.join(SUFFIXES)}."
+        )
     if importlib.util.find_spec("matplotlib") is None:
-        raise OutputError(f"{path} was not drawn: matplotlib is not installed. Install notewave[plot].")
+        raise _not_drawn(path, "matplotlib is not installed. Install notewave[plot].")
+
+
+def _check_mels(mels: Mapping[str, NDArray[np.float32]], path: str | os.PathLike[str]) -> None:
+    """Refuse what is no mel."""
+    if not mels:
+        raise _not_drawn(path, "there are no mels. Give one.")
+    for title, mel in mels.items():
+        if not isinstance(mel, np.ndarray) or mel.ndim != 2 or not mel.size or mel.dtype.kind not in "fiu":
+            raise _not_drawn(path, f"the mel {quoted(title)} is {quoted(mel)}. Give numbers [T, M], a frame or more.")
+
+
+def _not_drawn(path: str | os.PathLike[str], reason: str) -> OutputError:
+    return OutputError(f"{shown(path)} was not drawn: {reason}")
 
 
 def _suffix(path: str | os.PathLike[str]) -> str:

@@ -7,6 +7,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
+from notewave.checks import shown
 from notewave.errors import VoiceError
 
 DESCRIPTION = "voice.json"
@@ -44,7 +45,7 @@ def voices() -> dict[str, Path]:
         own = {}
     except OSError as error:
         raise VoiceError(
-            f"the voice folder {root} cannot be read: {error.strerror or error}. Check its permissions, or name "
+            f"the voice folder {shown(root)} cannot be read: {error.strerror or error}. Check its permissions, or name "
             f"another in {FOLDER_VARIABLE}."
         ) from error
     bundled = bundled_voices()
