@@ -29,7 +29,7 @@ from notewave.benchmarks.clock import CLOCK
 from notewave.checks import is_number, quoted
 from notewave.errors import ArgumentError, OutputError
 from notewave.files import atomic_file
-from notewave.inputs import FileRecord
+from notewave.inputs import FileRecord, read_regular
 from notewave.voice.folder import Voice
 from notewave.voice.library import DESCRIPTION
 
@@ -92,9 +92,7 @@ class Result:
     def load(cls, path: str | os.PathLike[str]) -> Result:
         """Read what ``save`` wrote. Raises ArgumentError when the file is not that."""
         try:
-            if (size := Path(path).stat().st_size) > MAX_BYTES:
-                raise ValueError(f"it has {size} bytes, more than {MAX_BYTES}")
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(read_regular(path, MAX_BYTES))
             if content.pop("format") != FORMAT:
                 raise ValueError(f"it is not of format {FORMAT}")
             cases = [
@@ -250,9 +248,11 @@ def save_plot(figure: Any, path: str | os.PathLike[str]) -> None:
 def new_figure(width: float, height: float) -> Any:
     """An empty matplotlib figure, of this size in inches. Raises OutputError when matplotlib is missing."""
     try:
+        import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
         raise OutputError("The plot was not drawn: matplotlib is not installed. Install notewave[plot].") from error
+    matplotlib.rcParams["text.parse_math"] = False  # in a voice's name $ is a letter
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -21,7 +21,7 @@ from notewave.export.graphs.translate import WeightFile, export_graph, relative_
 from notewave.export.graphs.vocoder import adopt_onnx_vocoder, convert_vocoder_onnx, export_vocoder_onnx
 from notewave.export.networks import SpectrogramDiffusion, modules, realistic_inputs
 from notewave.export.vocoders import MelGAN, Tonewheel
-from notewave.files import atomic_folder
+from notewave.files import atomic_folder, check_folder
 from notewave.inputs import FileRecord
 from notewave.sampling.options import Sampling
 from notewave.sampling.schedule import NoiseSchedule
@@ -53,6 +53,7 @@ def export_checkpoint(
     decoder; without one, that of the source is taken if it has any.
     Raises VoiceError when the source cannot be used, OutputError when ``out`` cannot be written or is not a voice.
     """
+    check_folder(out)
     if source is not None and _is_voice(source):
         return _convert_voice(Voice.load(source), out, precision, vocoder)
     if source is None:

@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from notewave.checks import shown
+from notewave.errors import OutputError
 from notewave.export.material.dynamics import with_dynamics
 from notewave.export.material.ensembles import PIANO, Ensemble, general_midi, piano_alone
 from notewave.export.material.fluidsynth import check_fluidsynth, fluidsynth
@@ -145,9 +147,14 @@ def _composed(rng: np.random.Generator, seconds: float, ensemble: Ensemble) -> N
 def make_data(folder: Path, data: Data, processes: int = 1) -> None:
     """Render the songs that the folder still lacks, as ``train-00000.npz`` ... and ``heldout-00000.npz`` ...
 
-    Raises ToolError where FluidSynth, its soundfont or music21 is missing, before anything is rendered.
+    Raises ToolError where FluidSynth, its soundfont or music21 is missing, OutputError where the folder cannot be made,
+    before anything is rendered.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{shown(folder)} was not made: {reason}. Choose another folder for the songs.") from error
     wanted = [(folder / f"heldout-{index:05d}.npz", index, True) for index in range(data.held_out_songs)]
     wanted += [(folder / f"train-{index:05d}.npz", index, False) for index in range(data.songs)]
     missing = [song for song in wanted if not song[0].exists()]

@@ -9,12 +9,14 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from notewave.checks import is_number, quoted
+from notewave.checks import is_number, quoted, shown
 from notewave.errors import TrainingError
 from notewave.export.material.songs import Data
+from notewave.inputs import read_regular
 from notewave.song.dialect import Dialect
 from notewave.voice.contracts import Dimensions
 
+MAX_BYTES = 1 << 20
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -100,13 +102,18 @@ def load_config(source: str | Path) -> Config:
     """
     path = Path(source)
     path = path if path.suffix == ".json" else CONFIGS / f"{source}.json"
-    if not path.exists():
-        bundled = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.json")))
-        raise TrainingError(f"there is no configuration {source}: {path} does not exist. Bundled ones: {bundled}.")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_regular(path, MAX_BYTES))
+    except FileNotFoundError as error:
+        bundled = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.json")))
+        raise TrainingError(
+            f"there is no configuration {quoted(str(source))}: {shown(path)} does not exist. Bundled ones: {bundled}."
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise TrainingError(f"{path} is no configuration: it is not readable JSON ({error}). Mend it.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise TrainingError(
+            f"{shown(path)} is no configuration: it is not readable JSON ({reason}). Mend it."
+        ) from error
     return parse_config(values)
 
 
