@@ -133,7 +133,7 @@ def shape_of(*entries: Any) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
     return nodes, weights
 
 
-I64, F32, I8 = np.int64, np.float32, np.int8
+I64, F32, I8, INT64 = np.int64, np.float32, np.int8, TensorProto.INT64
 # Operator: inputs (x, n, or arrays), attributes, how many outputs.
 CASES: list[tuple[str, list[Any], dict[str, Any], int]] = [
     ("Add", ["x", np.ones((4, 1), F32)], {}, 1),
@@ -204,7 +204,7 @@ CASES: list[tuple[str, list[Any], dict[str, Any], int]] = [
 ]  # fmt: skip
 
 
-ROUNDED = ("Conv", "Reshape", "Slice", "Split")  # sizes that are no polynomials of the letters
+ROUNDED = ("Concat", "Conv", "Reshape", "Slice", "Split")  # sizes that are no polynomials of the letters
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
@@ -252,6 +252,22 @@ def test_contents_that_shapes_are_made_of(nodes: list[str]) -> None:
     model = made(built, arrays(one_=one, two=two, minus=minus_one, second=second))
     assert_sizes_hold(model, CONTRACT, given(CONTRACT))
     assert walked(model, CONTRACT)._values["sizes"].content is not None
+
+
+@pytest.mark.parametrize("element", [TensorProto.UINT8, TensorProto.BOOL, TensorProto.FLOAT16, TensorProto.UINT64])
+def test_integers_are_not_followed_through_types_that_change_them(element: int) -> None:
+    nodes = [helper.make_node("Cast", ["w"], ["c"], to=element), helper.make_node("Cast", ["c"], ["s"], to=INT64)]
+    model = made([*nodes, helper.make_node("ConstantOfShape", ["s"], ["big"])], arrays(w=np.array([-1], I64)))
+    with pytest.raises(VoiceError, match="hangs on what is computed"):
+        check_graph(read_graph(model.SerializeToString()), CONTRACT, SMALL, VocoderTraits(20, 20))
+
+
+def test_flags_are_yes_by_one_alone() -> None:
+    cases = (("ReduceSum", "keepdims", ["x", "a"]), ("Reshape", "allowzero", ["x", "z"]))
+    for operator, flag, inputs in cases:
+        node = helper.make_node(operator, inputs, ["o"], **{flag: 2})
+        weights = arrays(a=np.array([1], I64), z=np.array([0, 0, -1], I64))
+        assert_sizes_hold(made([node], weights), CONTRACT, given(CONTRACT))
 
 
 def test_a_new_rule_has_a_test_or_is_elementwise() -> None:
@@ -332,6 +348,11 @@ def single(operator: str, *inputs: Any, **attributes: Any) -> Callable[[], onnx.
         (single("Add", np.zeros((1 << 14, 1), F32), np.zeros((1, 1 << 14), F32)), "numbers at once"),
         (single("MatMul", np.zeros((1 << 14, 1), F32), np.zeros((1, 1 << 14), F32)), "numbers at once"),
         (single("Reshape", "x", np.array([-1, -1], I64)), "has the shape"),
+        (single("Conv", "x", np.ones((4, 4, 0), F32)), "no numbers, or no groups"),
+        (single("Conv", "x", np.ones((4, 4, 1), F32), group=0), "no numbers, or no groups"),
+        (single("ConvTranspose", "x", np.ones((4, 4, 1), F32), group=0), "no numbers, or no groups"),
+        (single("Unsqueeze", "x", np.array([0, 0], I64)), "an axis is there twice"),
+        (single("Concat", np.ones((0, 2, 8), F32), np.ones((2, 2, 8), F32), axis=1), "do not fit"),
         (single("Div", "n", "n"), "hangs on what is computed"),
         (single("Div", np.array([-(1 << 63)], I64), np.array([-1], I64)), "divided by what may be none, or less"),
         (single("Div", "n", np.array([0], I64)), "divided by what may be none, or less"),

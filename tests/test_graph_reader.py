@@ -75,6 +75,7 @@ def test_every_kind_of_attribute_and_weight() -> None:
     ]
     for element in (TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64, TensorProto.DOUBLE, TensorProto.UINT64):
         weights.append(helper.make_tensor(f"typed {element}", element, [2], [1, 2]))
+    weights.append(helper.make_tensor("unsigned", TensorProto.UINT64, [1], [(1 << 64) - 1]))
     weights.append(helper.make_tensor("signed", TensorProto.INT64, [3], [-(1 << 63), -1, (1 << 63) - 1]))
     made = model(
         helper.make_node("Any", ["x", ""], ["y"], domain="d", doc_string="é", **numbers), weights=tuple(weights)
@@ -123,6 +124,8 @@ def changed(change: Any) -> bytes:
     return content
 
 
+OUTSIDE = TensorProto(data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+OUTSIDE.external_data.add(key="location", value="secret.bin")
 FUNCTION = helper.make_function("own", "f", [], ["y"], [], [helper.make_opsetid("", 23)])
 
 
@@ -135,6 +138,7 @@ FUNCTION = helper.make_function("own", "f", [], ["y"], [], [helper.make_opsetid(
         lambda made: made.graph.quantization_annotation.add(),
         lambda made: made.graph.node.append(helper.make_node("If", ["x"], ["y"], then_branch=branch())),
         lambda made: made.graph.node.append(helper.make_node("Any", ["x"], ["y"], graphs=[branch()])),
+        lambda made: made.graph.node.append(helper.make_node("Constant", [], ["y"], value=OUTSIDE)),
         lambda made: made.graph.node.append(onnx.NodeProto(op_type="Any", overload="o")),
         lambda made: made.graph.node.add(output=["no operator"]),
         lambda made: made.graph.initializer[0].ClearField("raw_data"),

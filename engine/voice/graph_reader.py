@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from notewave.errors import VoiceError
-from notewave.voice.wire import BYTES, DOUBLE, FLOAT, INT, INT32, PASSED, REFUSED, TEXT, Field, Reader, Schema
+from notewave.voice.wire import BYTES, DOUBLE, FLOAT, INT, INT32, PASSED, REFUSED, TEXT, UINT, Field, Reader, Schema
 
 MAX_FIELDS = 1_000_000  # of a graph, a few seconds' reading; the published size has 50,000
 MAX_RANK = 8
@@ -104,7 +104,7 @@ _SCHEMA: Schema = {
         8: Field("name", TEXT),
         9: Field("raw_data", BYTES),
         10: Field("double_data", DOUBLE, repeated=True),
-        11: Field("uint64_data", INT, repeated=True),
+        11: Field("uint64_data", UINT, repeated=True),
         12: _NOTE,
         13: Field("external_data", "fact", repeated=True),
         14: Field("data_location", INT32),
@@ -247,7 +247,10 @@ def _attribute(attribute: Mapping[str, Any]) -> Any:
     if value is None:
         raise ValueError(f"attribute {attribute['name']} has no value")
     if key == "t":
-        return _weight(value)
+        weight = _weight(value)
+        if weight.place is not None:  # nobody would bring its bytes, and a runtime would look for them
+            raise ValueError(f"attribute {attribute['name']} lies in another file")
+        return weight
     return [bytes(one) for one in value] if key == "strings" else bytes(value) if key == "s" else value
 
 

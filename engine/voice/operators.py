@@ -14,7 +14,13 @@ from notewave.voice.graph_reader import Node, Weight
 from notewave.voice.sizes import Ranges, Size, minus, plus, quotient, times
 
 MAX_CONTENT = 64  # integers of a tensor that are followed
-FLOAT, UINT8, INT32, INT64, BOOL = 1, 2, 6, 7, 9  # keys of ELEMENTS
+FLOAT, UINT8, INT32, INT64, BOOL, DOUBLE = 1, 2, 6, 7, 9, 11  # keys of ELEMENTS
+EXACT = {
+    FLOAT: 1 << 24,
+    DOUBLE: 1 << 53,
+    INT32: (1 << 31) - 1,
+    INT64: (1 << 63) - 1,
+}  # integers that types hold exactly
 
 Shape: TypeAlias = tuple[Size, ...]
 Content: TypeAlias = tuple[Size, ...] | None  # a tensor's integers in order, where they are few and known
@@ -98,6 +104,10 @@ class Inputs:
             raise ValueError(f"{name} is no integer")
         return value
 
+    def flag(self, name: str, default: int) -> bool:
+        """An attribute that says yes by 1; what is neither 0 nor 1 says no."""
+        return self.integer(name, default) == 1
+
     def integers(self, name: str, default: Sequence[int] = ()) -> list[int]:
         """An attribute that is a list of integers."""
         value = self.node.attributes.get(name, default)
@@ -156,6 +166,15 @@ def _common(sizes: Sequence[Size], ranges: Ranges) -> Size:
     return found
 
 
+def alike(sizes: Sequence[Size], ranges: Ranges) -> Size:
+    """The size of an axis that tensors which are joined have in common; a tensor of no numbers may have another."""
+    if all(size == sizes[0] for size in sizes):
+        return sizes[0]
+    if all(isinstance(size, int) for size in sizes):
+        raise ValueError(f"sizes {list(sizes)} do not fit")
+    return ranges.new(0, max(map(ranges.most, sizes)))
+
+
 def divided(size: Size, part: int, ranges: Ranges) -> Size:
     """A size divided by a number, rounded down. Raises ValueError where the number is not positive."""
     if part < 1:
@@ -167,6 +186,13 @@ def divided(size: Size, part: int, ranges: Ranges) -> Size:
     if rest is not None:
         return plus(rest, constant // part)
     return ranges.new(ranges.least(size) // part, ranges.most(size) // part)
+
+
+def held(content: Content, element: int, ranges: Ranges) -> Content:
+    """Integers, where a type holds them all as they are."""
+    most = EXACT.get(element, 0)
+    fits = content is not None and all(-most <= ranges.least(size) and ranges.most(size) <= most for size in content)
+    return content if fits else None
 
 
 def not_negative(size: Size, ranges: Ranges) -> Size:

@@ -32,6 +32,7 @@ def _integers(rule: Rule) -> Rule:
 
 def _convolution(inputs: Inputs) -> Made:
     (batch, _, *sizes), (channels, grouped, *kernel) = inputs.shape(0), inputs.shape(1)
+    _check_kernel(inputs, kernel)
     strides, dilations, pads = _spacing(inputs, len(sizes))
     same = inputs.text("auto_pad", b"NOTSET").startswith(b"SAME")
     made = []
@@ -49,6 +50,7 @@ def _convolution(inputs: Inputs) -> Made:
 
 def _transposed_convolution(inputs: Inputs) -> Made:
     (batch, channels, *sizes), (_, grouped, *kernel) = inputs.shape(0), inputs.shape(1)
+    _check_kernel(inputs, kernel)
     strides, dilations, pads = _spacing(inputs, len(sizes))
     more = inputs.integers("output_padding", [0] * len(sizes))
     wanted = inputs.integers("output_shape")
@@ -62,6 +64,12 @@ def _transposed_convolution(inputs: Inputs) -> Made:
     shape = (batch, times(grouped, groups), *made)
     hidden = times(batch, grouped, groups, *kernel, *sizes)
     return Made((shape,), multiplications=times(batch, channels, grouped, *kernel, *sizes), hidden=hidden)
+
+
+def _check_kernel(inputs: Inputs, kernel: Sequence[Size]) -> None:
+    """Refuse what ends ONNX Runtime's process, or never ends in it."""
+    if any(plain(size) < 1 for size in kernel) or inputs.integer("group", 1) < 1:
+        raise ValueError("a kernel has no numbers, or no groups")
 
 
 def _spacing(inputs: Inputs, axes: int) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:

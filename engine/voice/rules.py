@@ -22,9 +22,11 @@ from notewave.voice.operators import (
     Made,
     Rule,
     Value,
+    alike,
     axis_of,
     broadcast,
     divided,
+    held,
     not_negative,
     plain,
     volume,
@@ -59,7 +61,8 @@ def _followed(compute: Callable[[Sequence[Size], Ranges], Size | None]) -> Rule:
     def rule(inputs: Inputs) -> Made:
         shape = broadcast(inputs.shapes(), inputs.ranges)
         contents = [value.content if value is not None else None for value in inputs.values]
-        return Made((shape,), _each(contents, len(shape), lambda sizes: compute(sizes, inputs.ranges)))
+        content = _each(contents, len(shape), lambda sizes: compute(sizes, inputs.ranges))
+        return Made((shape,), held(content, inputs.element(len(inputs.values) - 1), inputs.ranges))
 
     return rule
 
@@ -68,7 +71,7 @@ def _cast(inputs: Inputs) -> Made:
     element = inputs.integer("to", FLOAT) if inputs.node.operator == "Cast" else inputs.element(1)
     if element not in ELEMENTS:
         raise ValueError(f"there is no type {element}")
-    return Made((inputs.shape(0),), inputs.value(0).content, (element,))
+    return Made((inputs.shape(0),), held(inputs.value(0).content, element, inputs.ranges), (element,))
 
 
 def _divided(inputs: Inputs) -> Made:
@@ -222,8 +225,8 @@ def _sliced(size: Size, start: Size, end: Size, step: int, ranges: Ranges) -> Si
 def _concat(inputs: Inputs) -> Made:
     shapes = inputs.shapes()
     axis = inputs.axis(0, len(shapes[0]))
-    shape = list(shapes[0])
-    shape[axis] = plus(*(one[axis] for one in shapes))
+    columns = list(zip(*shapes, strict=True))
+    shape = [plus(*column) if at == axis else alike(column, inputs.ranges) for at, column in enumerate(columns)]
     contents = [value.content for value in inputs.values if value is not None]
     known = [content for content in contents if content is not None]
     joined = tuple(size for content in known for size in content)
@@ -245,7 +248,7 @@ def _split(inputs: Inputs) -> Made:
 
 def _reshape(inputs: Inputs) -> Made:
     data, wanted = inputs.value(0), inputs.needed(1, "shape")
-    copies = not inputs.integer("allowzero", 0)
+    copies = not inputs.flag("allowzero", 0)
     sizes = [data.shape[at] if size == 0 and copies else size for at, size in enumerate(wanted)]
     if -1 in sizes:
         place = sizes.index(-1)
@@ -268,7 +271,7 @@ def _flatten(inputs: Inputs) -> Made:
 def _squeeze(inputs: Inputs) -> Made:
     data, axes = inputs.value(0), inputs.plain(1, "axes")
     rank = len(data.shape)
-    if axes is None:
+    if not axes:
         gone = {axis for axis, size in enumerate(map(plain, data.shape)) if size == 1}
     else:
         gone = {axis_of(axis, rank) for axis in axes}
@@ -279,6 +282,8 @@ def _unsqueeze(inputs: Inputs) -> Made:
     data, axes = inputs.value(0), inputs.plain(1, "axes") or ()
     rank = len(data.shape) + len(axes)
     new = {axis_of(axis, rank) for axis in axes}
+    if len(new) < len(axes):
+        raise ValueError("an axis is there twice")
     kept = iter(data.shape)
     return Made((tuple(1 if axis in new else next(kept) for axis in range(rank)),), data.content)
 
@@ -293,10 +298,10 @@ def _transpose(inputs: Inputs) -> Made:
 
 def _expand(inputs: Inputs) -> Made:
     data, shape = inputs.value(0), broadcast([inputs.shape(0), inputs.needed(1)], inputs.ranges)
-    content = data.content
-    if content is not None and len(content) == 1 and len(shape) == 1 and isinstance(shape[0], int):
-        content = content * shape[0] if shape[0] <= MAX_CONTENT else None
-    return Made((shape,), content if content is not None and len(shape) < 2 else None)
+    content = data.content if shape == data.shape else None
+    if data.content is not None and len(data.content) == 1 and len(shape) == 1:
+        content = data.content * shape[0] if isinstance(shape[0], int) and shape[0] <= MAX_CONTENT else None
+    return Made((shape,), content)
 
 
 def _tile(inputs: Inputs) -> Made:
@@ -316,10 +321,10 @@ def _pad(inputs: Inputs) -> Made:
 
 def _reduce(inputs: Inputs) -> Made:
     shape, axes = inputs.shape(0), inputs.plain(1, "axes")
-    if not axes and inputs.integer("noop_with_empty_axes", 0):
+    if not axes and inputs.flag("noop_with_empty_axes", 0):
         return Made((shape,))
     gone = {axis_of(axis, len(shape)) for axis in axes} if axes else set(range(len(shape)))
-    keeps = inputs.integer("keepdims", 1)
+    keeps = inputs.flag("keepdims", 1)
     sizes = tuple(1 if axis in gone else size for axis, size in enumerate(shape) if keeps or axis not in gone)
     content = inputs.value(0).content
     is_product = content is not None and inputs.node.operator == "ReduceProd" and len(shape) < 2

@@ -27,10 +27,10 @@ class Field:
     repeated: bool = False
 
 
-INT, INT32, FLOAT, DOUBLE, TEXT, BYTES = "int", "int32", "float", "double", "text", "bytes"
+INT, INT32, UINT, FLOAT, DOUBLE, TEXT, BYTES = "int", "int32", "unsigned", "float", "double", "text", "bytes"
 PASSED, REFUSED = "passed over", "refused"
 Schema: TypeAlias = Mapping[str, Mapping[int, Field]]  # fields of each kind of message, by number
-_NUMBERS = {INT: _VARINT, INT32: _VARINT, FLOAT: _FIXED32, DOUBLE: _FIXED64}
+_NUMBERS = {INT: _VARINT, INT32: _VARINT, UINT: _VARINT, FLOAT: _FIXED32, DOUBLE: _FIXED64}
 _FIXED = {FLOAT: "<f", DOUBLE: "<d"}
 
 
@@ -142,8 +142,8 @@ def varint(message: memoryview | bytes, position: int) -> tuple[int, int]:
 
 
 def _signed(value: int, kind: str) -> int:
-    """A number of 64 bits in two's complement. Raises ValueError where a kind of 32 has more."""
-    number = value - (1 << 64) if value >> 63 else value
+    """A number of 64 bits, in two's complement where it has a sign. Raises ValueError where a kind of 32 has more."""
+    number = value - (1 << 64) if value >> 63 and kind != UINT else value
     if kind == "int32" and not -(1 << 31) <= number < 1 << 31:
         raise ValueError("a number is beyond 32 bits")
     return number

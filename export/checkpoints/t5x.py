@@ -240,7 +240,7 @@ class _Array:
                 f"float16 or bfloat16, plain, gzip or zlib, in up to {MAX_CHUNKS} chunks. Write the checkpoint again "
                 "with T5X's defaults."
             )
-        return cls(folder, shape, chunks, str(dtype), compressor["id"] is not None, str(separator))
+        return cls(folder, shape, chunks, str(dtype), compressor.get("id") is not None, str(separator))
 
     @property
     def bytes_each(self) -> int:
