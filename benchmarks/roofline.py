@@ -129,14 +129,18 @@ def trace(voice: Voice, network: str, sizes: dict[str, int]) -> tuple[list[Produ
     inputs: dict[str, NDArray[Any]] = {
         tensor.name: np.zeros(tensor.shape_at(sizes), tensor.dtype) for tensor in contract.inputs
     }
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = 1
-    settings.log_severity_level = 3
-    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # operators stay ONNX's own
-    settings.add_session_config_entry("session.disable_prepacking", "1")  # the record has no packed weights
-    settings.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
-        settings.profile_file_prefix = str(Path(folder) / network)
+
+        def settings() -> Any:
+            made = onnxruntime.SessionOptions()
+            made.intra_op_num_threads = 1
+            made.log_severity_level = 3
+            made.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # ONNX's own operators
+            made.add_session_config_entry("session.disable_prepacking", "1")  # the record has no packed weights
+            made.enable_profiling = True
+            made.profile_file_prefix = str(Path(folder) / network)
+            return made
+
         session = open_session(voice, network, settings)
         outputs: list[NDArray[Any]] = session.run(None, inputs)
         record = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

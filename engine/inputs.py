@@ -117,6 +117,15 @@ class HeldFiles:
             self._verify(name, held)
         return parts
 
+    def is_in_place(self, name: str) -> bool:
+        """Whether a file that was checked is still what its path leads to, as it was then."""
+        held = self._file(name)
+        try:
+            facts, own = (self.folder / name).stat(), os.fstat(held.descriptor)
+        except OSError:
+            return False
+        return (facts.st_dev, facts.st_ino) == (own.st_dev, own.st_ino) and held.is_as_checked()
+
     def _file(self, name: str) -> _Held:
         with self._lock:
             if name not in self._held:

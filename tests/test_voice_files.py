@@ -113,6 +113,25 @@ def test_a_voice_that_is_written_over_is_no_longer_read(copy: Path, other_voice:
         opened.spectrogram(SONG, guidance=2.0, **OPTIONS)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")
+def test_no_file_of_a_voice_stays_mapped(reference_voice: Path, tmp_path: Path) -> None:
+    """A mapped file that is cut short would end the process when its weights are used."""
+    voices = [export_checkpoint(reference_voice, tmp_path / kind, precision=kind) for kind in ("fp16", "int8")]
+    folders = [reference_voice, *(voice.folder for voice in voices), Voice.load("band").folder]
+    opened = [Synthesizer(folder, backend="cpu", threads=1) for folder in folders]
+    for one in opened:
+        one.spectrogram(SONG, guidance=1.5, **OPTIONS)
+    mapped = Path("/proc/self/maps").read_text()
+    assert not [line for line in mapped.splitlines() if any(str(folder) in line for folder in folders)]
+
+
+def test_a_folder_whose_name_is_no_text(reference_voice: Path, tmp_path: Path) -> None:
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/voice-\xff")
+    shutil.copytree(reference_voice, folder)
+    mels = [Synthesizer(one, backend="cpu").spectrogram(SONG, **OPTIONS) for one in (folder, reference_voice)]
+    np.testing.assert_array_equal(*mels)
+
+
 def test_hard_linked_voices_are_sung_exported_and_built(reference_voice: Path, tmp_path: Path) -> None:
     linked = tmp_path / "linked"
     linked.mkdir()

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeAlias
 
 from notewave.checks import counted, is_integer, quoted, require
 from notewave.errors import VoiceError
@@ -15,7 +16,7 @@ from notewave.inputs import FileRecord, HeldFiles
 from notewave.sound.stream import VocoderTraits
 from notewave.voice.contracts import Contract, Dimensions
 from notewave.voice.graph_check import check_graph
-from notewave.voice.graph_reader import Graph, Place, Weight, read_graph
+from notewave.voice.graph_reader import Graph, Place, Weight, read_graph, read_outside
 from notewave.voice.library import DESCRIPTION, PLAIN_NAME
 
 MAX_BYTES = 8 << 30  # of all files, five times the published size in float32
@@ -23,6 +24,12 @@ MAX_GRAPH_BYTES = 512 << 20  # of all graphs; most have their weights elsewhere
 SPARE_BYTES = 1 << 16  # of a file of weights, that no graph need read
 CURE = "Copy or export the voice again."
 GRAPH = ".onnx"
+# Operators, and the places of their inputs, whose weights ONNX Runtime copies into a form of its own when it opens a
+# graph. Others it would leave in the file, mapped, until they are used: a file that is cut short then ends the process.
+KNEADED = {("MatMul", 1), ("Gemm", 1), ("MatMulInteger", 1), ("Cast", 0)}
+Outside: TypeAlias = tuple[
+    Weight, Place, bool
+]  # a weight in another file, where, and whether it is used as it lies there
 _SWALLOWING = ("DynamicQuantizeLinear", "QuantizeLinear")  # operators that give numbers for what is none
 # Graphs that were looked into before they came with this package: the bundled voice's, by ``VoiceFiles.digest``.
 LOOKED_INTO = frozenset({"3ef28d4a0bbd8f347020b3041b26a9f81d01521bf6c3d232d0641cc408722800"})
@@ -50,7 +57,7 @@ class VoiceFiles:
         self._folder, self._records, self._contracts = folder, records, contracts
         self._size, self._vocoder = size, vocoder
         self._held = HeldFiles(folder, records, DESCRIPTION, VoiceError, CURE)
-        self._outside: dict[str, list[tuple[Weight, Place]]] = {}  # of each network that was asked for
+        self._outside: dict[str, list[Outside]] = {}  # of each network that was asked for
 
     def check(self) -> None:
         """Look at every file, and into every graph. Raises VoiceError for what a voice cannot have."""
@@ -81,17 +88,32 @@ class VoiceFiles:
         """A network's serialised ONNX model."""
         return self._held.read(graph_name(network))
 
-    def weights(self, network: str) -> list[tuple[Weight, bytes]]:
-        """The weights of a network's graph that lie in other files, with their bytes."""
-        if network not in self._outside:
-            self._outside[network] = _outside(read_graph(self.model(network)).weights)
+    def weights(self, network: str, *, kept_only: bool = False) -> list[tuple[Weight, bytes]]:
+        """The weights of a network's graph that lie in other files, with their bytes.
+
+        kept_only: those alone that a runtime uses as they lie there, see ``KNEADED``.
+        """
         found: list[tuple[Weight, bytes]] = []
-        outside = self._outside[network]
+        outside = [(weight, place) for weight, place, is_kept in self._outside_of(network) if is_kept or not kept_only]
         for location in dict.fromkeys(place.location for _, place in outside):
             here = [(weight, place) for weight, place in outside if place.location == location]
             parts = self._held.read_parts(location, [(place.offset, place.length) for _, place in here])
             found += zip((weight for weight, _ in here), parts, strict=True)
         return found
+
+    def are_in_place(self, network: str) -> bool:
+        """Whether the files of a network's weights are still what their paths lead to, as they were checked."""
+        return all(map(self._held.is_in_place, {place.location for _, place, _ in self._outside_of(network)}))
+
+    def _outside_of(self, network: str) -> list[Outside]:
+        if network not in self._outside:
+            weights, uses = read_outside(self.model(network))
+            self._outside[network] = [
+                (weight, weight.place, not uses[weight.name] <= KNEADED)
+                for weight in weights
+                if weight.place is not None
+            ]
+        return self._outside[network]
 
     def _check_listing(self, graphs: Mapping[str, str]) -> None:
         """Refuse names and sizes that no voice has, before anything is opened."""
@@ -121,7 +143,7 @@ class VoiceFiles:
                 check_graph(graph, contract, self._size, self._vocoder if network == "vocoder" else None)
             except VoiceError as error:
                 raise VoiceError(f"{path} cannot be used: {error}") from error
-            self._outside[network] = outside = _outside(graph.weights)
+            outside = [(weight, weight.place) for weight in graph.weights.values() if weight.place is not None]
             if strange := {place.location for _, place in outside} - self._records.keys():
                 raise VoiceError(
                     f"{path} reads {_names(strange)}, which {DESCRIPTION} does not list. Do not trust this voice."
@@ -144,10 +166,6 @@ class VoiceFiles:
                     f"{self._folder / graph_name(network)} has weights that are no finite numbers ({quoted(name)}): no "
                     "sound would come of them. Export the voice again."
                 )
-
-
-def _outside(weights: Mapping[str, Weight]) -> list[tuple[Weight, Place]]:
-    return [(weight, weight.place) for weight in weights.values() if weight.place is not None]
 
 
 def _names(files: set[str]) -> str:

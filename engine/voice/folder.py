@@ -83,9 +83,16 @@ class Voice:
         """A network's serialised ONNX model, as it was checked. Raises VoiceError where its file changed since."""
         return self._held.model(network)
 
-    def weights(self, network: str) -> list[tuple[Weight, bytes]]:
-        """The weights of a network's graph that lie in other files, with their bytes; errors as in ``model``."""
-        return self._held.weights(network)
+    def weights(self, network: str, *, kept_only: bool = False) -> list[tuple[Weight, bytes]]:
+        """The weights of a network's graph that lie in other files, with their bytes; errors as in ``model``.
+
+        kept_only: those alone that ONNX Runtime uses as they lie there; it copies the others when it opens the graph.
+        """
+        return self._held.weights(network, kept_only=kept_only)
+
+    def are_weights_in_place(self, network: str) -> bool:
+        """Whether the files of those weights are still what their paths lead to, as they were checked."""
+        return self._held.are_in_place(network)
 
     def contracts(self) -> dict[str, Contract]:
         """Contract of each network that the voice has."""

@@ -8,9 +8,10 @@ fields are those of onnx.proto.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -44,6 +45,11 @@ _EXPONENTS = {
     "float64": 0x7FF0 << 48,
 }  # all ones: no number
 _TYPED = {"float_data": 4, "int32_data": 0, "int64_data": 8, "double_data": 8, "uint64_data": 8}  # bytes of one
+
+
+def _passed(field: Field) -> Field:
+    return field if field.kind in (INT, INT32) else Field(field.name, PASSED, field.repeated)
+
 
 _NOTE, _FACTS = Field("doc_string", PASSED), Field("metadata_props", PASSED, repeated=True)
 _SCHEMA: Schema = {
@@ -116,7 +122,23 @@ _SCHEMA: Schema = {
     "shape": {1: Field("dim", "dimension", repeated=True)},
     "dimension": {1: Field("dim_value", INT), 2: Field("dim_param", TEXT), 3: Field("denotation", TEXT)},
 }
+# The same, of a graph that was checked, for what its weights in other files are used for.
+_BRIEF: Schema = {
+    **_SCHEMA,
+    "model": {number: field if field.name == "graph" else _passed(field) for number, field in _SCHEMA["model"].items()},
+    "graph": {
+        number: field if field.name in ("node", "initializer") else _passed(field)
+        for number, field in _SCHEMA["graph"].items()
+    },
+    "node": {
+        number: field if field.name in ("input", "op_type") else _passed(field)
+        for number, field in _SCHEMA["node"].items()
+    },
+}
 _VALUES = {_FLOAT: "f", _INT: "i", _STRING: "s", _TENSOR: "t", _FLOATS: "floats", _INTS: "ints", _STRINGS: "strings"}
+
+
+Use: TypeAlias = tuple[str, int]  # an operator, and which of its inputs
 
 
 @dataclass(frozen=True)
@@ -208,9 +230,21 @@ class Graph:
 def read_graph(model: bytes) -> Graph:
     """The graph of a serialised ONNX model. Raises VoiceError for what is none, or is more than a voice needs."""
     try:
-        return _graph(Reader(_SCHEMA, MAX_FIELDS).read(memoryview(model), "model"))
-    except (IndexError, KeyError, OverflowError, ValueError) as error:
+        return _graph(Reader(model, _SCHEMA, MAX_FIELDS).read("model"))
+    except (IndexError, KeyError, OverflowError, ValueError, struct.error) as error:
         raise VoiceError(f"it is not a whole ONNX graph ({error}). Copy or export the voice again.") from error
+
+
+def read_outside(model: bytes) -> tuple[list[Weight], dict[str, set[Use]]]:
+    """Of a model that ``read_graph`` took before: its weights in other files, and what each weight is used for."""
+    graph = Reader(model, _BRIEF, MAX_FIELDS).read("model")["graph"]
+    weights = [_weight(tensor) for tensor in graph.get("initializer", ()) if "external_data" in tensor]
+    uses: dict[str, set[Use]] = {weight.name: set() for weight in weights}
+    for node in graph.get("node", ()):
+        for place, name in enumerate(node.get("input", ())):
+            if name in uses:
+                uses[name].add((node["op_type"], place))
+    return weights, uses
 
 
 def _graph(model: Mapping[str, Any]) -> Graph:

@@ -346,14 +346,14 @@ def _dequantised(inputs: Inputs) -> Made:
 
 # fmt: off
 _ELEMENTWISE = (
-    "Abs", "Atan", "Ceil", "Clip", "Cos", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu",
+    "Abs", "Atan", "Ceil", "Cos", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu",
     "Log", "Mish", "Pow", "PRelu", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus",
     "Softsign", "Sqrt", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu",
 )
 _TRUTHS = ("And", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Xor")
 _LIKE_FIRST = (
-    "BatchNormalization", "CumSum", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "LogSoftmax",
-    "LpNormalization", "RMSNormalization", "Softmax",
+    "BatchNormalization", "Clip", "CumSum", "GroupNormalization", "InstanceNormalization", "LayerNormalization",
+    "LogSoftmax", "LpNormalization", "RMSNormalization", "Softmax",
 )
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
 # fmt: on

@@ -37,91 +37,109 @@ _FIXED = {FLOAT: "<f", DOUBLE: "<d"}
 class Reader:
     """Reads messages of a schema."""
 
-    def __init__(self, schema: Schema, most_fields: int) -> None:
+    def __init__(self, content: bytes, schema: Schema, most_fields: int) -> None:
         """most_fields: how many fields all messages read may have together, packed numbers among them."""
-        self._schema, self._left = schema, most_fields
+        self._content, self._view, self._schema, self._left = content, memoryview(content), schema, most_fields
 
-    def read(self, message: memoryview, kind: str, depth: int = 0) -> dict[str, Any]:
-        """A message's fields by name, without those that are absent; of repeated ones a list.
+    def read(self, kind: str) -> dict[str, Any]:
+        """The content as a message: its fields by name, without those that are absent; of repeated ones a list.
 
         Raises ValueError or IndexError for what is no message of the kind, in the one way that it can be written.
         """
+        return self._message(0, len(self._content), kind, 0)
+
+    def _message(self, at: int, end: int, kind: str, depth: int) -> dict[str, Any]:
         if depth > MAX_DEPTH:
             raise ValueError("messages are nested too deep")
-        fields, values = self._schema[kind], {}
-        position, end = 0, len(message)
-        while position < end:
-            tag, position = varint(message, position)
-            field = fields.get(tag >> 3)
+        content, fields, values = self._content, self._schema[kind], dict[str, Any]()
+        while at < end:
+            tag = content[at]
+            at += 1
+            if tag > 0x7F:
+                tag, at = varint(content, at - 1)
+            field, wire = fields.get(tag >> 3), tag & 7
             if field is None or field.kind == REFUSED:
                 what = f"field {tag >> 3}" if field is None else field.name
                 raise ValueError(f"{what} has no place in a {kind} of a voice")
-            content, position = _content(message, tag & 7, position, end)
-            value = self._value(field, tag & 7, content, depth)
-            if not field.repeated:
-                if field.name in values:
-                    raise ValueError(f"a {kind} has two of {field.name}")
-                values[field.name] = value
-            elif field.kind in _NUMBERS and tag & 7 == _BYTES:
-                values.setdefault(field.name, []).extend(value)
+            self._left -= 1
+            if wire == _BYTES:
+                size = content[at]
+                at += 1
+                if size > 0x7F:
+                    size, at = varint(content, at - 1)
+                begin, at = at, at + size
+                if at > end:
+                    raise ValueError("it ends early")
+                value = self._held(field, begin, at, depth)
             else:
-                values.setdefault(field.name, []).append(value)
-        return values
-
-    def _value(self, field: Field, wire: int, content: Any, depth: int) -> Any:
-        """What a field holds; of packed numbers a list."""
-        self._left -= 1
-        if self._left < 0:
-            raise ValueError("it has too many fields")
-        kind = field.kind
-        if wire == _BYTES:
-            if kind == TEXT:
-                return str(content, "utf-8")
-            if kind in (BYTES, PASSED):
-                return content
-            if kind not in _NUMBERS:
-                return self.read(content, kind, depth + 1)
-            if field.repeated:
-                return self._unpack(kind, content)
-        if _NUMBERS.get(kind) != wire:
-            raise ValueError(f"{field.name} has wire type {wire}")
-        return _signed(content, kind) if wire == _VARINT else struct.unpack(_FIXED[kind], content)[0]
-
-    def _unpack(self, kind: str, packed: memoryview) -> list[Any]:
-        if kind in _FIXED:
-            self._left -= len(packed) // 4
+                value, at = self._number(field, wire, at, end)
             if self._left < 0:
                 raise ValueError("it has too many fields")
-            try:
-                return [value for (value,) in struct.iter_unpack(_FIXED[kind], packed)]
-            except struct.error as error:
-                raise ValueError(str(error)) from error
-        values, position = [], 0
-        while position < len(packed):
+            self._put(values, field, value, kind, is_packed=wire == _BYTES and field.kind in _NUMBERS)
+        return values
+
+    @staticmethod
+    def _put(values: dict[str, Any], field: Field, value: Any, kind: str, is_packed: bool) -> None:
+        name = field.name
+        if not field.repeated:
+            if name in values:
+                raise ValueError(f"a {kind} has two of {name}")
+            values[name] = value
+        elif is_packed:
+            values.setdefault(name, []).extend(value)
+        elif name in values:
+            values[name].append(value)
+        else:
+            values[name] = [value]
+
+    def _held(self, field: Field, at: int, end: int, depth: int) -> Any:
+        """What a field of so many bytes holds; of packed numbers a list."""
+        kind = field.kind
+        if kind == TEXT:
+            return self._content[at:end].decode()
+        if kind in (BYTES, PASSED):
+            return self._view[at:end]
+        if kind not in _NUMBERS:
+            return self._message(at, end, kind, depth + 1)
+        if not field.repeated:
+            raise ValueError(f"{field.name} has wire type {_BYTES}")
+        return self._packed(kind, at, end)
+
+    def _packed(self, kind: str, at: int, end: int) -> list[Any]:
+        values = []
+        if kind in _FIXED:
+            each = struct.calcsize(_FIXED[kind])
+            self._left -= (end - at) // each
+            if self._left < 0 or (end - at) % each:
+                raise ValueError("it has too many fields, or half of one")
+            return [value for (value,) in struct.iter_unpack(_FIXED[kind], self._view[at:end])]
+        while at < end:
             self._left -= 1
             if self._left < 0:
                 raise ValueError("it has too many fields")
-            value, position = varint(packed, position)
+            value, at = varint(self._content, at)
             values.append(_signed(value, kind))
+        if at > end:
+            raise ValueError("it ends early")
         return values
 
+    def _number(self, field: Field, wire: int, at: int, end: int) -> tuple[Any, int]:
+        """A number that stands by itself, and the position behind it."""
+        kind = field.kind
+        if _NUMBERS.get(kind) != wire:
+            raise ValueError(f"{field.name} has wire type {wire}")
+        if wire == _VARINT:
+            value, at = varint(self._content, at)
+            number: Any = _signed(value, kind)
+        else:
+            (number,) = struct.unpack_from(_FIXED[kind], self._content, at)
+            at += struct.calcsize(_FIXED[kind])
+        if at > end:
+            raise ValueError("it ends early")
+        return number, at
 
-def _content(message: memoryview, wire: int, position: int, end: int) -> tuple[Any, int]:
-    """A field's integer or bytes, and the position behind it."""
-    if wire == _VARINT:
-        return varint(message, position)
-    if wire == _BYTES:
-        size, position = varint(message, position)
-    elif wire in (_FIXED64, _FIXED32):
-        size = 8 if wire == _FIXED64 else 4
-    else:
-        raise ValueError(f"wire type {wire}")
-    if size > end - position:
-        raise ValueError("it ends early")
-    return message[position : position + size], position + size
 
-
-def varint(message: memoryview | bytes, position: int) -> tuple[int, int]:
+def varint(message: bytes | memoryview, position: int) -> tuple[int, int]:
     """A number of up to 64 bits, and the position behind it. Raises ValueError for one written longer than need be."""
     byte = message[position]
     position += 1

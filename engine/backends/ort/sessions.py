@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from notewave.voice.files import graph_name
 from notewave.voice.folder import Voice
 from notewave.voice.graph_reader import ELEMENTS, Weight
 
+FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"  # ONNX Runtime's, for models given as bytes
 KEPT_SCHEDULES = 4  # FiLM tables kept for the schedules used last
 
 
@@ -29,13 +31,18 @@ class Network:
 
     def __init__(self, voice: Voice, network: str, threads: int) -> None:
         path, contract = voice.graph(network), voice.contracts()[network]
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads
-        settings.inter_op_num_threads = 1
-        settings.log_severity_level = 3
-        # Threads that spin while they wait take the time of those that work where there are fewer processors than
-        # threads, be they another program's; on idle processors it gained nothing (benchmarks/NOTES.md, "Spinning").
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+        def settings() -> Any:
+            made = onnxruntime.SessionOptions()
+            made.intra_op_num_threads = threads
+            made.inter_op_num_threads = 1
+            made.log_severity_level = 3
+            # Threads that spin while they wait take the time of those that work where there are fewer processors than
+            # threads, be they another program's; on idle processors it gained nothing (benchmarks/NOTES.md,
+            # "Spinning").
+            made.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            return made
+
         try:
             self.session = open_session(voice, network, settings)
         except VoiceError:
@@ -58,9 +65,24 @@ class Network:
         return outputs
 
 
-def open_session(voice: Voice, network: str, settings: onnxruntime.SessionOptions) -> Any:
-    """A graph of a voice in a session on the CPU, by the bytes that were checked; it keeps none of them mapped."""
-    weights = voice.weights(network)
+def open_session(voice: Voice, network: str, settings: Callable[[], Any]) -> Any:
+    """A graph of a voice in a session on the CPU, by the bytes that were checked; it keeps no file mapped.
+
+    ONNX Runtime reads most weights from their file, where that is still as it was checked, before and after; those
+    that it would leave there are handed to it. Where it is not, all are: twice the memory, while it opens. settings:
+    makes options of a session.
+    """
+    session = None
+    if voice.are_weights_in_place(network) and _is_text(voice.folder):
+        session = _open_session(voice, network, settings(), in_place=True)
+    if session is None or not voice.are_weights_in_place(network):
+        session = _open_session(voice, network, settings(), in_place=False)
+    let_go_of_bytes(session)
+    return session
+
+
+def _open_session(voice: Voice, network: str, settings: Any, *, in_place: bool) -> Any:
+    weights = voice.weights(network, kept_only=in_place)
     values = [
         onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
             np.frombuffer(content, np.uint8).view(_numpy_type(weight)).reshape(weight.shape), weight.element
@@ -68,9 +90,17 @@ def open_session(voice: Voice, network: str, settings: onnxruntime.SessionOption
         for weight, content in weights
     ]
     settings.add_external_initializers([weight.name for weight, _ in weights], values)
-    session = onnxruntime.InferenceSession(voice.model(network), settings, providers=[CPU])
-    let_go_of_bytes(session)
-    return session
+    if in_place:
+        settings.add_session_config_entry(FOLDER_OF_WEIGHTS, str(voice.folder.absolute()))
+    return onnxruntime.InferenceSession(voice.model(network), settings, providers=[CPU])
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a path can be told to ONNX Runtime."""
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def let_go_of_bytes(session: Any) -> None:
