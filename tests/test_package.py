@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"engine": "notewave", "kernels": "notewave.kernels", "export": "notewave.export"}
 FOLDERS |= {"benchmarks": "notewave.benchmarks"}
 ROOMS = (  # from the ground up; a module belongs to the first that its name begins with
-    ("notewave.errors", "notewave.checks", "notewave.files"),
+    ("notewave.errors", "notewave.checks", "notewave.inputs", "notewave.files"),
     ("notewave.kernels",),
     ("notewave.sound",),
     ("notewave.song",),
@@ -76,17 +81,33 @@ def room(name: str) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The wheel of what git knows here, made twice: from folders of unlike names, files of unlike times and modes."""
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, files.split("\0")):
-        if not name.startswith("tests/") and (ROOT / name).exists():
+    names = [name for name in files.split("\0") if name and not name.startswith("tests/") and (ROOT / name).exists()]
+    made = []
+    for folder, mode, time_s in (("one", 0o644, 1e9), ("elsewhere", 0o600, 1.5e9)):
+        source, out = (tmp_path_factory.mktemp(folder) / name for name in ("source", "out"))
+        for name in names:
             (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(source)]
-    subprocess.run(build, check=True)
-    return zipfile.ZipFile(next(folder.glob("*.whl")))
+            shutil.copyfile(ROOT / name, source / name)
+            (source / name).chmod(mode)
+            os.utime(source / name, (time_s, time_s))
+        build = ["sh", str(ROOT / "locks" / "wheel.sh"), sys.executable, str(source), str(out)]
+        subprocess.run(build, check=True, umask=0o666 - mode)
+        made.append(next(out.iterdir()))
+    return made
+
+
+@pytest.fixture
+def wheel(wheels: list[Path]) -> zipfile.ZipFile:
+    return zipfile.ZipFile(wheels[0])
+
+
+def test_a_wheel_is_the_same_bytes_wherever_and_whenever_it_is_built(wheels: list[Path]) -> None:
+    one, another = wheels
+    assert one.name == another.name
+    assert one.read_bytes() == another.read_bytes()
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
@@ -101,6 +122,34 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> Non
     ):
         assert f"notewave/{expected}" in names
     assert sum(item.file_size for item in wheel.infolist()) < 45 << 20
+
+
+def locked(name: str) -> dict[tuple[str, str], str]:
+    """What a lock installs: package and marker -> release. Each has its hashes."""
+    text = (ROOT / "locks" / f"{name}.txt").read_text()
+    entries = re.findall(r"^([\w.-]+)==(\S+?)(?: ; ([^\\\n]+?))? (?:\\\n +)?(--hash=sha256:\w{64})", text, re.M)
+    assert len(entries) == len(re.findall(r"^\w", text, re.M)), f"something in locks/{name}.txt has no hash"
+    return {(canonicalize_name(package), marker): release for package, release, marker, _ in entries}
+
+
+def test_the_locks_hold_what_is_asked_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    render = ["cpu", "plot"]
+    extras = {"cpu": ["cpu"], "render": render, "develop": [*render, "rtx", "export", "train", "evaluate", "dev"]}
+    develop, torch = locked("develop"), locked("torch-cpu")
+    for lock, names in extras.items():
+        there = locked(lock)
+        assert there.items() <= develop.items(), "one release of a package, whatever is installed"
+        asked = sum((project["optional-dependencies"][name] for name in names), project["dependencies"])
+        for requirement in map(Requirement, asked):
+            name = canonicalize_name(requirement.name)
+            releases = [release for (package, _), release in (there | torch).items() if package == name]
+            assert releases, f"locks/{lock}.txt has no {name}. Run make lock."
+            assert all(map(requirement.specifier.contains, releases)), (
+                f"locks/{lock}.txt: {releases}, not {requirement}"
+            )
+    (cpu_torch,), cuda_torch = torch.values(), locked("torch-cuda")["torch", ""]
+    assert cpu_torch == f"{cuda_torch}+cpu"
 
 
 def test_rendering_on_the_cpu_imports_nothing_heavy(vocoded_voice: Path, midi_folder: Path) -> None:
