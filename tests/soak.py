@@ -43,7 +43,7 @@ GROWTH = 0.02  # of the memory after warm-up
 THREADS = 3
 HANG_S = 100  # no single piece of work takes that long
 WARM_UP = 6  # one round in so many, the first ones
-LEAST_ROUNDS = 12  # of every kind of work, however short the time
+JUDGED_ROUNDS = 12  # of every kind of work: fewer say nothing of memory
 PR_SET_THP_DISABLE = 41
 SETTLE_S = 5  # for threads that have ended to be gone
 
@@ -244,15 +244,14 @@ class Soak:
             self.wrong.append(f"{key}: {how} gave {made[:12]}, not {self._known[key][:12]}")
 
 
-def _soak(voice: str, minutes: float, seed: int) -> list[str]:
+def _soak(synth: Synthesizer, song: Path, options: argparse.Namespace) -> list[str]:
     """Work for so many minutes, a line a minute; -> what was wrong."""
-    synth = Synthesizer(voice, backend="cpu")
-    whole = notewave.tokenize(SONG, dialect=synth.voice.dialect)
-    soak = Soak(synth, [whole[:1], whole[1:3], whole[3:6]], seed)
+    whole = notewave.tokenize(song, dialect=synth.voice.dialect)
+    soak = Soak(synth, [part for part in (whole[:1], whole[1:3], whole[3:6]) if part], options.seed)
     soak.sing_all()
     begun, said_min, started = soak.held(), 0.0, time.monotonic()
     held: list[Held] = []  # after each round
-    while (elapsed_min := (time.monotonic() - started) / 60) < minutes or len(held) < LEAST_ROUNDS:
+    while (elapsed_min := (time.monotonic() - started) / 60) < options.minutes or len(held) < options.rounds:
         soak.work()
         if soak.rounds > len(held):
             held.append(soak.held(begun))
@@ -268,18 +267,20 @@ def _left(begun: Held, held: Sequence[Held]) -> list[str]:
 
     Single readings differ by some per cent, by which songs came side by side; a leak lifts all of them.
     """
-    warm = held[len(held) // WARM_UP :]
-    third = len(warm) // 3
-    early, late = (median(one.memory for one in part) for part in (warm[:third], warm[-third:]))
-    memory = (
-        f"memory after warm-up {early / 2**20:.1f} MiB, at the end {late / 2**20:.1f} MiB ({late / early - 1:+.2%})"
-    )
-    print(memory)
-    wrong = [memory] if late > (1 + GROWTH) * early else []
+    wrong = []
     for what in ("threads", "files"):
         before, after = getattr(begun, what), getattr(held[-1], what)
         wrong += [f"{after} {what}, {before} at the beginning"] if after > before else []
-    return wrong
+    if len(held) < JUDGED_ROUNDS:
+        print(f"{len(held)} rounds are too few to judge memory by")
+        return wrong
+    warm = held[len(held) // WARM_UP :]
+    third = len(warm) // 3
+    early, late = (median(one.memory for one in part) for part in (warm[:third], warm[-third:]))
+    change = f"{late / early - 1:+.2%}"
+    memory = f"memory after warm-up {early / 2**20:.1f} MiB, at the end {late / 2**20:.1f} MiB ({change})"
+    print(memory)
+    return wrong + ([memory] if late > (1 + GROWTH) * early else [])
 
 
 def _report(soak: Soak, elapsed_min: float, held: Held) -> None:
@@ -291,11 +292,13 @@ def main() -> int:
     """The command; its status is 0 when all was right."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--rounds", type=int, default=JUDGED_ROUNDS, help="of every kind of work, at least")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--voice", default="band")
+    parser.add_argument("--song", type=Path, default=SONG)
     options = parser.parse_args()
     ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)  # what is touched of a buffer counts, not 2 MiB around it
-    wrong = _soak(options.voice, options.minutes, options.seed)
+    wrong = _soak(Synthesizer(options.voice, backend="cpu"), options.song, options)
     print("\n".join(wrong) or "all was right")
     return bool(wrong)
 

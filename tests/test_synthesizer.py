@@ -394,3 +394,24 @@ def test_memory_does_not_grow_with_the_song(vocoded_voice: Path) -> None:
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024
 
     assert peak_mib(352) - peak_mib(12) < 10
+
+
+FORKED = """
+import gc, os, signal, sys
+import numpy as np
+from notewave import Synthesizer
+synth = Synthesizer(sys.argv[1], backend="cpu", threads=3)
+synth.spectrogram([np.array([1134, 300, 1], np.int32)], steps=1)
+child = os.fork()
+if child == 0:
+    del synth
+    gc.collect()
+    os._exit(0)
+signal.alarm(60)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_process_can_let_go_of_what_it_inherits(reference_voice: Path) -> None:
+    """A session that is destroyed waits for its threads, which a forked process has not."""
+    assert subprocess.run([sys.executable, "-c", FORKED, reference_voice]).returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 from collections import deque
@@ -80,6 +81,12 @@ def _vocode(voice: Voice, vocoder: Network, mel: FloatArray, frame: int) -> Floa
     return bounded(carry_nan(vocoder.run(inputs)[0], mel))
 
 
+def _vocode_of_job(voice: Voice, networks: Networks, job: Job, mel: FloatArray, frame: int) -> FloatArray:
+    vocoder = networks["vocoder"]
+    with job.watched("vocoder"):
+        return _vocode(voice, vocoder, mel, frame)
+
+
 class Buffers:
     """Every buffer that one run needs, for a batch of B songs."""
 
@@ -144,7 +151,9 @@ class OrtRun(Run):
         self._film = networks.film(job)
         self._segment, self._over = 0, False
         self.asked: deque[Later] = deque()
-        self._stream = VocoderStream(self._vocode, voice.vocoder) if voice.vocoder else None
+        # No method of the run: in a circle it would wait for the collector, in whichever process that comes.
+        vocode = functools.partial(_vocode_of_job, voice, networks, job)
+        self._stream = VocoderStream(vocode, voice.vocoder) if voice.vocoder else None
         self._voice = voice
 
     def submit(self, tokens: Sequence[Tokens]) -> None:
@@ -175,11 +184,6 @@ class OrtRun(Run):
         if (stream := self._stream) is None:
             raise VoiceError("the voice has no vocoder, so it makes spectrograms only. Ask for its mels.")
         return Later(self, lambda: stream.push(mel(), last))
-
-    def _vocode(self, mel: FloatArray, frame: int) -> FloatArray:
-        vocoder = self._networks["vocoder"]
-        with self._job.watched("vocoder"):
-            return _vocode(self._voice, vocoder, mel, frame)
 
     def _denoise(self, tokens: NDArray[np.int32]) -> FloatArray:
         """The next segment of tokens [B, N] -> mel [B, T, M], in the buffers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -78,6 +79,7 @@ def open_session(voice: Voice, network: str, settings: Callable[[], Any]) -> Any
     if session is None or not voice.are_weights_in_place(network):
         session = _open_session(voice, network, settings(), in_place=False)
     let_go_of_bytes(session)
+    _sessions.add(session)
     return session
 
 
@@ -155,6 +157,12 @@ def _numpy_type(weight: Weight) -> np.dtype[Any]:
     name, _ = ELEMENTS[weight.element]
     return np.dtype("uint16" if name == "bfloat16" else name)
 
+
+# A forked process has none of the threads that a session waits for when it is destroyed: it keeps what it inherits.
+_sessions: weakref.WeakSet[Any] = weakref.WeakSet()
+_inherited: list[Any] = []
+if hasattr(os, "register_at_fork"):  # there is none on Windows
+    os.register_at_fork(after_in_child=lambda: _inherited.extend(_sessions))
 
 _networks: weakref.WeakValueDictionary[tuple[Any, ...], Networks] = weakref.WeakValueDictionary()
 _networks_lock = threading.Lock()  # voices load one after another, and each once
