@@ -112,7 +112,10 @@ class HeldFiles:
             if start < 0 or size < 0 or start + size > whole:
                 raise self._refuse(name, f"has {whole} bytes, of which {size} from {start} on are wanted")
         held = self._file(name)
-        parts = [_read_at(held.descriptor, start, size) for start, size in spans]
+        try:
+            parts = [_read_at(held.descriptor, start, size) for start, size in spans]
+        except OSError as error:
+            raise self._refuse(name, f"cannot be read ({error.strerror or error})") from error
         if not held.is_as_checked():
             self._verify(name, held)
         return parts

@@ -42,8 +42,7 @@ SEEDS = (0, 1, 2**31)
 GROWTH = 0.02  # of the memory after warm-up
 THREADS = 3
 HANG_S = 100  # no single piece of work takes that long
-WARM_UP = 6  # one round in so many, the first ones
-JUDGED_ROUNDS = 12  # of every kind of work: fewer say nothing of memory
+JUDGED_ROUNDS = 60  # of every kind of work; fewer say nothing of memory
 PR_SET_THP_DISABLE = 41
 SETTLE_S = 5  # for threads that have ended to be gone
 
@@ -274,9 +273,8 @@ def _left(begun: Held, held: Sequence[Held]) -> list[str]:
     if len(held) < JUDGED_ROUNDS:
         print(f"{len(held)} rounds are too few to judge memory by")
         return wrong
-    warm = held[len(held) // WARM_UP :]
-    third = len(warm) // 3
-    early, late = (median(one.memory for one in part) for part in (warm[:third], warm[-third:]))
+    third = len(held) // 3  # the first is warm-up: until as many songs came side by side as ever will
+    early, late = (median(one.memory for one in part) for part in (held[third : 2 * third], held[-third:]))
     change = f"{late / early - 1:+.2%}"
     memory = f"memory after warm-up {early / 2**20:.1f} MiB, at the end {late / 2**20:.1f} MiB ({change})"
     print(memory)

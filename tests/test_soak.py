@@ -54,9 +54,9 @@ def test_a_sound_that_changes_is_seen(vocoded_voice: Path, song: Path) -> None:
 
 def test_memory_that_grows_is_seen() -> None:
     begun = soak.Held(10**8, threads=3, files=8)
-    flat = [soak.Held(10**8 + 10**6 * (round % 2), threads=3, files=8) for round in range(30)]
+    flat = [soak.Held(10**8 + 10**6 * (round % 2), threads=3, files=8) for round in range(100)]
     assert soak._left(begun, flat) == []
-    assert len(soak._left(begun, [soak.Held(10**8 + 10**5 * round, threads=3, files=8) for round in range(60)])) == 1
+    assert len(soak._left(begun, [soak.Held(10**8 + 10**5 * round, threads=3, files=8) for round in range(100)])) == 1
     assert len(soak._left(begun, [*flat, soak.Held(10**8, threads=4, files=9)])) == 2
 
 

@@ -150,7 +150,7 @@ class VoiceFiles:
                 )
             for _, place in outside:
                 ends[place.location] = max(ends.get(place.location, 0), place.offset + place.length)
-            if network == "vocoder" or any(node.operator in _SWALLOWING for node in graph.nodes):
+            if any(node.operator in _SWALLOWING for node in graph.nodes):
                 self._check_numbers(network, graph)
         return ends
 
