@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 
 from notewave.errors import VoiceError
-from notewave.export.checkpoints.records import OpenFile
-from notewave.export.checkpoints.safetensors_file import read_safetensors
 from notewave.files import atomic_file
-from notewave.inputs import read_regular
+from notewave.inputs import open_regular, read_regular
 from notewave.sound.mel import FFT, HOP, LOG_MIN, MELS, SAMPLE_RATE, WINDOW, mel_weights
 from notewave.sound.stream import VocoderTraits
 
@@ -263,10 +263,10 @@ def load_vocoder(path: Path) -> Tonewheel | MelGAN:
         description = json.loads(read_regular(path.with_suffix(".json"), MAX_DESCRIPTION_BYTES))
         kind = {"Tonewheel": Tonewheel, "MelGAN": MelGAN}[description["vocoder"]]
         module: Tonewheel | MelGAN = kind(**description["arguments"])
-        if (file := OpenFile.find(path.with_suffix(".safetensors"))) is None:
-            raise FileNotFoundError(f"{path}.safetensors is missing")
-        module.load_state_dict({name: stored.read().float() for name, stored in read_safetensors(file).items()})
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
+        os.close(open_regular(path.with_suffix(".safetensors")))  # anything else would be waited for
+        weights = load_file(path.with_suffix(".safetensors"))
+        module.load_state_dict({name: value.float() for name, value in weights.items()})
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError, SafetensorError) as error:
         raise VoiceError(
             f"{path} holds no vocoder: {error}. Name the files that training wrote, without their suffixes."
         ) from error
