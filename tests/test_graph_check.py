@@ -161,6 +161,9 @@ CASES: list[tuple[str, list[Any], dict[str, Any], int]] = [
     ("Transpose", ["x"], {"perm": [2, 0, 1]}, 1),
     ("Transpose", ["x"], {}, 1),
     ("Flatten", ["x"], {"axis": 2}, 1),
+    ("Squeeze", [np.ones((1, 3, 1), F32), np.array([-1], I64)], {}, 1),
+    ("Slice", [np.array([4, 5, 6, 7], I64), np.array([1], I64), np.array([3], I64)], {}, 1),
+    ("Expand", [np.array([7], I64), np.array([3], I64)], {}, 1),
     ("Unsqueeze", ["x", np.array([0, -1], I64)], {}, 1),
     ("Reshape", ["x", np.array([0, -1], I64)], {}, 1),
     ("Reshape", ["x", np.array([-1, 2, 2, 7], I64)], {"allowzero": 1}, 1),
@@ -311,6 +314,34 @@ def hidden_by_the_batch() -> onnx.ModelProto:
     return made(nodes, arrays(one_=np.array([1], I64), most=np.array([16], I64), many=np.array([10**8], I64)))
 
 
+def joined_sizes(operator: str) -> onnx.ModelProto:
+    """A range whose step is an axis of x."""
+    nodes = [helper.make_node("Shape", ["x"], ["sizes"]), helper.make_node("Gather", ["sizes", "last"], ["size"])]
+    nodes.append(helper.make_node(operator, ["none", "many", "size"], ["big"]))
+    return made(nodes, arrays(last=np.array(2, I64), none=np.array(0, I64), many=np.array(99, I64)))
+
+
+def repeated_outputs() -> onnx.ModelProto:
+    """A value that two nodes make."""
+    return made([helper.make_node("Neg", ["x"], ["twice"]), helper.make_node("Abs", ["x"], ["twice"])], [])
+
+
+def two_outputs() -> onnx.ModelProto:
+    """A node that gives more than its operator has."""
+    return made([helper.make_node("Neg", ["x"], ["one", "two"])], [])
+
+
+def products(count: int) -> onnx.ModelProto:
+    """Matrix products one after another, of what a song brings: little memory, much work."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["p0"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["p0", "a"], ["q0"]),
+    ]
+    for at in range(count):
+        nodes.append(helper.make_node("MatMul", [f"q{at}", "w"], [f"q{at + 1}"]))
+    return made(nodes, arrays(a=np.zeros((4, 2048), F32), w=np.zeros((2048, 2048), F32)))
+
+
 def single(operator: str, *inputs: Any, **attributes: Any) -> Callable[[], onnx.ModelProto]:
     """A model with one more node."""
 
@@ -353,6 +384,20 @@ def single(operator: str, *inputs: Any, **attributes: Any) -> Callable[[], onnx.
         (single("ConvTranspose", "x", np.ones((4, 4, 1), F32), group=0), "no numbers, or no groups"),
         (single("Unsqueeze", "x", np.array([0, 0], I64)), "an axis is there twice"),
         (single("Concat", np.ones((0, 2, 8), F32), np.ones((2, 2, 8), F32), axis=1), "do not fit"),
+        (single("Reshape", "x"), "an input is missing"),
+        (single("Shape"), "an input is missing"),
+        (single("Shape", "x", start=1.5), "start is no integer"),
+        (single("Transpose", "x", perm=b"021"), "perm is no list of integers"),
+        (single("Transpose", "x", perm=[0, 0, 1]), "are none of 3"),
+        (single("Conv", "x", np.ones((4, 4, 1), F32), auto_pad=1), "auto_pad is no text"),
+        (single("Constant"), "a constant has no numbers"),
+        (single("Split", "x", np.array([1, 1, 2], I64), axis=1), "3 sizes for 1 parts"),
+        (single("Attention", *[np.ones((1, 2, 3, 4), F32)] * 3, "", np.ones((1, 2, 3, 4), F32)), "has a memory"),
+        (single("Attention", *[np.ones((1, 3, 4), F32)] * 3, q_num_heads=3, kv_num_heads=3), "there are no 3 heads"),
+        (lambda: joined_sizes("Range"), "hangs on the song"),
+        (lambda: repeated_outputs(), "is made twice"),
+        (lambda: two_outputs(), "has 2 outputs"),
+        (lambda: products(2000), "multiplications for a segment"),
         (single("Div", "n", "n"), "hangs on what is computed"),
         (single("Div", np.array([-(1 << 63)], I64), np.array([-1], I64)), "divided by what may be none, or less"),
         (single("Div", "n", np.array([0], I64)), "divided by what may be none, or less"),
@@ -422,12 +467,34 @@ def test_a_copy_of_it_with_other_sizes_is_looked_into(tmp_path: Path) -> None:
         Voice.load(tmp_path)
 
 
+def test_axes_that_depend_on_the_song_side_by_side() -> None:
+    """An axis of x beside one of n's values, of a fixed size, and of another axis that nobody can tell."""
+    nodes = [
+        helper.make_node("Slice", ["x", "zero", "nine", "two"], ["part"]),  # V, or 9
+        helper.make_node("Slice", ["x", "zero", "eight", "two"], ["other"]),  # V, or 8
+        helper.make_node("Add", ["part", "part"], ["same"]),
+        helper.make_node("Add", ["part", "other"], ["either"]),
+        helper.make_node("Add", ["part", "fixed"], ["known"]),
+    ]
+    values = {"zero": [0], "nine": [9], "eight": [8], "two": [2]}
+    weights = arrays(**{name: np.array(value, I64) for name, value in values.items()}, fixed=np.ones((1, 4, 7), F32))
+    assert_sizes_hold(made(nodes, weights), CONTRACT, given(CONTRACT))
+
+
+def test_an_output_that_nothing_makes() -> None:
+    model = made([], [])
+    model.graph.node[-1].output[0] = "else"
+    with pytest.raises(VoiceError, match="nothing makes y"):
+        check_graph(read_graph(model.SerializeToString()), CONTRACT, SMALL, None)
+
+
 def test_sizes_as_polynomials() -> None:
     b, n = Polynomial({("B",): 1}), Polynomial({("N",): 1})
     whole = times(plus(b, 3), minus(n, 1), 4)
     assert quotient(whole, plus(b, 3)) == plus(times(4, n), -4)
     assert quotient(whole, times(2, minus(n, 1))) == plus(times(2, b), 6)
     assert quotient(plus(whole, 1), plus(b, 3)) is None
+    assert quotient(0, b) is None and quotient(b, 0) is None
     assert minus(whole, whole) == 0 and quotient(12, 5) is None and quotient(12, 0) is None
     ranges = Ranges({"B": (1, 16), "N": (2, 10)})
     assert (ranges.least(minus(b, n)), ranges.most(minus(b, n))) == (-9, 14)

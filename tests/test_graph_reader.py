@@ -83,6 +83,12 @@ def test_every_kind_of_attribute_and_weight() -> None:
     assert_same(read_graph(made.SerializeToString()), made)
 
 
+def test_an_input_without_a_shape() -> None:
+    made = model()
+    made.graph.input[0].type.tensor_type.ClearField("shape")
+    assert read_graph(made.SerializeToString()).inputs[0].shape is None
+
+
 def test_places_in_other_files() -> None:
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
     for key, value in (("location", "there"), ("offset", "64"), ("length", "16")):
@@ -124,6 +130,10 @@ def changed(change: Any) -> bytes:
     return content
 
 
+def attributed(*attributes: dict[str, Any]) -> onnx.NodeProto:
+    return onnx.NodeProto(op_type="Any", attribute=[onnx.AttributeProto(name="a", **facts) for facts in attributes])
+
+
 OUTSIDE = TensorProto(data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
 OUTSIDE.external_data.add(key="location", value="secret.bin")
 FUNCTION = helper.make_function("own", "f", [], ["y"], [], [helper.make_opsetid("", 23)])
@@ -141,6 +151,11 @@ FUNCTION = helper.make_function("own", "f", [], ["y"], [], [helper.make_opsetid(
         lambda made: made.graph.node.append(helper.make_node("Constant", [], ["y"], value=OUTSIDE)),
         lambda made: made.graph.node.append(onnx.NodeProto(op_type="Any", overload="o")),
         lambda made: made.graph.node.add(output=["no operator"]),
+        lambda made: made.graph.node.append(attributed({"i": 1, "type": 2}, {"i": 2, "type": 2})),
+        lambda made: made.graph.node.append(attributed({"i": 1, "f": 1.0, "type": 2})),
+        lambda made: made.graph.node.append(attributed({"type": 2})),
+        lambda made: made.graph.initializer[0].external_data.add(key="location", value="x"),
+        lambda made: made.graph.initializer.append(onnx.TensorProto(name="t", data_type=1, dims=[3], float_data=[1])),
         lambda made: made.graph.initializer[0].ClearField("raw_data"),
         lambda made: made.graph.initializer[0].float_data.append(1),
         lambda made: made.graph.initializer[0].dims.append(2),
@@ -182,6 +197,10 @@ def number_bytes(number: int) -> bytes:
         b"\x3a\xff\xff\xff\xff\x0f",  # longer than all of it
         field(8, field(1, b"\xff\xfe")),  # no text
         field(1000, b""),
+        field(7, field(5, field(4, b"\0\0\0"))),  # half a number
+        field(7, field(5, field(5, number_bytes(1 << 40)))),  # an int32 of 41 bits
+        field(7, field(5, field(5, b"\x80"))),  # a packed number that ends early
+        field(7, field(11, field(2, field(1, field(2, field(1, b"\x08\x01" + field(2, b"B"))))))),  # an axis twice
     ],
     ids=lambda tail: tail.hex()[:24],
 )
