@@ -27,9 +27,8 @@ GRAPH = ".onnx"
 # Operators, and the places of their inputs, whose weights ONNX Runtime copies into a form of its own when it opens a
 # graph. Others it would leave in the file, mapped, until they are used: a file that is cut short then ends the process.
 KNEADED = {("MatMul", 1), ("Gemm", 1), ("MatMulInteger", 1), ("Cast", 0)}
-Outside: TypeAlias = tuple[
-    Weight, Place, bool
-]  # a weight in another file, where, and whether it is used as it lies there
+# A weight in another file, where, and whether it is used as it lies there.
+Outside: TypeAlias = tuple[Weight, Place, bool]
 _SWALLOWING = ("DynamicQuantizeLinear", "QuantizeLinear")  # operators that give numbers for what is none
 # Graphs that were looked into before they came with this package: the bundled voice's, by ``VoiceFiles.digest``.
 LOOKED_INTO = frozenset({"3ef28d4a0bbd8f347020b3041b26a9f81d01521bf6c3d232d0641cc408722800"})

@@ -15,12 +15,8 @@ from notewave.voice.sizes import Ranges, Size, minus, plus, quotient, times
 
 MAX_CONTENT = 64  # integers of a tensor that are followed
 FLOAT, UINT8, INT32, INT64, BOOL, DOUBLE = 1, 2, 6, 7, 9, 11  # keys of ELEMENTS
-EXACT = {
-    FLOAT: 1 << 24,
-    DOUBLE: 1 << 53,
-    INT32: (1 << 31) - 1,
-    INT64: (1 << 63) - 1,
-}  # integers that types hold exactly
+# The largest integers that types hold, with all that are smaller, exactly.
+EXACT = {FLOAT: 1 << 24, DOUBLE: 1 << 53, INT32: (1 << 31) - 1, INT64: (1 << 63) - 1}
 
 Shape: TypeAlias = tuple[Size, ...]
 Content: TypeAlias = tuple[Size, ...] | None  # a tensor's integers in order, where they are few and known

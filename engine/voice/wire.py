@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
-MAX_DEPTH = 16  # of messages in messages
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,8 @@ class Field:
 
 INT, INT32, UINT, FLOAT, DOUBLE, TEXT, BYTES = "int", "int32", "unsigned", "float", "double", "text", "bytes"
 PASSED, REFUSED = "passed over", "refused"
-Schema: TypeAlias = Mapping[str, Mapping[int, Field]]  # fields of each kind of message, by number
+# Fields of each kind of message, by number; no kind may hold itself, so messages are as deep as the schema is.
+Schema: TypeAlias = Mapping[str, Mapping[int, Field]]
 _NUMBERS = {INT: _VARINT, INT32: _VARINT, UINT: _VARINT, FLOAT: _FIXED32, DOUBLE: _FIXED64}
 _FIXED = {FLOAT: "<f", DOUBLE: "<d"}
 
@@ -46,11 +46,9 @@ class Reader:
 
         Raises ValueError or IndexError for what is no message of the kind, in the one way that it can be written.
         """
-        return self._message(0, len(self._content), kind, 0)
+        return self._message(0, len(self._content), kind)
 
-    def _message(self, at: int, end: int, kind: str, depth: int) -> dict[str, Any]:
-        if depth > MAX_DEPTH:
-            raise ValueError("messages are nested too deep")
+    def _message(self, at: int, end: int, kind: str) -> dict[str, Any]:
         content, fields, values = self._content, self._schema[kind], dict[str, Any]()
         while at < end:
             tag = content[at]
@@ -70,7 +68,7 @@ class Reader:
                 begin, at = at, at + size
                 if at > end:
                     raise ValueError("it ends early")
-                value = self._held(field, begin, at, depth)
+                value = self._held(field, begin, at)
             else:
                 value, at = self._number(field, wire, at, end)
             if self._left < 0:
@@ -92,7 +90,7 @@ class Reader:
         else:
             values[name] = [value]
 
-    def _held(self, field: Field, at: int, end: int, depth: int) -> Any:
+    def _held(self, field: Field, at: int, end: int) -> Any:
         """What a field of so many bytes holds; of packed numbers a list."""
         kind = field.kind
         if kind == TEXT:
@@ -100,7 +98,7 @@ class Reader:
         if kind in (BYTES, PASSED):
             return self._view[at:end]
         if kind not in _NUMBERS:
-            return self._message(at, end, kind, depth + 1)
+            return self._message(at, end, kind)
         if not field.repeated:
             raise ValueError(f"{field.name} has wire type {_BYTES}")
         return self._packed(kind, at, end)
