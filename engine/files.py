@@ -215,7 +215,7 @@ def _target(path: str | os.PathLike[str], kind: str) -> tuple[Path, int | None]:
     try:
         target = Path(path)
         target = target.resolve() if target.is_symlink() else target
-        if target.is_symlink():  # from Python 3.13 on, resolving a circle is no error
+        if target.is_symlink():  # only from Python 3.13 on: resolving a circle is no error
             raise RuntimeError("it is a link that leads to itself")
         return target, target.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -349,7 +349,7 @@ def _exchanging() -> Callable[[bytes, bytes], int] | None:
     """The system's call that lets two paths change places; it gives 0 where that was done."""
     try:
         system = ctypes.CDLL(None, use_errno=True)
-        if sys.platform == "darwin":
+        if sys.platform == "darwin":  # only on macOS: Linux has it by another name
             swap = system.renamex_np
             return lambda one, other: swap(one, other, _EXCHANGE)
         rename = system.renameat2

@@ -156,6 +156,21 @@ def test_a_new_build_leaves_no_kernels_of_an_older_source(voice: Voice, monkeypa
     assert len(names[0]) == len(names[1]) == 1 and names[0] != names[1]
 
 
+def test_kernels_that_cannot_be_compiled_are_left_to_the_gpu_s_machine(
+    voice: Voice, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(capability: tuple[int, int]) -> bytes:
+        raise BackendError("neither NVRTC nor nvcc is here")
+
+    monkeypatch.setattr("notewave.backends.graphs.make.compile_kernels", fails)
+    trt = SimulatedTensorRTRTX(SimulatedDevice())
+    with caplog.at_level(logging.INFO):
+        folder = build_plans(voice, "fp16", (8, 9), trt=trt, compile_plan=simulated_plan)
+    assert "left to be compiled on the GPU's machine: neither NVRTC nor nvcc is here" in caplog.text
+    assert not list(folder.glob("*.cubin"))
+    open_plans(folder, target_of(voice, trt, (8, 9), "fp16"), voice)
+
+
 def test_a_build_that_fails_leaves_older_plans_alone(voice: Voice) -> None:
     trt = SimulatedTensorRTRTX(SimulatedDevice())
     folder = build_plans(voice, "fp16", (8, 9), trt=trt, compile_plan=simulated_plan)

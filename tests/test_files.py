@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -209,6 +210,26 @@ def test_what_cannot_be_renamed_onto_is_filled(tmp_path: Path, reason: int, monk
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_file_beside_which_nothing_can_be_made_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a folder of a file system that takes no new files."""
+    create = os.open
+
+    def refuse(path: Path, flags: int, *mode: int) -> int:
+        if flags & os.O_CREAT and Path(path).parent == tmp_path / "closed":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return create(path, flags, *mode)
+
+    target = tmp_path / "closed" / "song.bin"
+    target.parent.mkdir()
+    target.write_bytes(b"old and longer")
+    monkeypatch.setattr(os, "open", refuse)
+    rewrite(target)
+    assert target.read_bytes() == b"new"
+    with pytest.raises(OutputError, match="Read-only file system"):
+        rewrite(target.with_name("other.bin"))
+    assert list(target.parent.iterdir()) == [target]
+
+
 def test_a_mounted_file_is_filled(tmp_path: Path) -> None:
     """In a namespace of its own, where mounts end with the process."""
     (tmp_path / "away.bin").write_bytes(b"old and longer")
@@ -325,6 +346,25 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="was not written"):
             check_writable(path)  # type: ignore[arg-type]
     assert [entry.name for entry in tmp_path.iterdir()] == ["circle.wav"]
+
+
+def test_a_socket_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("song.wav")
+        for question in (lambda: check_writable("song.wav"), lambda: rewrite(Path("song.wav"))):
+            with pytest.raises(OutputError, match=r"it is a socket\. Give the path of a file"):
+                question()
+
+
+def test_a_stream_that_takes_nothing_of_ours_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    check_writable(tmp_path / "fifo")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # which root is never told
+    with pytest.raises(OutputError, match="Permission denied"):
+        check_writable(tmp_path / "fifo")
 
 
 def test_what_can_be_written_is_not_touched_by_the_question(tmp_path: Path) -> None:

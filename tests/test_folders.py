@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from notewave import OutputError
-from notewave.files import _exchange, atomic_folder, check_folder
+from notewave.files import _exchange, _exchanging, atomic_folder, check_folder
 
 
 def replace_often(target: Path, mark: str, times: int) -> None:
@@ -140,6 +141,29 @@ def test_what_comes_in_between_is_replaced(tmp_path: Path, in_one_step: bool, mo
     with pytest.raises(OutputError, match="Not a directory"), atomic_folder(tmp_path / "file"):
         (tmp_path / "file").touch()
     assert {path.name for path in tmp_path.iterdir()} == {"voice", "file"}
+
+
+def test_an_exchange_that_fails_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_often(tmp_path / "voice", "old", 1)
+    monkeypatch.setattr("notewave.files._exchanging", lambda: lambda one, other: 1)
+    monkeypatch.setattr("ctypes.get_errno", lambda: errno.EIO)
+    with pytest.raises(OutputError, match="Input/output error"):
+        replace_often(tmp_path / "voice", "new", 1)
+    assert (tmp_path / "voice" / "one").read_text() == "old 0"
+    assert [path.name for path in tmp_path.iterdir()] == ["voice"]
+
+
+def test_a_system_that_exchanges_nothing_replaces_in_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _exchanging.cache_clear()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(ctypes, "CDLL", lambda *_, **__: object())  # no function is in it
+            assert _exchanging() is None
+            replace_often(tmp_path / "voice", "new", 2)
+    finally:
+        _exchanging.cache_clear()
+    assert (tmp_path / "voice" / "one").read_text() == "new 1"
+    assert [path.name for path in tmp_path.iterdir()] == ["voice"]
 
 
 def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import socket
@@ -65,6 +66,49 @@ def test_files_that_are_waited_for_are_empty() -> None:
     for path in ("/proc/kmsg", "/proc/self/status"):
         if os.access(path, os.R_OK):
             assert read_regular(path, 100) == b""
+
+
+def test_what_comes_in_between_is_looked_at_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A FIFO in the place of the file that was looked at: it is refused, not waited for, and not left open."""
+    (tmp_path / "x").touch()
+    descriptors, opens = [], os.open
+
+    def swap(path: Path, flags: int) -> int:
+        Path(path).unlink()
+        os.mkfifo(path)
+        descriptors.append(opens(path, flags))
+        return descriptors[0]
+
+    monkeypatch.setattr(os, "open", swap)
+    with pytest.raises(OSError, match="it is a FIFO, not a file"):
+        open_regular(tmp_path / "x")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptors[0])
+
+
+def test_a_disk_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = held(tmp_path, x=b"1", y=b"2")
+    files.check("x")
+
+    def fails(*_: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", fails)
+    for read in (files.read, files.check):
+        with pytest.raises(VoiceError, match=r"y cannot be read \(Input/output error\)\. Copy it again"):
+            read("y")
+    with pytest.raises(VoiceError, match=r"x cannot be read \(Input/output error\)"):
+        files.read("x")
+
+
+def test_whether_a_file_is_in_its_place(tmp_path: Path) -> None:
+    files = held(tmp_path, x=b"1", y=b"2", z=b"3")
+    assert all(files.is_in_place(name) for name in "xyz")
+    (tmp_path / "x").unlink()
+    (tmp_path / "new").write_bytes(b"2")
+    (tmp_path / "new").replace(tmp_path / "y")
+    (tmp_path / "z").write_bytes(b"4")
+    assert not any(files.is_in_place(name) for name in "xyz")
 
 
 def test_bounds(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,6 +56,32 @@ def test_a_cubin_of_another_source_flags_or_arguments_is_compiled_again(
             patch.setattr(loader, what, change)
             assert loader.load_kernels(files, (8, 9)) == b"now", what
     assert loader.load_kernels(files, (8, 9)) == b"ahead"
+
+
+class Nvrtc:
+    """Stands in for cuda.bindings.nvrtc: a library that does not start."""
+
+    nvrtcResult = SimpleNamespace(NVRTC_SUCCESS=0)
+
+    @staticmethod
+    def nvrtcCreateProgram(*_: object) -> tuple[object, None]:
+        return SimpleNamespace(name="NVRTC_ERROR_OUT_OF_MEMORY"), None
+
+
+def test_what_nvrtc_does_not_compile_nvcc_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_kernels = loader.compile_kernels.__wrapped__  # which keeps what it compiled
+    monkeypatch.setattr(loader, "_nvrtc", Nvrtc)
+    monkeypatch.setattr(loader, "by_nvcc", lambda target: (f"by nvcc for {target}".encode(), ""))
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert compile_kernels((9, 0)) == b"by nvcc for sm_90"
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(BackendError, match=r"NVRTC does not start \(NVRTC_ERROR_OUT_OF_MEMORY\)\. Install it again"):
+        compile_kernels((9, 0))
+
+
+def test_without_cuda_bindings_there_is_no_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
+    assert loader._nvrtc.__wrapped__() is None
 
 
 def test_missing_compilers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,11 +115,27 @@ def test_a_decoder_of_another_make_is_refused_by_what_is_strange(voice: Voice) -
         merge_heads(graph, voice.dimensions.heads)
 
     graph = decoder()
+    given = next(node.output[0] for node in graph.node if node.op_type == "Attention")
+    after = next(node for node in graph.node if given in node.input)
+    after.ClearField("attribute")
+    after.attribute.append(helper.make_attribute("perm", [0, 1, 2, 3]))
+    with pytest.raises(VoiceError, match=r"what attention .* gives is not merged over its heads"):
+        merge_heads(graph, voice.dimensions.heads)
+
+    graph = decoder()
     for node in graph.node:
         if node.op_type == "Expand":
             node.input[0] = "x"
     with pytest.raises(VoiceError, match=r"not masked by its input of that name"):
         take_bias(graph)
+
+    graph = decoder()
+    (taken,) = {name for node in graph.node if node.op_type == "Unsqueeze" for name in node.output[:1]} & {"unsqueeze"}
+    part = next(node for node in graph.node if node.op_type == "Gather" and taken in node.input)
+    part.ClearField("attribute")
+    part.attribute.append(helper.make_attribute("axis", -1))
+    with pytest.raises(VoiceError, match=r"takes FiLM in parts that are no rows"):
+        fold_film(graph, voice.dimensions)
 
     graph = decoder()
     norm = next(node for node in graph.node if node.op_type == "RMSNormalization")

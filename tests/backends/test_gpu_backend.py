@@ -285,6 +285,23 @@ def test_a_spoilt_capture_is_tried_once_more(
     assert "without CUDA graphs" in caplog.text and backend.shared.recorder.capture is Capture.ENGINE
 
 
+def test_a_gpu_that_fails_as_a_run_begins_leaks_nothing(
+    voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, device = opened(voice)
+    sung(backend, job(voice), [segments[:1]])
+    with monkeypatch.context() as patch:
+
+        def fails(*_: object) -> None:
+            raise BackendError("the GPU failed")
+
+        patch.setattr(device, "clear", fails)
+        with pytest.raises(BackendError, match="the GPU failed"), backend.start(job(voice)):
+            pass
+    assert not device.memories, "buffers in a state that nobody knows are no other run's"
+    sung(backend, job(voice), [segments[:1]])
+
+
 def test_a_gpu_that_fails_in_a_run_leaks_nothing(
     voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,8 @@ import pytest
 from gpu_songs import TOLERANCE, job, opened, sung
 from simulated_device import SimulatedDevice
 from simulated_tensorrt import (
+    DataType,
+    ICudaEngine,
     IExecutionContext,
     SimulatedTensorRT,
     SimulatedTensorRTRTX,
@@ -210,6 +212,55 @@ def test_a_plan_that_cannot_be_run_is_named_and_leaks_nothing(
         else:
             sung(backend, job(voice), [segments[:1]])
     assert len(device.memories) == (0 if network == "vocoder" else 1), "the run's slab is kept for the next run"
+
+
+def test_a_plan_of_another_type_than_its_contract_s_is_refused(
+    voice: Voice, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ICudaEngine, "get_tensor_dtype", lambda self, name: DataType.HALF)
+    with pytest.raises(BackendError, match=r"\.plan has float16 for \w+, where \w+ is due\..*notewave build VOICE"):
+        opened(voice)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [("set_tensor_address", r"does not take \w+ at 0x"), ("execute_async_v3", r"did not run")],
+)
+def test_a_plan_that_fails_in_a_run_is_named(
+    call: str, message: str, voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: IExecutionContext, *_: object) -> bool:
+        backend.shared.runtime._log.log(SimulatedTensorRT.ILogger.Severity.ERROR, "its own reason")
+        return False
+
+    backend, _ = opened(voice)
+    monkeypatch.setattr(IExecutionContext, call, fails)
+    with pytest.raises(BackendError, match=rf"\.plan {message}.*\(its own reason\)\..*notewave build VOICE"):
+        sung(backend, job(voice), [segments[:1]])
+
+
+def test_what_was_compiled_for_another_gpu_is_compiled_again(
+    voice: Voice, spoilable: Path, segments: list[Tokens], caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = spoilable / "decoder.runtime_cache"
+    kept.write_bytes(b"for another GPU")
+    with caplog.at_level(logging.INFO):
+        sung(opened(voice)[0], job(voice), [segments[:1]])
+    assert "decoder.runtime_cache is of another driver or GPU; compiling again" in caplog.text
+    assert kept.read_bytes() == b"compiled"
+
+
+def test_a_tensorrt_that_takes_no_cache_sings_without(
+    voice: Voice,
+    home: Path,
+    segments: list[Tokens],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected = sung(opened(voice)[0], job(voice), [segments[:1]])
+    monkeypatch.setattr(SimulatedTensorRTRTX.IRuntimeConfig, "set_runtime_cache", lambda self, cache: False)
+    np.testing.assert_array_equal(sung(opened(voice)[0], job(voice), [segments[:1]]), expected)
+    assert "takes no cache of what it compiles; each start compiles again" in caplog.text
 
 
 def test_tensorrt_that_does_not_start_is_explained(voice: Voice, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,30 +122,30 @@ class CudaDevice:
             ) from error
         return memory
 
-    def stream(self) -> Any:
+    def stream(self) -> Any:  # only on a GPU
         """A new stream: an object with handle and synchronize()."""
         return self._cuda.Stream(NON_BLOCKING)
 
-    def event(self) -> Any:
+    def event(self) -> Any:  # only on a GPU
         """A new event: ``record(stream)`` marks what the stream was given so far.
 
         Another stream's ``wait_for_event(event)`` lets what it is given from then on wait for that.
         """
         return self._cuda.Event(self._cuda.event_flags.DISABLE_TIMING)
 
-    def upload(self, target: int, source: NDArray[Any], stream: Any) -> None:
+    def upload(self, target: int, source: NDArray[Any], stream: Any) -> None:  # only on a GPU
         """Copy host memory to a device address."""
         self._cuda.memcpy_htod_async(target, source, stream)
 
-    def download(self, target: NDArray[Any], source: int, stream: Any) -> None:
+    def download(self, target: NDArray[Any], source: int, stream: Any) -> None:  # only on a GPU
         """Copy from a device address to host memory."""
         self._cuda.memcpy_dtoh_async(target, source, stream)
 
-    def copy(self, target: int, source: int, size: int, stream: Any) -> None:
+    def copy(self, target: int, source: int, size: int, stream: Any) -> None:  # only on a GPU
         """Copy bytes between device addresses."""
         self._cuda.memcpy_dtod_async(target, source, size, stream)
 
-    def clear(self, target: int, size: int, stream: Any) -> None:
+    def clear(self, target: int, size: int, stream: Any) -> None:  # only on a GPU
         """Fill bytes at a device address with zeros."""
         self._cuda.memset_d8_async(target, 0, size, stream)
 
@@ -263,7 +263,7 @@ _no_collection = _NoCollection()
 
 
 @atexit.register
-def _release_contexts() -> None:
+def _release_contexts() -> None:  # only on a GPU
     """Give the contexts back by name: PyCUDA's destructor takes a primary context for one of its own, and complains."""
     for context in _contexts.values():
         context.detach()

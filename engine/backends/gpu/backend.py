@@ -25,7 +25,7 @@ from notewave.backends.gpu.sound import DeviceSound, Lane
 from notewave.backends.gpu.vocoder import VocoderLane
 from notewave.backends.gpu.workspace import RunShape, Slot
 from notewave.backends.protocol import OVER, DeviceFacts, Pending, Run
-from notewave.errors import BackendError, VoiceError
+from notewave.errors import BackendError
 from notewave.kernels.reference import bounded
 from notewave.sampling.job import Job
 from notewave.song.dialect import Tokens
@@ -197,8 +197,7 @@ class GpuRun(Run):
 
     def _vocode(self, slot: Slot, frames: int, last: bool) -> Pending:
         space = self._space
-        if space.traits is None:
-            raise VoiceError("the voice has no vocoder, so it makes spectrograms only. Ask for its mels.")
+        assert space.traits is not None, "nobody asks a voice without a vocoder for its sound"
         with space.device:
             self._sound = self._sound or DeviceSound(space, self._lane, space.traits)
             audio = self._sound.enqueue(slot, frames, last)

@@ -181,8 +181,8 @@ class OrtRun(Run):
         self._over = True
 
     def _sounded(self, mel: Callable[[], FloatArray], last: bool) -> Later:
-        if (stream := self._stream) is None:
-            raise VoiceError("the voice has no vocoder, so it makes spectrograms only. Ask for its mels.")
+        stream = self._stream
+        assert stream is not None, "nobody asks a voice without a vocoder for its sound"
         return Later(self, lambda: stream.push(mel(), last))
 
     def _denoise(self, tokens: NDArray[np.int32]) -> FloatArray:
