@@ -84,6 +84,12 @@ def test_errors_are_one_line_and_leave_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_errors_that_are_none_of_ours_are_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("notewave.cli._run", lambda _: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["voices"])
+
+
 @pytest.mark.parametrize("module", ["notewave", "notewave.cli"])
 def test_the_package_runs_as_a_module(module: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)

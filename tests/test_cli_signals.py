@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from command import STOPPED, command, start, wait_until
 
+from notewave.cli.signals import ending_on_signals
 from notewave.export.plans.build import build_plans
 from notewave.voice.folder import Voice
 
@@ -76,6 +77,20 @@ def test_what_tensorrt_s_callbacks_raise_is_raised_in_the_end(
         build_plans(Voice.load(vocoded_voice), "fp16", (8, 9), flavour="tensorrt_rtx")
     assert signal.getsignal(signal.SIGINT) is before
     assert not list(tmp_path.iterdir())
+
+
+def test_a_second_signal_does_not_break_into_what_the_first_began() -> None:
+    """Not even where another error came of it, as a clean-up may raise."""
+    with ending_on_signals(for_good=False) as ending, pytest.raises(ZeroDivisionError):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            try:
+                1 / 0  # noqa: B018
+            except ZeroDivisionError:
+                signal.raise_signal(signal.SIGHUP)
+                raise
+    assert ending.given == [signal.SIGTERM, signal.SIGHUP]
 
 
 def test_a_signal_that_an_import_swallows_ends_the_command(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -447,6 +448,18 @@ def test_the_errors_of_those_who_write_stay_theirs(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="of their own"), audio_file(tmp_path / "song.wav") as file:
         file.write(np.zeros(10, np.float32))
         raise AssertionError("of their own")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_file_that_came_out_too_short_is_not_kept(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libsndfile tells of no room for what its encoders hold back to the end."""
+    facts = soundfile.info
+    monkeypatch.setattr(soundfile, "info", lambda name: SimpleNamespace(frames=facts(name).frames - 1153))
+    with pytest.raises(OutputError, match="the disk took only a part"):
+        Audio(np.zeros(10_000, np.float32)).save(tmp_path / f"song{suffix}")
     assert not list(tmp_path.iterdir())
 
 

@@ -202,6 +202,7 @@ def test_every_error_is_public() -> None:
 
     for name in notewave.__all__:
         assert getattr(notewave, name) is not None
+    assert set(notewave.__all__) <= set(dir(notewave)), "what is imported when it is asked for can be found"
     with pytest.raises(AttributeError):
         notewave.nothing  # noqa: B018
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -213,3 +213,9 @@ def test_mels_are_copies(singer: Synthesizer) -> None:
         session.take()
     np.testing.assert_array_equal(first, kept)
     assert first.min() >= from_network(np.float32(-10.0))
+
+
+@pytest.mark.parametrize("songs", [[], iter([])], ids=["a sequence", "an iterator"])
+def test_a_song_of_no_segments_is_none(singer: Synthesizer, songs: Iterable[list[np.ndarray]]) -> None:
+    with singer.session(**STEPS) as session, pytest.raises(MidiError, match="no segments"):
+        list(session.sing(songs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -154,6 +155,19 @@ def test_no_description(copy: Path, text: str | bytes) -> None:
 def test_huge_description(copy: Path) -> None:
     (copy / DESCRIPTION).write_bytes(b" " * (2 << 20))
     with pytest.raises(VoiceError, match="2097152 bytes, over 1048576"):
+        Voice.load(copy)
+
+
+def test_a_voice_that_memory_does_not_hold(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, description = os.pread, (copy / DESCRIPTION).stat().st_size
+
+    def fails(descriptor: int, size: int, start: int) -> bytes:
+        if size > description:
+            raise MemoryError
+        return read(descriptor, size, start)
+
+    monkeypatch.setattr(os, "pread", fails)
+    with pytest.raises(VoiceError, match=r"there is no memory to read the voice at .*\. Free some"):
         Voice.load(copy)
 
 

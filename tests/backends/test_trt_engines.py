@@ -155,6 +155,18 @@ def test_auto_falls_back_from_plans_that_do_not_load(
     assert "not tensorrt, since" in caplog.text and "vocoder.plan" in caplog.text
 
 
+def test_threads_are_said_to_be_of_no_use_there(
+    voice: Voice, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = SimulatedDevice()
+    monkeypatch.setattr(trt, "CudaDevice", lambda _: device)
+    monkeypatch.setattr(trt, "tensorrt_modules", lambda: [SimulatedTensorRTRTX(device)])
+    notewave.Synthesizer(voice.folder, backend="tensorrt")
+    assert not caplog.records
+    notewave.Synthesizer(voice.folder, backend="tensorrt", threads=2)
+    assert "threads=2 is of no use to backend tensorrt" in caplog.text
+
+
 def test_every_tensorrt_that_is_installed_is_asked_for_plans(
     voice: Voice, home: Path, spoilable: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
