@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -91,6 +92,18 @@ def test_a_second_signal_does_not_break_into_what_the_first_began() -> None:
                 signal.raise_signal(signal.SIGHUP)
                 raise
     assert ending.given == [signal.SIGTERM, signal.SIGHUP]
+
+
+def test_a_command_in_another_thread_leaves_signals_alone() -> None:
+    def run() -> None:
+        with ending_on_signals(for_good=True):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    seen: list[object] = []
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGTERM)]
 
 
 def test_a_signal_that_an_import_swallows_ends_the_command(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from notewave.benchmarks import judges, probes
 from notewave.benchmarks.evaluate import evaluate
+from notewave.cli import main
 from notewave.errors import ArgumentError, MidiError, OutputError, ToolError
 from notewave.export.material.excerpts import HELD_OUT
 from notewave.export.material.fluidsynth import SOUNDFONT, as_midi
@@ -222,6 +223,22 @@ def test_a_voice_is_judged_beside_fluidsynth(reference_voice, tmp_path, transcri
     assert "drum-F1" in notes[0] and "mel error" in mels[0] and "silence" in mels[0]
     assert "piano" in dynamics[2] and "organs" in programs[2] and "worst: 16" in programs[3]
     assert {"level_db", "frechet", "dynamics_db", "programs_ratio"} <= {line.split(":")[0] for line in rest}
+
+
+@needs_fluidsynth
+def test_the_command_prints_what_it_writes(reference_voice, tmp_path, transcriber, monkeypatch, capsys):
+    for package in ("matplotlib", "music21"):
+        pytest.importorskip(package)
+    monkeypatch.setattr(probes, "PLAYERS", {"piano": 0})
+    monkeypatch.setattr(probes, "program_phrases", dict)
+    as_midi(table([0.0, 1.0], [60, 64])).write(str(tmp_path / "two.mid"))
+    words = ["evaluate", str(reference_voice), str(tmp_path / "two.mid"), "--out", str(tmp_path / "report")]
+    assert main([*words, "--vocoder", "griffin-lim", "--sampler", "ddim", "--steps", "1", "--seed", "5"]) == 0
+    saved = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert saved["sampling"] == {"sampler": "ddim", "steps": 1, "guidance": 1.0, "seed": 5}
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.startswith("two"))
+    assert row.split()[1:3] == [f"{saved['songs']['two'][f1]:.2f}" for f1 in ("note_f1", "note_f1_fluidsynth")]
 
 
 @needs_fluidsynth

@@ -242,6 +242,7 @@ def made(nodes: list[onnx.NodeProto], weights: list[TensorProto]) -> onnx.ModelP
             "Squeeze g",
             "ReduceProd sizes",
         ],
+        ["Equal sizes sizes", "Where e sizes two"],
     ],
 )
 def test_contents_that_shapes_are_made_of(nodes: list[str]) -> None:
@@ -255,6 +256,23 @@ def test_contents_that_shapes_are_made_of(nodes: list[str]) -> None:
     model = made(built, arrays(one_=one, two=two, minus=minus_one, second=second))
     assert_sizes_hold(model, CONTRACT, given(CONTRACT))
     assert walked(model, CONTRACT)._values["sizes"].content is not None
+
+
+def test_older_forms_have_attributes_in_the_place_of_inputs() -> None:
+    values = [
+        helper.make_tensor_value_info(tensor.name, TYPES[tensor.dtype], tensor.shape) for tensor in CONTRACT.inputs
+    ]
+    nodes = [
+        helper.make_node("Unsqueeze", ["x"], ["u"], axes=[0, 2]),
+        helper.make_node("Squeeze", ["u"], ["s"], axes=[2, 0]),
+        helper.make_node("Split", ["s"], ["first", "second"], axis=1, split=[1, 3]),
+        helper.make_node("ReduceSum", ["second"], ["r"], axes=[-1]),
+        helper.make_node("ReduceMean", ["x"], ["y"], axes=[1], keepdims=0),
+    ]
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", "V"])
+    graph = helper.make_graph(nodes, "g", values, [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6)
+    assert_sizes_hold(model, CONTRACT, given(CONTRACT))
 
 
 @pytest.mark.parametrize("element", [TensorProto.UINT8, TensorProto.BOOL, TensorProto.FLOAT16, TensorProto.UINT64])
@@ -405,6 +423,7 @@ def single(operator: str, *inputs: Any, **attributes: Any) -> Callable[[], onnx.
         (single("Add", "x", "later"), "not made before it"),
         (single("Conv", "x", np.ones((4, 4), F32), strides=[0]), "does not fit together"),
         (single("Split", "x", np.array([3], I64), axis=9), "there is no axis 9"),
+        (lambda: made([helper.make_node("Split", ["x"], [])], []), "a size is divided by 0"),
         (single("Sin", "x", "x", "x"), None),
     ],
 )

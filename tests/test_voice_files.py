@@ -17,6 +17,7 @@ import pytest
 
 from notewave import Synthesizer, Voice, VoiceError
 from notewave.backends.graphs.make import gpu_graph
+from notewave.backends.ort.sessions import Network
 from notewave.export.convert import export_checkpoint
 from notewave.export.graphs.restore import restore_voice
 from notewave.inputs import FileRecord
@@ -114,6 +115,17 @@ def test_a_voice_that_is_written_over_is_no_longer_read(copy: Path, other_voice:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")
+def test_a_session_that_opens_late_says_what_became_of_the_voice(copy: Path) -> None:
+    voice = Voice.load(copy)
+    with (copy / "decoder.onnx").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    with pytest.raises(VoiceError, match=r"decoder\.onnx does not match its SHA-256"):
+        Network(voice, "decoder", 1)
+
+
 def test_no_file_of_a_voice_stays_mapped(reference_voice: Path, tmp_path: Path) -> None:
     """A mapped file that is cut short would end the process when its weights are used."""
     voices = [export_checkpoint(reference_voice, tmp_path / kind, precision=kind) for kind in ("fp16", "int8")]
