@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from notewave.backends.graphs.make import gpu_graph
 from notewave.backends.ort.sessions import Network
 from notewave.export.convert import export_checkpoint
 from notewave.export.graphs.restore import restore_voice
-from notewave.inputs import FileRecord
+from notewave.inputs import SETTLED, FileRecord
 from notewave.voice.library import DESCRIPTION
 
 SONG = [np.array([1134, 300, 1], np.int32)] * 2
@@ -126,6 +127,14 @@ def test_a_session_that_opens_late_says_what_became_of_the_voice(copy: Path) -> 
         Network(voice, "decoder", 1)
 
 
+def test_a_graph_that_onnx_runtime_refuses_is_named(copy: Path) -> None:
+    graph = onnx.load_model(copy / "decoder.onnx", load_external_data=False)
+    graph.graph.node.append(onnx.helper.make_node("Sin", ["x", "x", "x"], ["nonsense"]))
+    put(copy, "decoder.onnx", graph.SerializeToString())
+    with pytest.raises(VoiceError, match=r"decoder\.onnx does not load in ONNX Runtime .* Export the voice again"):
+        Synthesizer(copy, backend="cpu").spectrogram(SONG, **OPTIONS)
+
+
 def test_no_file_of_a_voice_stays_mapped(reference_voice: Path, tmp_path: Path) -> None:
     """A mapped file that is cut short would end the process when its weights are used."""
     voices = [export_checkpoint(reference_voice, tmp_path / kind, precision=kind) for kind in ("fp16", "int8")]
@@ -140,6 +149,7 @@ def test_no_file_of_a_voice_stays_mapped(reference_voice: Path, tmp_path: Path) 
 def test_a_folder_whose_name_is_no_text(reference_voice: Path, tmp_path: Path) -> None:
     folder = os.fsdecode(os.fsencode(tmp_path) + b"/voice-\xff")
     shutil.copytree(reference_voice, folder)
+    time.sleep(1.5 * SETTLED)  # until ONNX Runtime could read the weights itself, if it knew the name
     mels = [Synthesizer(one, backend="cpu").spectrogram(SONG, **OPTIONS) for one in (folder, reference_voice)]
     np.testing.assert_array_equal(*mels)
 

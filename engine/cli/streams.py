@@ -80,14 +80,16 @@ def complain(what: object) -> None:
 @contextlib.contextmanager
 def logged(verbose: bool) -> Iterator[None]:
     """Show warnings of the block on standard error, with ``verbose`` also what is chosen and why; one line each."""
-    root, level, handler = logging.getLogger(), logging.getLogger().level, _Complaints()
+    root, handler = logging.getLogger(), _Complaints()
+    levels = {logger: logger.level for logger in (root, logging.getLogger("notewave"))}  # the other is a command's
     root.addHandler(handler)
     root.setLevel(logging.INFO if verbose else logging.WARNING)
     try:
         yield
     finally:
         root.removeHandler(handler)
-        root.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 class _Complaints(logging.Handler):
