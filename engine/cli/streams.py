@@ -81,7 +81,7 @@ def complain(what: object) -> None:
 def logged(verbose: bool) -> Iterator[None]:
     """Show warnings of the block on standard error, with ``verbose`` also what is chosen and why; one line each."""
     root, handler = logging.getLogger(), _Complaints()
-    levels = {logger: logger.level for logger in (root, logging.getLogger("notewave"))}  # the other is a command's
+    levels = {logger: logger.level for logger in (root, logging.getLogger("notewave"))}  # long commands set the second
     root.addHandler(handler)
     root.setLevel(logging.INFO if verbose else logging.WARNING)
     try:
