@@ -130,8 +130,8 @@ def test_a_decoder_of_another_make_is_refused_by_what_is_strange(voice: Voice) -
         take_bias(graph)
 
     graph = decoder()
-    (taken,) = {name for node in graph.node if node.op_type == "Unsqueeze" for name in node.output[:1]} & {"unsqueeze"}
-    part = next(node for node in graph.node if node.op_type == "Gather" and taken in node.input)
+    views = {node.output[0] for node in graph.node if node.op_type == "Unsqueeze"}
+    part = next(node for node in graph.node if node.op_type == "Gather" and node.input[0] in views)
     part.ClearField("attribute")
     part.attribute.append(helper.make_attribute("axis", -1))
     with pytest.raises(VoiceError, match=r"takes FiLM in parts that are no rows"):

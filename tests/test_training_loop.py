@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -12,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from notewave.cli import main
 from notewave.errors import ArgumentError, ToolError, TrainingError, VoiceError
 from notewave.export.material.ensembles import PIANO
 from notewave.export.material.packing import pack_songs
@@ -50,6 +53,7 @@ from notewave.song.codec import decode_tokens, encode_notes
 from notewave.song.dialect import PITCH, PUBLISHED, SHIFT, Dialect, dialect_of
 from notewave.sound.mel import FRAMES, MELS
 from notewave.voice.contracts import Dimensions
+from notewave.voice.folder import Voice
 
 TINY = Dimensions(
     width=32, heads=2, head_width=16, feed_forward=48, note_encoder_layers=2, context_encoder_layers=1, decoder_layers=3
@@ -67,6 +71,21 @@ def config(symbolic: int, mel: int, held_out: int = 0, rate: float = 1e-3) -> Co
         threads=2,
         validate_seconds=1e9,
     )
+
+
+def settings_file(folder: Path, **more: object) -> Path:
+    """A configuration's file of one step a stage, with more, or other, settings."""
+    settings = {
+        "name": "tiny",
+        "dimensions": {name: size for name, size in dataclasses.asdict(TINY).items() if name not in ("frames", "mels")},
+        "symbolic": [{"steps": 1, "segments": 4, "tokens": 1800, "frames": 32}],
+        "mel": [{"steps": 1, "segments": 2, "frames": 48}],
+        "data": {"songs": 2, "held_out_songs": 0},
+        "structured": False,
+    }
+    path = folder / "tiny.json"
+    path.write_text(json.dumps(settings | more))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -167,16 +186,8 @@ def test_training_killed_while_its_vocoder_learns_goes_on_to_the_same_voice(
         mel = np.full((count, FRAMES, MELS), 90, np.uint8)
         save_song(Song(tone.astype(np.int16), mel, notes), tmp_path / f"{name}.npz")
     small = {"width": 16, "blocks": 2, "hertz": 100.0, "cents": 100.0}
-    settings = {
-        "name": "tiny",
-        "dimensions": {name: size for name, size in dataclasses.asdict(TINY).items() if name not in ("frames", "mels")},
-        "symbolic": [{"steps": 1, "segments": 4, "tokens": 1800, "frames": 32}],
-        "mel": [{"steps": 1, "segments": 2, "frames": 48}],
-        "vocoder": {"steps": 4, "batch": 2, "frames": 24, "warm_up": 1, "model": small},
-        "data": {"songs": 2, "held_out_songs": 0},
-        "structured": False,
-    }
-    (tmp_path / "tiny.json").write_text(json.dumps(settings))
+    vocoder = {"steps": 4, "batch": 2, "frames": 24, "warm_up": 1, "model": small}
+    settings = settings_file(tmp_path, vocoder=vocoder)
     draw, state = Crops.draw, tmp_path / "state"
 
     def draw_and_kill(crops: Crops, step: int) -> Batch:
@@ -186,12 +197,12 @@ def test_training_killed_while_its_vocoder_learns_goes_on_to_the_same_voice(
 
     with monkeypatch.context() as patch:
         patch.setattr(Crops, "draw", draw_and_kill)
-        assert train(tmp_path / "tiny.json", tmp_path / "voice", state=state, data=tmp_path) is None
+        assert train(settings, tmp_path / "voice", state=state, data=tmp_path) is None
     assert not (tmp_path / "voice").exists()
     assert torch.load(state / "vocoder" / "vocoder.pt", weights_only=True)["step"] == 2
-    voice = train(tmp_path / "tiny.json", tmp_path / "voice", state=state, data=tmp_path)
+    voice = train(settings, tmp_path / "voice", state=state, data=tmp_path)
     assert voice is not None and voice.vocoder is not None
-    unbroken = load_config(tmp_path / "tiny.json").vocoder
+    unbroken = load_config(settings).vocoder
     assert unbroken is not None
     train_vocoder(unbroken, {tmp_path: 1.0}, tmp_path / "unbroken", state / "pairs", 2)
     ends = [(folder / "final.safetensors").read_bytes() for folder in (state / "vocoder", tmp_path / "unbroken")]
@@ -370,20 +381,29 @@ def test_a_distilled_voice_recommends_one_step_without_guidance(tmp_path: Path, 
 def test_a_pack_trains_networks_but_no_vocoder(tmp_path: Path, data: Path) -> None:
     pack_songs(data, tmp_path / "songs.pack")
     settings = {
-        "name": "tiny",
-        "dimensions": {name: size for name, size in dataclasses.asdict(TINY).items() if name not in ("frames", "mels")},
         "dialect": {"velocities": 8, "programs": "gm"},
-        "symbolic": [{"steps": 1, "segments": 4, "tokens": 1800, "frames": 32}],
         "mel": [{"steps": 1, "segments": 2, "frames": 48, "live": 0.5}],
         "data": {"songs": 2, "held_out_songs": 1},
-        "structured": False,
     }
-    (tmp_path / "tiny.json").write_text(json.dumps(settings))
-    voice = train(tmp_path / "tiny.json", tmp_path / "voice", data=tmp_path / "songs.pack")
+    voice = train(settings_file(tmp_path, **settings), tmp_path / "voice", data=tmp_path / "songs.pack")
     assert voice is not None and voice.dialect == Dialect(8, "gm")
-    (tmp_path / "sung.json").write_text(json.dumps({**settings, "vocoder": {"steps": 1}}))
+    sung = settings_file(tmp_path, **settings, vocoder={"steps": 1})
     with pytest.raises(TrainingError, match="no sound to train a vocoder on"):
-        train(tmp_path / "sung.json", tmp_path / "sung", data=tmp_path / "songs.pack")
+        train(sung, tmp_path / "sung", data=tmp_path / "songs.pack")
+
+
+def test_the_command_packs_songs_and_trains_on_the_pack(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_file(tmp_path, data={"songs": 2, "held_out_songs": 1})
+    pack, out, level = tmp_path / "songs.pack", tmp_path / "voice", logging.getLogger("notewave").level
+    words = ["train", "--config", str(settings)]
+    assert main([*words, "--data", str(data), "--pack", str(pack)]) == 0
+    assert re.fullmatch(rf"{pack}: 3 songs, \d+\.\d MiB\n", capsys.readouterr().out)
+    assert main([*words, "--data", str(pack), "--out", str(out), "--precision", "fp32"]) == 0
+    assert capsys.readouterr().out == f"{out}: a voice\n"
+    assert Voice.load(out).precision == "fp32"
+    assert logging.getLogger("notewave").level == level, "its progress is told while it trains, and no longer"
 
 
 def test_batches_ahead_are_those_of_their_steps(segments: Segments, tmp_path: Path) -> None:

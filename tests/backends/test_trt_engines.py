@@ -142,12 +142,18 @@ def test_kernels_that_are_missing_or_of_another_source_are_compiled_again(
     assert loaded == [b"ahead", b"now"]
 
 
-def test_auto_falls_back_from_plans_that_do_not_load(
-    voice: Voice, spoilable: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this machine had a GPU and TensorRT-RTX."""
     device = SimulatedDevice()
     monkeypatch.setattr(trt, "CudaDevice", lambda _: device)
     monkeypatch.setattr(trt, "tensorrt_modules", lambda: [SimulatedTensorRTRTX(device)])
+
+
+@pytest.mark.usefixtures("machine")
+def test_auto_falls_back_from_plans_that_do_not_load(
+    voice: Voice, spoilable: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert notewave.Synthesizer(voice.folder).backend == "tensorrt"
     spoil_plan(spoilable / "vocoder.plan")
     with caplog.at_level(logging.INFO):
@@ -155,12 +161,8 @@ def test_auto_falls_back_from_plans_that_do_not_load(
     assert "not tensorrt, since" in caplog.text and "vocoder.plan" in caplog.text
 
 
-def test_threads_are_said_to_be_of_no_use_there(
-    voice: Voice, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    device = SimulatedDevice()
-    monkeypatch.setattr(trt, "CudaDevice", lambda _: device)
-    monkeypatch.setattr(trt, "tensorrt_modules", lambda: [SimulatedTensorRTRTX(device)])
+@pytest.mark.usefixtures("machine", "home")
+def test_threads_are_said_to_be_of_no_use_there(voice: Voice, caplog: pytest.LogCaptureFixture) -> None:
     notewave.Synthesizer(voice.folder, backend="tensorrt")
     assert not caplog.records
     notewave.Synthesizer(voice.folder, backend="tensorrt", threads=2)
