@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         TrainingError,
         VoiceError,
     )
+    from notewave.live.live import Live, LiveStats
     from notewave.song.dialect import Dialect
     from notewave.song.midi import Reading, examine, read, tokenize
     from notewave.song.notes import Notes
@@ -33,6 +34,8 @@ __all__ = [
     "Audio",
     "BackendError",
     "Dialect",
+    "Live",
+    "LiveStats",
     "MidiError",
     "Notes",
     "NotewaveError",
@@ -61,6 +64,8 @@ _HOMES = {
     "voices": "voice.library",
     "voices_folder": "voice.library",
     "Dialect": "song.dialect",
+    "Live": "live.live",
+    "LiveStats": "live.live",
     "Notes": "song.notes",
     "Reading": "song.midi",
     "examine": "song.midi",

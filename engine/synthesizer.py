@@ -18,6 +18,7 @@ from notewave.backends.choose import open_backend
 from notewave.backends.protocol import DeviceFacts
 from notewave.checks import is_integer, quoted
 from notewave.errors import ArgumentError, MidiError, SamplingError, VoiceError
+from notewave.live.live import Live, open_live
 from notewave.sampling.job import Job, make_job
 from notewave.sampling.options import SamplingOptions, check_seed
 from notewave.session import NO_SEGMENTS, Session, Vocoder, check_numbers, check_tokens, sing_each
@@ -25,7 +26,7 @@ from notewave.song.dialect import Tokens
 from notewave.song.midi import MidiSource, tokenize
 from notewave.sound.audio import Audio
 from notewave.sound.griffin_lim import GriffinLim
-from notewave.sound.mel import FRAMES, MELS, FloatArray
+from notewave.sound.mel import FRAMES, MELS, SAMPLE_RATE, FloatArray
 from notewave.sound.stream import VocoderStream
 from notewave.voice.folder import Voice
 
@@ -153,6 +154,34 @@ class Synthesizer:
         parts = [mel[start : start + FRAMES] for start in range(0, len(mel), FRAMES)]
         chunks = [vocoder.push(part, last=index == len(parts) - 1) for index, part in enumerate(parts)]
         return Audio(np.concatenate(chunks))
+
+    def live(
+        self,
+        *,
+        hop: int | None = None,
+        back: int | None = None,
+        rate: int = SAMPLE_RATE,
+        real_time: bool = True,
+        **options: Unpack[SamplingOptions],
+    ) -> Live:
+        """Be played: notes in as they come, sound out hop by hop. See ``notewave.Live``.
+
+        hop: frames of 20 ms that are made at once, by default the fewest that this machine makes in time, which is
+        measured for a moment. back: frames that the networks see before them, by default as many as there is room for.
+        rate: of the sound in Hz, a multiple of 50. real_time: whether hops are made by the clock, or when they are
+        read. options: as in ``stream``, but for noise; steps and guidance are 1 if left out where the voice predicts
+        the mel itself. Errors as in ``stream``; ArgumentError for a hop, back or rate that there cannot be.
+        """
+        if self._griffin_lim is not None:
+            raise VoiceError(f"{GRIFFIN_LIM} needs the whole song: it cannot be played live. Take the voice's vocoder.")
+        self._vocoder()
+        if options.get("noise") is not None:
+            raise SamplingError("noise was given for live play, whose length nobody knows. Give a seed.")
+        if self.voice.prediction == "x0":
+            for name in ("steps", "guidance"):
+                options[name] = 1 if options.get(name) is None else options[name]
+        job = self._job(options)
+        return open_live(self._backend, self.voice, job, hop, back, rate, real_time)
 
     @contextlib.contextmanager
     def session(

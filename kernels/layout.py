@@ -21,6 +21,7 @@ _STEP = {
     "prediction": POINTER,
     "unconditional": POINTER,  # null without guidance
     "noise": POINTER,  # null to draw it in the kernel
+    "played": POINTER,  # null where none is given
     "row": POINTER,
     "control": POINTER,
     "size": UINT32,
@@ -30,6 +31,10 @@ KERNELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "philox_normal": {"out": POINTER, "control": POINTER, "draw": UINT32, "size": UINT32},
         **dict.fromkeys(STEP_KERNELS.values(), _STEP),
+        "advance": {
+            **dict.fromkeys(("x", "context", "played", "next_context", "control"), POINTER),
+            "size": UINT32,
+        },
         "mel_to_context": {"mel": POINTER, "context": POINTER, "size": UINT32},
         "from_network": {"mel": POINTER, "log_mel": POINTER, "scale": FLOAT32, "offset": FLOAT32, "size": UINT32},
         "carry_nan": {"audio": POINTER, "log_mel": POINTER, "mels": UINT32, "hop": UINT32, "size": UINT32},
@@ -39,8 +44,9 @@ SIGNATURES = {name: "".join(arguments.values()) for name, arguments in KERNELS.i
 
 
 def control_dtype(batch: int) -> np.dtype[np.void]:
-    """What a batch of songs is told once a segment."""
-    return np.dtype([("segment", "<u4"), ("guidance", "<f4"), ("seeds", "<u8", (batch,))])
+    """What a batch of songs is told once a segment, or once a window of live play; see ``notewave.cu``."""
+    place = [(name, "<u4") for name in ("first", "given", "moved", "unused")]
+    return np.dtype([("segment", "<u4"), ("guidance", "<f4"), *place, ("seeds", "<u8", (batch,))])
 
 
 def table_rows(rows: NDArray[np.float32], noisy: NDArray[np.bool_]) -> NDArray[np.void]:

@@ -1,8 +1,8 @@
 // The arithmetic of the denoising loop. Each kernel has its NumPy twin, of the same name, in reference.py.
 //
 // Built without fused multiply-add, so that everything but the normals equals the twin bit for bit. Elements of a song lie
-// along x of the grid, songs along y; every kernel takes any size, alignment and grid. Step, segment and seeds are read
-// from memory, so that a captured graph serves every segment of every song. Structures and arguments are layout.py's too.
+// along x of the grid, songs along y; every kernel takes any size, alignment and grid. Step, segment, place and seeds are
+// read from memory, so that a captured graph serves all of every song. Structures and arguments are layout.py's too.
 #include "lanes.cuh"
 
 // One row of a sampler's table; 32 bytes.
@@ -11,10 +11,15 @@ struct Row {
     unsigned draw;  // which of the segment's draws the step's noise is
 };
 
-// What a batch of songs is told once a segment; the songs' seeds follow it.
+// What a batch of songs is told once a segment, or once a window of live play; the songs' seeds follow it. The last four
+// are elements of a song, multiples of four: 0 for a segment.
 struct Control {
     unsigned segment;
     float guidance;
+    unsigned first;   // of the segment, where a window begins; its end lies in the next one
+    unsigned given;   // at a window's beginning, that were played
+    unsigned moved;   // from the window before, at most the song's
+    unsigned unused;  // keeps the seeds where they may be read
 };
 
 // Loops over the blocks of four elements that fall to this thread: ``first`` is an element of the song, ``count`` how many
@@ -24,23 +29,26 @@ struct Control {
          first += 4ull * gridDim.x * blockDim.x)                                                                  \
         if ((count = (size) - first), true)
 
-__device__ __forceinline__ Four draw_normals(const Control* control, unsigned draw, unsigned long long first) {
+__device__ __forceinline__ Four draw_normals(const Control* control, unsigned draw, unsigned long long first,
+                                             unsigned size) {
     const unsigned long long* seeds = reinterpret_cast<const unsigned long long*>(control + 1);
-    return normals(philox(static_cast<unsigned>(first / 4), draw, control->segment, 0u, seeds[blockIdx.y]));
+    const unsigned block = control->first / 4 + static_cast<unsigned>(first / 4), of_segment = (size - 1) / 4 + 1;
+    const unsigned segment = control->segment + block / of_segment;
+    return normals(philox(block % of_segment, draw, segment, 0u, seeds[blockIdx.y]));
 }
 
-// out [B, size]: the standard normals of one draw.
+// out [B, size]: the standard normals of one draw, from the segment's element ``first`` on.
 extern "C" __global__ void philox_normal(float* out, const Control* control, unsigned draw, unsigned size) {
     out += static_cast<unsigned long long>(blockIdx.y) * size;
-    FOR_EACH_FOUR(first, count, size) store(out + first, count, draw_normals(control, draw, first));
+    FOR_EACH_FOUR(first, count, size) store(out + first, count, draw_normals(control, draw, first, size));
 }
 
 // x and x0_previous [B, size] in place; prediction [B, size]; unconditional [B, size] or null, without guidance; noise
-// [draws, B, size] or null, to draw it here.
+// [draws, B, size] or null, to draw it here; played [B, size], of which the given elements count, or null for none.
 template <class Element>
 __device__ __forceinline__ void step(float* x, float* x0_previous, const Element* prediction,
-                                     const Element* unconditional, const float* noise, const Row* table_row,
-                                     const Control* control, unsigned size) {
+                                     const Element* unconditional, const float* noise, const float* played,
+                                     const Row* table_row, const Control* control, unsigned size) {
     const Row row = *table_row;
     const unsigned long long song = static_cast<unsigned long long>(blockIdx.y) * size;
     const unsigned long long drawn = (static_cast<unsigned long long>(row.draw) * gridDim.y + blockIdx.y) * size;
@@ -56,17 +64,24 @@ __device__ __forceinline__ void step(float* x, float* x0_previous, const Element
         const Four before = load(x + at, count);
         Four clean, next;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            clean.lane[i] = bounded(row.p * before.lane[i] - row.q * model.lane[i]);
-            next.lane[i] = row.a * before.lane[i] + row.b * clean.lane[i];
+        for (int i = 0; i < 4; ++i) clean.lane[i] = bounded(row.p * before.lane[i] - row.q * model.lane[i]);
+        if (played && first < control->given) {
+            clean = load(played + at, count);
+            if (row.e != 0.0f) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) model.lane[i] = (row.p * before.lane[i] - clean.lane[i]) / row.q;
+            }
         }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) next.lane[i] = row.a * before.lane[i] + row.b * clean.lane[i];
         if (row.c != 0.0f) {
             const Four previous = load(x0_previous + at, count);
 #pragma unroll
             for (int i = 0; i < 4; ++i) next.lane[i] += row.c * previous.lane[i];
         }
         if (row.d != 0.0f) {
-            const Four random = noise ? load(noise + drawn + first, count) : draw_normals(control, row.draw, first);
+            const Four random =
+                noise ? load(noise + drawn + first, count) : draw_normals(control, row.draw, first, size);
 #pragma unroll
             for (int i = 0; i < 4; ++i) next.lane[i] += row.d * random.lane[i];
         }
@@ -81,14 +96,33 @@ __device__ __forceinline__ void step(float* x, float* x0_previous, const Element
 
 #define SAMPLER_STEP(name, Element)                                                                               \
     extern "C" __global__ void name(float* x, float* x0_previous, const Element* prediction,                      \
-                                    const Element* unconditional, const float* noise, const Row* row,             \
-                                    const Control* control, unsigned size) {                                      \
-        step(x, x0_previous, prediction, unconditional, noise, row, control, size);                               \
+                                    const Element* unconditional, const float* noise, const float* played,        \
+                                    const Row* row, const Control* control, unsigned size) {                      \
+        step(x, x0_previous, prediction, unconditional, noise, played, row, control, size);                       \
     }
 
 SAMPLER_STEP(sampler_step_fp32, float)
 SAMPLER_STEP(sampler_step_fp16, Half)
 SAMPLER_STEP(sampler_step_bf16, Brain)
+
+// From the window before, x [B, size] and its context [B, size], to the next one's: next_context [B, size], bounded, and
+// played [B, size], what of it x had, and zeros.
+extern "C" __global__ void advance(const float* x, const float* context, float* played, float* next_context,
+                                   const Control* control, unsigned size) {
+    const unsigned long long song = static_cast<unsigned long long>(blockIdx.y) * size;
+    FOR_EACH_FOUR(first, count, size) {
+        Four had, before;
+#pragma unroll
+        for (unsigned i = 0; i < 4; ++i) {
+            const unsigned long long at = control->moved + first + (i < count ? i : 0);
+            const bool is_context = at < size;
+            had.lane[i] = is_context ? x[song + at] : 0.0f;
+            before.lane[i] = bounded(is_context ? context[song + at] : x[song + at - size]);
+        }
+        store(played + song + first, count, had);
+        store(next_context + song + first, count, before);
+    }
+}
 
 // A finished mel [B, size] to the context encoder's input [B, size]: bounded(mel).
 extern "C" __global__ void mel_to_context(const float* mel, float* context, unsigned size) {

@@ -1,7 +1,8 @@
 """NumPy twins of the CUDA kernels: what the CPU backend runs, and what the kernels are held to.
 
 Noise is counter-based (Philox 4x32-10, Salmon et al., SC 2011), so that a seed gives the same song on every backend,
-batch size and chunking: the key is the seed, the counter is (block of four elements, draw, segment, 0).
+batch size and chunking: the key is the seed, the counter is (block of four elements, draw, segment, 0). A frame's noise
+is the same in whatever window of the song it lies.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
 
-def philox(counter: tuple[Words, Words | int, int, int], seed: int) -> list[Words]:
+def philox(counter: tuple[Words, int, Words | int, int], seed: int) -> list[Words]:
     """Four 32-bit words for each counter: first word an array [n], the others arrays too or the same for all.
 
     seed: 64 bits, the low half first in the key. Returns four arrays [n], held in uint64.
@@ -35,13 +36,17 @@ def philox(counter: tuple[Words, Words | int, int, int], seed: int) -> list[Word
     return [c0, c1, c2, c3]
 
 
-def philox_normal(seed: int, segment: int, draw: int, out: FloatArray) -> None:
+def philox_normal(seed: int, segment: int, draw: int, out: FloatArray, first: int = 0, size: int | None = None) -> None:
     """Fill ``out``, float32 of any shape, C-contiguous, with the standard normals of one draw of one segment.
 
+    first: the segment's element to begin with, a multiple of four. size: elements of a segment, a multiple of four,
+    after which the next one begins; as many as ``out`` has if None, of which ``first`` then is 0.
     Box-Muller on pairs of words: radius from 24 bits in (0, 1], angle from 24 bits in [0, 1), both exact in float32.
     """
-    blocks = np.arange(-(-out.size // 4), dtype=np.uint64)
-    words = philox((blocks, draw, segment, 0), seed)
+    size = out.size if size is None else size
+    blocks = np.arange(first // 4, first // 4 + -(-out.size // 4), dtype=np.uint64)
+    later, blocks = np.divmod(blocks, np.uint64(max(-(-size // 4), 1)))
+    words = philox((blocks, draw, later + np.uint64(segment), 0), seed)
     normals = np.empty((len(blocks), 4), np.float32)
     for pair in (0, 2):
         uniform = ((words[pair] >> np.uint64(8)) + np.uint64(1)).astype(np.float32) * np.float32(2**-24)
@@ -67,11 +72,13 @@ def sampler_step(
     noise: FloatArray | None = None,
     unconditional: FloatArray | None = None,
     guidance: float = 1.0,
+    played: FloatArray | None = None,
 ) -> None:
     """One denoising step, in place: x [B, T, M] becomes the next x, x0_previous [B, T, M] this step's x0.
 
     row: (p, q, a, b, c, d, e) of a sampler's table. With the model's guided output m, x0 = bounded(p x - q m) and
     x' = a x + b x0 + c x0_previous + d noise + e m. Where m is no finite number, x is NaN from then on.
+    played [B, P, M]: the clean mel of the first frames, where it is known: x0 there, and m is what would have given it.
     """
     p, q, a, b, c, d, e = row
     with np.errstate(over="ignore", invalid="ignore"):
@@ -80,6 +87,12 @@ def sampler_step(
             weight = np.float32(guidance)
             model = weight * prediction + (np.float32(1.0) - weight) * unconditional
         x0 = bounded(p * x - q * model)
+        if played is not None:
+            given = np.s_[:, : played.shape[1]]
+            x0[given] = played
+            if e:
+                model = model.copy()
+                model[given] = (p * x[given] - played) / q
         x *= a
         x += b * x0
         if c:
@@ -89,6 +102,16 @@ def sampler_step(
         if e:
             x += e * model
         x0_previous[...] = x0
+
+
+def advance(context: FloatArray, x: FloatArray, moved: int) -> tuple[FloatArray, FloatArray]:
+    """The next window's context [B, T, M], bounded, and its frames [B, T, M] that x had, the others 0.
+
+    context, x: [B, T, M] of the window before, the context first. The next begins ``moved`` frames later, at most T.
+    """
+    frames = x.shape[1]
+    song = np.concatenate([context, x, np.zeros_like(x)], axis=1)
+    return bounded(song[:, moved : moved + frames]), song[:, moved + frames : moved + 2 * frames]
 
 
 def mel_to_context(mel: FloatArray) -> FloatArray:

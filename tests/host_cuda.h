@@ -4,7 +4,7 @@
 #include <cstring>
 #include <utility>
 
-#define __global__
+#define __global__ __attribute__((visibility("hidden")))  // C libraries have such names: glibc an ``advance``
 #define __device__
 #define __forceinline__ inline
 

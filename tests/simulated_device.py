@@ -334,8 +334,14 @@ def kernel_ranges(name: str, batch: int, arguments: tuple[float, ...]) -> Ranges
     """What a kernel reads and writes, from its arguments and the sampler's row."""
     given = dict(zip(KERNELS[name], map(int, arguments), strict=True))
     state, control = 4 * batch * given["size"], control_dtype(batch).itemsize
+    told = [(given["control"], control)] if "control" in given else []
     if name == "philox_normal":
-        return [(given["control"], control)], [(given["out"], state)]
+        return told, [(given["out"], state)]
+    if name == "advance":
+        return [(given["x"], state), (given["context"], state), *told], [
+            (given["played"], state),
+            (given["next_context"], state),
+        ]
     if name in ("mel_to_context", "from_network"):
         return [(given["mel"], state)], [(given["context" if name == "mel_to_context" else "log_mel"], state)]
     if name == "carry_nan":
@@ -344,8 +350,10 @@ def kernel_ranges(name: str, batch: int, arguments: tuple[float, ...]) -> Ranges
     row = np.frombuffer((ctypes.c_char * ROW.itemsize).from_address(given["row"]), ROW)[0]
     model = (4 if name.endswith("fp32") else 2) * batch * given["size"]
     state_kept = [(given[kept], state) for kept in ("x", "x0_previous")]
-    reads = [state_kept[0], (given["prediction"], model), (given["row"], ROW.itemsize), (given["control"], control)]
-    reads += [(given["unconditional"], model)] if given["unconditional"] else []
+    reads = [state_kept[0], (given["prediction"], model), (given["row"], ROW.itemsize), *told]
+    reads += [
+        (given[optional], size) for optional, size in (("unconditional", model), ("played", state)) if given[optional]
+    ]
     reads += state_kept[1:] if row["c"] else []
     reads += [(given["noise"] + int(row["draw"]) * state, state)] if row["d"] and given["noise"] else []
     return reads, state_kept

@@ -11,7 +11,7 @@ from notewave.benchmarks.evaluate import evaluate
 from notewave.cli import main
 from notewave.errors import ArgumentError, MidiError, OutputError, ToolError
 from notewave.export.material.excerpts import HELD_OUT
-from notewave.export.material.fluidsynth import SOUNDFONT, as_midi
+from notewave.export.material.fluidsynth import SOUNDFONT, as_midi, fluidsynth
 from notewave.song.notes import Notes
 from notewave.sound.mel import FRAMES, MELS, SAMPLE_RATE, log_mel
 
@@ -272,3 +272,10 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be made"):
         evaluate("band", out=tmp_path / "file")
+
+
+@needs_fluidsynth
+def test_a_note_of_no_length_does_not_sound_for_ever() -> None:
+    """At one tick its end would come before its beginning, and FluidSynth would write to the disk until it is full."""
+    sound = fluidsynth(table([0.2], [60], length_s=0.0))
+    assert 0.2 * 16000 < len(sound) < 10 * 16000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import host_kernels
@@ -10,9 +11,10 @@ import pytest
 from gpu_at_hand import gpu_at_hand
 
 from notewave.kernels import loader
-from notewave.kernels.layout import COEFFICIENTS, ROW, control_dtype
-from notewave.kernels.reference import carry_nan, mel_to_context, philox_normal, sampler_step
-from notewave.sampling.samplers import SAMPLERS, sampler_table
+from notewave.kernels.layout import COEFFICIENTS, ROW, control_dtype, table_rows
+from notewave.kernels.reference import advance, carry_nan, mel_to_context, philox_normal, sampler_step
+from notewave.sampling.loop import denoise
+from notewave.sampling.samplers import SAMPLERS, SamplerTable, sampler_table
 from notewave.sampling.schedule import NoiseSchedule
 from notewave.sound.mel import HOP, LOG_MIN, LOG_SCALE, MELS, from_network
 
@@ -61,8 +63,8 @@ def _on_gpu() -> Launch:
     return launch
 
 
-def control(segment: int, guidance: float, *seeds: int) -> np.ndarray:
-    return np.array([(segment, guidance, seeds)], control_dtype(len(seeds)))
+def control(segment: int, guidance: float, *seeds: int, first: int = 0, given: int = 0, moved: int = 0) -> np.ndarray:
+    return np.array([(segment, guidance, first, given, moved, 0, seeds)], control_dtype(len(seeds)))
 
 
 def row(*coefficients: float, draw: int = 0) -> np.ndarray:
@@ -104,6 +106,18 @@ def test_normals_are_the_twin_s(launch: Launch, size: int, offset: int) -> None:
         np.testing.assert_allclose(song, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [size for size in SIZES if size % 4 == 0])
+def test_a_window_s_normals_are_the_twin_s_from_one_segment_into_the_next(launch: Launch, size: int) -> None:
+    seeds = (SEED, 2**64 - 1)
+    for first in (0, 4, size // 2 // 4 * 4, size - 4, 2 * size + 4):
+        out = shifted(np.zeros((2, size), np.float32), 1)
+        launch("philox_normal", 2, 2, out, control(5, 1.0, *seeds, first=first), 9, size)
+        for seed, song in zip(seeds, out, strict=True):
+            expected = np.empty(size, np.float32)
+            philox_normal(seed, 5, 9, expected, first, size)
+            np.testing.assert_allclose(song, expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
@@ -119,7 +133,9 @@ def test_a_step_with_given_noise_is_the_twin_s_bit_for_bit(launch: Launch, size:
         )
         without = unconditional if guided else 0
         told = control(0, 2.5, 1, 2)
-        launch(f"sampler_step_{dtype}", 3, 2, mine, mine_previous, prediction, without, noise, coefficients, told, size)
+        launch(
+            f"sampler_step_{dtype}", 3, 2, mine, mine_previous, prediction, without, noise, 0, coefficients, told, size
+        )
         sampler_step(
             x, previous, model, floats(coefficients), noise[2], model_without if guided else None, np.float32(2.5)
         )
@@ -135,10 +151,102 @@ def test_a_step_that_draws_its_noise_is_the_twin_s(launch: Launch) -> None:
         philox_normal(seed, 4, 7, song)
     coefficients = row(1.1, 0.4, 0.7, 0.3, 0.0, 0.5, 0.0, draw=7)
     mine, mine_previous, told = x.copy(), previous.copy(), control(4, 1.0, *seeds)
-    launch("sampler_step_fp32", 1, 2, mine, mine_previous, prediction, 0, 0, coefficients, told, size)
+    launch("sampler_step_fp32", 1, 2, mine, mine_previous, prediction, 0, 0, 0, coefficients, told, size)
     sampler_step(x, previous, prediction, floats(coefficients), noise)
     np.testing.assert_allclose(mine, x, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(mine_previous, previous)
+
+
+def given_of(size: int) -> list[int]:
+    """How many elements of a window may be given: none, some, as many as there can be."""
+    return sorted({0, size // 2 // 4 * 4, size // 4 * 4})
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_a_step_of_a_window_whose_first_frames_were_played_is_the_twin_s_bit_for_bit(
+    launch: Launch, size: int, guided: bool, dtype: str
+) -> None:
+    """Its networks' numbers count for nothing there, and whatever is in ``played`` behind them neither."""
+    random = np.random.default_rng(size)
+    for given, offset, e in itertools.product(given_of(size), OFFSETS, (0.0, 0.7)):
+        x, previous, played, *outputs = random.standard_normal((5, 2, size)).astype(np.float32)
+        outputs[0][0, : min(given, 3)] = NO_NUMBERS[: min(given, 3)]
+        played[:, given:] = np.nan
+        (prediction, model), (unconditional, model_without) = (stored(output, dtype) for output in outputs)
+        noise = random.standard_normal((1, 2, size)).astype(np.float32)
+        coefficients = row(*random.standard_normal(6), e)
+        mine, mine_previous, prediction, unconditional, noise, known = (
+            shifted(part, offset) for part in (x, previous, prediction, unconditional, noise, played)
+        )
+        without, told = unconditional if guided else 0, control(0, 2.5, 1, 2, given=given)
+        given_to_it = (mine, mine_previous, prediction, without, noise, known, coefficients, told, size)
+        launch(f"sampler_step_{dtype}", 3, 2, *given_to_it)
+        twin, twin_previous = x[:, :, None].copy(), previous[:, :, None].copy()
+        sampler_step(
+            twin,
+            twin_previous,
+            model[:, :, None],
+            floats(coefficients),
+            noise[0][:, :, None],
+            model_without[:, :, None] if guided else None,
+            np.float32(2.5),
+            played[:, :given, None],
+        )
+        np.testing.assert_array_equal(mine, twin[:, :, 0])
+        np.testing.assert_array_equal(mine_previous, twin_previous[:, :, 0])
+        assert np.isfinite(mine).all()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_window_moves_on_as_the_twin_does_bit_for_bit(launch: Launch, size: int) -> None:
+    random = np.random.default_rng(size)
+    x, context = random.uniform(-1.5, 1.5, (2, 2, size)).astype(np.float32)
+    x[0, : len(NO_NUMBERS)] = context[1, -len(NO_NUMBERS) :] = NO_NUMBERS[:size]
+    for moved, offset in itertools.product({4 * (size // 4), 4 * (size // 12), 0}, OFFSETS):
+        mine = [shifted(part, offset) for part in (x, context, np.zeros_like(x), np.zeros_like(x))]
+        launch("advance", 1, 2, *mine, control(0, 1.0, 1, 2, moved=moved), size)
+        expected = advance(context[:, :, None], x[:, :, None], moved)
+        for result, twin in zip(mine[:1:-1], expected, strict=True):
+            np.testing.assert_array_equal(result, twin[:, :, 0])
+        np.testing.assert_array_equal(mine[0], x)
+        np.testing.assert_array_equal(mine[1], context)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_window_is_denoised_as_by_the_twins(launch: Launch, sampler: str, prediction: str) -> None:
+    """Noise and steps of a window that begins in the middle of one segment and ends in the next."""
+    table, size, seed = sampler_table(sampler, 4, NoiseSchedule(), prediction), 512, SEED
+    told = control(3, 2.0, seed, first=128, given=256)
+    played, *outputs = np.random.default_rng(0).uniform(-1.0, 1.0, (1 + 2 * table.steps, size)).astype(np.float32)
+    models = list(zip(outputs[::2], outputs[1::2], strict=True))
+    mine, previous = np.full((2, size), np.nan, np.float32)
+    launch("philox_normal", 1, 1, mine, told, 0, size)
+    packed = table_rows(table.rows, table.noisy)
+    for step, (model, without) in enumerate(models):
+        coefficients = packed[step : step + 1]
+        launch("sampler_step_fp32", 1, 1, mine, previous, model, without, 0, played, coefficients, told, size)
+    twin = denoised_by_twins(table, models, played[:256], seed)
+    np.testing.assert_allclose(mine, twin, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(mine[:256], played[:256], rtol=0, atol=2e-5)
+
+
+def denoised_by_twins(
+    table: SamplerTable, models: list[tuple[np.ndarray, np.ndarray]], played: np.ndarray, seed: int
+) -> np.ndarray:
+    """Segment 3 from its element 128 on, by what a network gives at each step, with guidance of 2."""
+
+    def draw(number: int) -> np.ndarray:
+        out = np.empty((1, models[0][0].size, 1), np.float32)
+        philox_normal(seed, 3, number, out, 128, out.size)
+        return out
+
+    x = draw(0)
+    given = [tuple(output.reshape(x.shape) for output in pair) for pair in models]
+    denoise(table, x, lambda step: given[step], draw, guidance=2.0, played=played.reshape(1, -1, 1))
+    return x.reshape(-1)
 
 
 def test_unused_buffers_are_not_read(launch: Launch) -> None:
@@ -148,7 +256,7 @@ def test_unused_buffers_are_not_read(launch: Launch) -> None:
         np.zeros(8, np.float32),
     )
     coefficients = row(1, 1, 0, 1, 0, 0, 0)
-    launch("sampler_step_fp32", 1, 1, x, previous, prediction, 0, noise, coefficients, control(0, 1.0, 0), 8)
+    launch("sampler_step_fp32", 1, 1, x, previous, prediction, 0, noise, 0, coefficients, control(0, 1.0, 0), 8)
     assert np.isfinite(x).all()
 
 
@@ -170,7 +278,7 @@ def test_what_is_no_finite_number_is_nan_to_the_end(
         if step == 1:
             model[:3] = unconditional[3:6] = NO_NUMBERS
         given, told = (unconditional if without else 0), control(0, guidance, 0)
-        launch("sampler_step_fp32", 1, 1, x, previous, model, given, noise, row(*numbers), told, size)
+        launch("sampler_step_fp32", 1, 1, x, previous, model, given, noise, 0, row(*numbers), told, size)
         sampler_step(twin, twin_previous, model, numbers, noise, unconditional if without else None, guidance)
         np.testing.assert_array_equal(x, twin)
         np.testing.assert_array_equal(previous, twin_previous)
@@ -185,7 +293,7 @@ def test_every_half_and_bfloat16_widens_exactly(launch: Launch) -> None:
     ):
         x, previous = np.zeros((2, bits.size), np.float32)
         told, copies_the_model = control(0, 1.0, 0), row(0, -1, 0, 0, 0, 0, 1)
-        launch(f"sampler_step_{name}", 64, 1, x, previous, bits, 0, 0, copies_the_model, told, bits.size)
+        launch(f"sampler_step_{name}", 64, 1, x, previous, bits, 0, 0, 0, copies_the_model, told, bits.size)
         np.testing.assert_array_equal(x, np.where(np.isfinite(values), values, np.nan))
 
 

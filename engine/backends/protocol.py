@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from notewave.sampling.job import Job
+from notewave.sampling.windows import Place
 from notewave.song.dialect import Tokens
 from notewave.sound.mel import FloatArray
 
@@ -62,6 +63,32 @@ class Run(ABC):
         return self.mel().result()
 
 
+class LiveRun(ABC):
+    """One song under way in windows that overlap, as its job's ``windows`` say; before it there was silence.
+
+    A window is submitted, and what it came to is taken before the next one is.
+    """
+
+    @abstractmethod
+    def submit(self, tokens: Tokens, place: Place) -> None:
+        """Begin a window of these tokens, whose times count from its first frame on; does not wait."""
+
+    @abstractmethod
+    def mel(self) -> Pending:
+        """Ask for the mel [T, M], in the networks' range, of the window submitted last; does not wait."""
+
+    @abstractmethod
+    def sound(self) -> Pending:
+        """Ask for the audio, in [-1, 1], of the window submitted last, of its ``windows.sounded``; does not wait."""
+
+    @abstractmethod
+    def prepare(self, place: Place) -> None:
+        """Do what the next window needs, if it lies there, and no tokens say; may wait.
+
+        To be called when the last one's sound was taken. ``submit`` does it where it was not done, or otherwise.
+        """
+
+
 @dataclass(frozen=True)
 class DeviceFacts:
     """What can be told of a GPU that a backend runs on."""
@@ -79,6 +106,9 @@ class Backend(Protocol):
 
     def start(self, job: Job) -> AbstractContextManager[Run]:
         """Prepare the schedule, which may wait, and begin a batch of songs; runs may be under way side by side."""
+
+    def live(self, job: Job) -> AbstractContextManager[LiveRun]:
+        """Prepare the schedule, which may wait, and begin a song of one seed that is played live."""
 
     def vocode(self, mel: FloatArray, frame: int) -> FloatArray:
         """Log-mel [B, V, M], from the song's frame ``frame`` on, -> audio [B, HOP * V] in [-1, 1]; waits."""

@@ -12,6 +12,7 @@ from notewave.kernels.reference import philox_normal
 from notewave.sampling.options import Sampling, SamplingOptions, Watch, check_noise, check_options, check_seed
 from notewave.sampling.samplers import SamplerTable, sampler_table
 from notewave.sampling.schedule import NoiseSchedule
+from notewave.sampling.windows import Windows
 from notewave.sound.mel import FloatArray
 
 
@@ -25,6 +26,7 @@ class Job:
     noise: FloatArray | None  # [draws, T, M] in drawing order, instead of the seeds' noise; B is 1 then
     on_step: Callable[[], object] | None = None  # called after every denoising step
     on_network: Watch | None = None
+    windows: Windows | None = None  # of live play, in the place of segments
 
     @property
     def guided(self) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -51,26 +52,41 @@ def encode_notes(notes: Notes, dialect: Dialect = PUBLISHED, *, most_ties: int |
     The song's last frame is the one in which its last note ends. Programs become those that the dialect has. Of a
     segment in which more than most_ties notes sound on from before, the others are not written.
     """
-    note_program = np.where(notes.is_drum, notes.program, dialect.sung_program(notes.program))
-    note, velocity, step = _events(notes, note_program, dialect)
-    pitch, program, drum = notes.pitch[note], note_program[note], notes.is_drum[note]
-    last = np.where(drum, dialect.drum, PITCH) + pitch
+    events = _events(notes, dialect)
     frames = int(notes.seconds * SAMPLE_RATE) // HOP + 1
     count = -(-frames // FRAMES)
     # A last step rounded up past the last frame still belongs to the last segment.
-    segment = np.minimum(step // SEGMENT_STEPS, count - 1)
+    segment = np.minimum(events.step // SEGMENT_STEPS, count - 1)
     # As in the reference, segments after the last event's step tie what sounded just before that step.
-    start = np.minimum(np.arange(count) * SEGMENT_STEPS, step.max(initial=0))
-    ties = _Ties(step[~drum], program[~drum], pitch[~drum], velocity[~drum], start)
+    start = np.minimum(np.arange(count) * SEGMENT_STEPS, events.step.max(initial=0))
+    return _segments(events, segment, np.arange(count) * SEGMENT_STEPS, _Ties(events, start), dialect, most_ties)
+
+
+def encode_window(notes: Notes, start: int, dialect: Dialect = PUBLISHED) -> Tokens:
+    """Encode what a song has in the segment's length from any step on: tokens [N] of any length, as a segment's.
+
+    A note that is to end later than that may end whenever.
+    """
+    events = _events(notes, dialect)
+    ties = _Ties(events, np.array([start]))
+    within = events.rows((events.step >= start) & (events.step < start + SEGMENT_STEPS))
+    (tokens,) = _segments(within, np.zeros_like(within.step), np.array([start]), ties, dialect, None)
+    return tokens
+
+
+def _segments(
+    events: _Events, segment: _Ints, start: _Ints, ties: _Ties, dialect: Dialect, most_ties: int | None
+) -> list[Tokens]:
+    """Write S segments, of which each event [E] belongs to one and which begin at steps [S], with their ties."""
     tie_count = ties.count if most_ties is None else np.minimum(ties.count, most_ties)
-    rows = tie_count + np.bincount(segment, minlength=count) + 2
+    rows = tie_count + np.bincount(segment, minlength=len(start)) + 2
     columns = (
         segment,
-        np.full_like(step, 2),
-        step - segment * SEGMENT_STEPS,
-        np.where(drum, -1, program),
-        velocity,
-        last,
+        np.full_like(segment, 2),
+        events.step - start[segment],
+        np.where(events.is_drum, -1, events.program),
+        events.velocity,
+        np.where(events.is_drum, dialect.drum, PITCH) + events.pitch,
     )
     written: list[Tokens] = []
     for first, end in _groups(rows):
@@ -95,25 +111,42 @@ def _groups(rows: _Ints) -> Iterator[tuple[int, int]]:
     return zip([0, *ends[:-1]], ends, strict=True)
 
 
-def _events(notes: Notes, program: _Ints, dialect: Dialect) -> tuple[_Ints, _Ints, _Ints]:
-    """Note-ons and note-offs in order of time: the note's index, velocity (0 is off) and step [E] of each."""
+class _Events(NamedTuple):
+    """Note-ons and note-offs [E] in order of time."""
+
+    step: _Ints
+    program: _Ints
+    pitch: _Ints
+    velocity: _Ints  # its bin; 0 is off
+    is_drum: _Bools
+
+    def rows(self, chosen: _Bools) -> _Events:
+        """Those events only."""
+        step, program, pitch, velocity, is_drum = self
+        return _Events(step[chosen], program[chosen], pitch[chosen], velocity[chosen], is_drum[chosen])
+
+
+def _events(notes: Notes, dialect: Dialect) -> _Events:
+    program = np.where(notes.is_drum, notes.program, dialect.sung_program(notes.program))
     on = np.lexsort((notes.pitch, program, notes.is_drum))
     off = on[~notes.is_drum[on]]  # drums are struck and not let go
     seconds = np.concatenate([notes.offset_s[off], notes.onset_s[on]])
     order = np.argsort(seconds, kind="stable")  # at one time, offs come before ons
-    velocity = np.concatenate([np.zeros_like(off), dialect.velocity_bin(notes.velocity[on])])
-    step = np.rint(seconds * STEPS_PER_SECOND).astype(np.int64)
-    return np.concatenate([off, on])[order], velocity[order], step[order]
+    velocity = np.concatenate([np.zeros_like(off), dialect.velocity_bin(notes.velocity[on])])[order]
+    step = np.rint(seconds * STEPS_PER_SECOND).astype(np.int64)[order]
+    note = np.concatenate([off, on])[order]
+    return _Events(step, program[note], notes.pitch[note], velocity, notes.is_drum[note])
 
 
 class _Ties:
     """What sounds just before each segment's start (a step).
 
     A program's pitch sounds from a note-on to its next event, however many notes overlap on it. The events [E]
-    come in order of time.
+    come in order of time, the starts too.
     """
 
-    def __init__(self, step: _Ints, program: _Ints, pitch: _Ints, velocity: _Ints, start: _Ints) -> None:
+    def __init__(self, events: _Events, start: _Ints) -> None:
+        step, program, pitch, velocity, _ = events.rows(~events.is_drum)
         by_key = np.lexsort((pitch, program))  # stable: a key's events stay in order of time
         step, program, pitch, velocity = (x[by_key] for x in (step, program, pitch, velocity))
         until = np.full_like(step, np.iinfo(np.int64).max)

@@ -20,11 +20,13 @@ FFT = 1024  # samples; the window is followed by zeros
 MELS = 128
 MEL_HIGH_HZ = 8000.0  # the lowest edge is 0 Hz
 FRAMES = 256  # frames of one segment
-SEGMENT_SECONDS = FRAMES * HOP / SAMPLE_RATE  # 5.12 s
+FRAME_SECONDS = HOP / SAMPLE_RATE  # 20 ms
+SEGMENT_SECONDS = FRAMES * FRAME_SECONDS  # 5.12 s
 
 MAGNITUDE_MIN, MAGNITUDE_MAX = 1e-5, 1e8  # clip before the logarithm
 LOG_MIN = math.log(1e-5)  # log-mel that the networks see as -1
 LOG_MAX = 4.0  # log-mel that the networks see as +1
+SILENCE = -1.0  # LOG_MIN in the networks' range
 LOG_SCALE = 0.5 * (LOG_MAX - LOG_MIN)  # log-mel of one unit of the networks' range
 
 FloatArray = NDArray[np.float32]

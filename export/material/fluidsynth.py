@@ -20,6 +20,7 @@ SOUNDFONT = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")  # Debian's fluid-sound
 GAIN = 0.3  # of 897 songs the loudest touches 1.0 with one sample, the next has 0.95
 PROGRAMS_AT_ONCE = 15  # that MIDI's channels hold beside the drums
 TICKS_PER_BEAT = 500  # at 120 beats a minute one tick is 1 ms, so the codec's grid is exact
+SHORTEST_S = 0.001  # a note of no length would end before it begins, and sound for ever
 
 
 def check_fluidsynth(soundfont: Path = SOUNDFONT) -> None:
@@ -42,7 +43,8 @@ def as_midi(notes: Notes) -> pretty_midi.PrettyMIDI:
     for program, is_drum in sorted(set(zip(notes.program.tolist(), notes.is_drum.tolist(), strict=True))):
         instrument = pretty_midi.Instrument(program, is_drum)
         for index in np.flatnonzero((notes.program == program) & (notes.is_drum == is_drum)):
-            start, end = float(notes.onset_s[index]), float(notes.offset_s[index])
+            start = float(notes.onset_s[index])
+            end = max(float(notes.offset_s[index]), start + SHORTEST_S)
             instrument.notes.append(pretty_midi.Note(int(notes.velocity[index]), int(notes.pitch[index]), start, end))
         midi.instruments.append(instrument)
     return midi

@@ -30,7 +30,7 @@ class Stage:
     crops: int = 1  # taken from each segment
     frames: int = 256  # of a crop
     starts: float = 0.0  # share of crops that begin with their segment, where the context tells most
-    live: float = 0.0  # share of segments trained as live play: played to some frame, notes known up to a later one
+    live: float = 0.0  # share of segments trained as live play: notes are known up to some frame
     learning_rate: float = 1e-3  # of new layers, at the start of the phase
     learning_rate_end: float = 1e-3  # at its end, reached by a half cosine
     pretrained_rate: float = 0.5  # factor on the rate of what is not new; in the symbolic stage only read-outs are

@@ -27,7 +27,9 @@ DRIFT_FRAMES = 12.0  # in which a segment returns from the drift by a factor of 
 DRIFT_BINS = 4  # over which drifts are alike
 FIRST_WEIGHT, FIRST_FRAMES = 8.0, 5.0  # errors at a segment's start count more, by this at first, falling like this
 HEARD, UNHEARD_WEIGHT = 9.5 / LOG_SCALE, 0.3  # what is so far (83 dB) below the loudest of its crop counts less
-AHEAD = 16  # frames past what is known that live play may ask for
+AHEAD = 28  # frames past what is known that the vocoder sees in live play
+NEW = 16  # frames before that which a hop may add, and which count as a segment's first do
+USUAL = 0.5  # share of live examples in which what is known ends near a window's end, as in live play
 STEPS_PER_FRAME = STEPS_PER_SECOND * HOP // SAMPLE_RATE
 CONTEXT_DROP = 0.15  # share of segments that are trained as the first of a song even where context is given
 
@@ -40,7 +42,6 @@ class MelBatch:
     mel: Tensor  # float32 [B, T, M] in network range
     context: Tensor | None  # float32 [B, T, M]; None: no segment of the batch has any
     context_keep: Tensor  # bool [B]
-    played: Tensor  # int64 [B]: frames that are given as they are, from the first on; 0 but for live play
     known: Tensor  # int64 [B]: frames up to which notes are known; T but for live play
 
 
@@ -64,13 +65,11 @@ def mel_batch(data: Segments, seed: int, step: int, phase: Stage, share: slice =
         context *= torch.from_numpy(keep)[:, None, None]
         mel = (mel + torch.from_numpy(drift * keep[:, None, None]).float()).clamp(-1, 1)
     tokens = [data.tokens[index] for index in chosen]
-    played, known = np.zeros(len(chosen), np.int64), np.full(len(chosen), FRAMES)
+    known = np.full(len(chosen), FRAMES)
     for row in np.flatnonzero(rng.random(len(chosen)) < phase.live):
-        known[row] = rng.integers(4, FRAMES + 1)
-        played[row] = known[row] - min(known[row], rng.choice([4, 8, 16, 64, FRAMES]))
+        known[row] = rng.integers(FRAMES - 2 * AHEAD if rng.random() < USUAL else NEW, FRAMES)
         tokens[row] = until(tokens[row], int(known[row]))
-    live = torch.from_numpy(played), torch.from_numpy(known)
-    return MelBatch(token_batch(tokens), mel, context, torch.from_numpy(keep), *live)
+    return MelBatch(token_batch(tokens), mel, context, torch.from_numpy(keep), torch.from_numpy(known))
 
 
 def until(tokens: Tokens, frames: int) -> Tokens:
@@ -126,7 +125,6 @@ def mel_loss(model: SpectrogramDiffusion, batch: MelBatch, phase: Stage, generat
     bar = torch.from_numpy(bars)[level].float().to(device)[..., None, None]
     x = bar.sqrt() * clean + (1 - bar).sqrt() * noise
     window = window.to(device)
-    x = torch.where((window < batch.played[:, None, None])[..., None], clean, x)
     fed = torch.from_numpy(times)[level].float().to(device)
     predicted = predict_crops(model, batch, x, fed, offsets.to(device), conditioned.to(device))
     return weighted_error(predicted, clean, batch, window)
@@ -143,12 +141,14 @@ def normals(shape: Sequence[int], generator: torch.Generator, device: torch.devi
 def weighted_error(predicted: Tensor, clean: Tensor, batch: MelBatch, window: Tensor) -> Tensor:
     """L1 + L2 of mels [B, C, F, M], whose frames in their segments are window [B, C, F], by how much each counts.
 
-    A segment's first frames count more, what is inaudible less, and nothing what live play has played or can't know.
+    A segment's first frames count more, and the last that live play knows; what is inaudible less, and nothing what it
+    can't know.
     """
-    played, known = (frames[:, None, None] for frames in (batch.played, batch.known))
+    known = batch.known[:, None, None]
     error = predicted.float() - clean
-    weight = 1 + FIRST_WEIGHT * torch.exp(-(window - played)[..., None] / FIRST_FRAMES)
-    weight = weight * ((window >= played) & (window < known + AHEAD))[..., None]
+    is_new = (window < known) & (window >= known - NEW) & (known < FRAMES)
+    weight = 1 + FIRST_WEIGHT * (torch.exp(-window / FIRST_FRAMES) + is_new / FIRST_FRAMES)[..., None]
+    weight = weight * (window < known + AHEAD)[..., None]
     unheard = clean < clean.amax(dim=(2, 3), keepdim=True) - HEARD
     weight = torch.where(unheard, UNHEARD_WEIGHT * weight, weight)
     return (weight * (error.abs() + error**2)).sum() / weight.sum().clamp(min=1)

@@ -81,7 +81,6 @@ def student_loss(
     count, device = len(batch.mel), batch.mel.device
     noise = normals((count, FRAMES, MELS), generator, device)
     window = torch.arange(FRAMES, device=device).expand(count, 1, FRAMES)
-    played = (window[:, 0] < batch.played[:, None])[..., None]
     taught = teach(teacher, batch, noise, phase).lerp(batch.mel, phase.truth)
     is_live = (batch.known < FRAMES)[:, None, None]  # which the teacher was not asked for
     taught = torch.where(is_live, batch.mel, taught)
@@ -92,7 +91,6 @@ def student_loss(
     bar = float(bars[abs(times - second).argmin()])
     other = normals(noise.shape, generator, device)
     x = torch.where(later[:, None, None], bar**0.5 * taught + (1 - bar) ** 0.5 * other, noise)
-    x = torch.where(played, batch.mel, x)
     every = torch.ones(count, dtype=torch.bool, device=device)
     starts = torch.zeros(count, 1, dtype=torch.long, device=device)
     predicted = predict_crops(student, batch, x[:, None], time[:, None], starts, every)

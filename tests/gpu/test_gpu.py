@@ -50,6 +50,7 @@ from notewave.errors import BackendError
 from notewave.export.plans.build import TURING, build_plans, buildable_precisions
 from notewave.sampling.job import Job
 from notewave.sampling.samplers import sampler_table
+from notewave.sampling.windows import Place, Windows
 from notewave.song.dialect import EOS, Tokens
 from notewave.sound.mel import FRAMES, HOP, LOG_SCALE, MELS, from_network
 from notewave.sound.stream import VocoderStream
@@ -392,6 +393,41 @@ def test_songs_streamed_by_turns_are_the_songs_rendered(machine: Machine, segmen
     assert len(chunks) == len(segments)
     for index, audio in enumerate(rendered):
         np.testing.assert_array_equal(np.concatenate([chunk[index].samples for chunk in chunks]), audio)
+
+
+def played(backend: Backend, work: Job, tokens: list[Tokens]) -> tuple[np.ndarray, np.ndarray]:
+    """Mels [windows, T, M] and audio [windows, n] of live play: hop after hop, and the last one is late."""
+    assert work.windows is not None
+    mels, audio, first, hop = [], [], FRAMES - work.windows.back, work.windows.hop
+    with backend.live(work) as run:
+        for index, each in enumerate(tokens):
+            moved = hop * (3 if index == len(tokens) - 1 else 1)
+            first += moved
+            run.submit(each, Place(first, moved))
+            mel, sound = run.mel(), run.sound()
+            mels.append(mel.result())
+            audio.append(sound.result())
+    return np.stack(mels), np.stack(audio)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_live_play_is_the_cpu_s_and_graphs_play_what_eager_launches_do(
+    guidance: float,
+    machine: Machine,
+    voice: Voice,
+    cpu: OrtBackend,
+    segments: list[Tokens],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    work = dataclasses.replace(job(voice, guidance), windows=Windows.of(voice.vocoder, 25))
+    tokens = segments[:2] * 2 + segments[2:]
+    (mels, audio), eager = (played(machine.backend(graphs=graphs), work, tokens) for graphs in (True, False))
+    np.testing.assert_array_equal(mels, eager[0])
+    np.testing.assert_array_equal(audio, eager[1])
+    assert "without CUDA graphs" not in caplog.text
+    mels_there, audio_there = played(cpu, work, tokens)
+    bound = guided(guidance) * SEGMENT_RMS[machine.precision]
+    assert worst(mels, mels_there) < bound and worst(audio, audio_there) < HEARD * bound
 
 
 @only_on_a_gpu

@@ -6,33 +6,31 @@ It knows no engine by name: whatever runs the networks is a ``notewave.backends.
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import TypeVar
 
 from notewave.backends.device.driver import CudaDevice, Kernel
 from notewave.backends.device.shapes import MAX_BATCH
 from notewave.backends.executor import Runtime
-from notewave.backends.gpu.pending import Copied, Copy
-from notewave.backends.gpu.program import Denoiser
+from notewave.backends.gpu.live import GpuLive, LiveProgram
+from notewave.backends.gpu.program import Denoiser, Program
+from notewave.backends.gpu.run import DeviceRun, GpuRun
+from notewave.backends.gpu.shape import RunShape
 from notewave.backends.gpu.shared import Recorder, Shared
-from notewave.backends.gpu.sound import DeviceSound, Lane
 from notewave.backends.gpu.vocoder import VocoderLane
-from notewave.backends.gpu.workspace import RunShape, Slot
-from notewave.backends.protocol import OVER, DeviceFacts, Pending, Run
+from notewave.backends.protocol import DeviceFacts
 from notewave.errors import BackendError
-from notewave.kernels.reference import bounded
 from notewave.sampling.job import Job
-from notewave.song.dialect import Tokens
-from notewave.sound.mel import FRAMES, FloatArray
+from notewave.sound.mel import FloatArray
 from notewave.voice.folder import Voice
 
 KEPT_DENOISERS = 2  # idle ones, with their captured graphs
+
+UnderWay = TypeVar("UnderWay", bound=DeviceRun)
 
 
 class GpuBackend:
@@ -62,9 +60,17 @@ class GpuBackend:
         """Give all GPU memory back; no run may be under way, and none can be started any more."""
         self._finalizer()
 
+    def start(self, job: Job) -> AbstractContextManager[GpuRun]:
+        """See ``notewave.backends.protocol.Backend.start``."""
+        return self._under_way(job, lambda denoiser: GpuRun(denoiser, job, self._lane))
+
+    def live(self, job: Job) -> AbstractContextManager[GpuLive]:
+        """See ``notewave.backends.protocol.Backend.live``."""
+        return self._under_way(job, lambda denoiser: GpuLive(denoiser, job))
+
     @contextlib.contextmanager
-    def start(self, job: Job) -> Iterator[GpuRun]:
-        """Begin a batch of songs on buffers that no other run is using, and leave them to the next run."""
+    def _under_way(self, job: Job, begin: Callable[[Denoiser], UnderWay]) -> Iterator[UnderWay]:
+        """Begin a run on buffers that no other run is using, and leave them to the next run."""
         self._check_open()
         shape = RunShape.of(job)
         with self.shared.device:
@@ -74,7 +80,7 @@ class GpuBackend:
             except BaseException:
                 self._discard(denoiser)
                 raise
-        run = GpuRun(denoiser, job, self._lane)
+        run = begin(denoiser)
         try:
             yield run
         finally:
@@ -125,7 +131,7 @@ class GpuBackend:
                     return denoiser
             while True:
                 try:
-                    return Denoiser(self.shared, shape)
+                    return Denoiser(self.shared, shape, LiveProgram if shape.windows else Program)
                 except BackendError:
                     if not self._idle:
                         raise
@@ -151,73 +157,3 @@ def _give_back(shared: Shared, idle: deque[Denoiser], vocoders: list[VocoderLane
         for held in (idle, vocoders, shared.streams, shared.kernels):
             held.clear()
         shared.runtime.free()
-
-
-class GpuRun(Run):
-    """A batch of songs under way on the GPU."""
-
-    def __init__(self, denoiser: Denoiser, job: Job, lane: Lane) -> None:
-        self._denoiser, self._space, self._job, self._lane = denoiser, denoiser.space, job, lane
-        self._segment, self._over = 0, False  # the next segment's number
-        self._slot: Slot | None = None  # of the segment submitted last
-        self._reported = 0  # segments whose steps were
-        self._sound: DeviceSound | None = None
-
-    def submit(self, tokens: Sequence[Tokens]) -> None:
-        """See ``notewave.backends.protocol.Run.submit``; returns while the GPU works."""
-        if self._over:
-            raise BackendError(OVER)
-        with self._space.device:
-            self._slot = self._denoiser.submit(self._job, self._segment, tokens)
-        self._segment += 1
-
-    def mel(self) -> Pending:
-        """See ``notewave.backends.protocol.Run.mel``."""
-        space, slot = self._space, self._submitted()
-        with space.device:
-            space.device.download(slot.mel, space.address["x"], space.stream)
-            slot.mel_ready.record(space.stream)
-            return self._pending(slot, slot.mel_ready, slot.mel, np.copy)
-
-    def sound(self, last: bool) -> Pending:
-        """See ``notewave.backends.protocol.Run.sound``."""
-        return self._vocode(self._submitted(), FRAMES, last)
-
-    def rest(self) -> Pending:
-        """See ``notewave.backends.protocol.Run.rest``."""
-        self._submitted()
-        slot = self._space.slots[self._segment % len(self._space.slots)]  # as the next segment would
-        slot.collect()
-        return self._vocode(slot, 0, last=True)
-
-    def end(self) -> None:
-        """Let go of the device's memory, within its context; nothing can be asked any more."""
-        self._slot = self._sound = None
-        self._over = True
-
-    def _vocode(self, slot: Slot, frames: int, last: bool) -> Pending:
-        space = self._space
-        assert space.traits is not None, "nobody asks a voice without a vocoder for its sound"
-        with space.device:
-            self._sound = self._sound or DeviceSound(space, self._lane, space.traits)
-            audio = self._sound.enqueue(slot, frames, last)
-            return self._pending(slot, slot.audio_ready, audio, bounded)
-
-    def _submitted(self) -> Slot:
-        if self._slot is None:
-            raise BackendError(OVER if self._over else "no segment was submitted to this run yet. Submit one.")
-        return self._slot
-
-    def _pending(self, slot: Slot, ready: Any, memory: FloatArray, copy: Copy) -> Copied:
-        report = functools.partial(self._report_steps, self._segment)
-        pending = Copied(self._space.device, ready, memory, copy, report)
-        slot.pending.append(pending)
-        return pending
-
-    def _report_steps(self, segments: int) -> None:
-        """So many segments are done; tell of the steps that were not told of yet."""
-        fresh = max(segments - self._reported, 0)
-        self._reported += fresh
-        if self._job.on_step is not None:
-            for _ in range(fresh * self._job.table.steps):
-                self._job.on_step()

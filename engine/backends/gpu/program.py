@@ -1,4 +1,4 @@
-"""What a segment launches, recorded once and launched again and again.
+"""What a segment, or a window of live play, launches: recorded once and launched again and again.
 
 With guidance, the decoder runs every song twice in one pass: with its notes, and attending to nothing but zeros, which
 is the same as no attention to notes at all. So the launches of a step are no more than without guidance.
@@ -9,12 +9,13 @@ Letters as in ``notewave.voice.contracts``.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from notewave.backends.device.driver import Graph
 from notewave.backends.executor import Capture, Executor
+from notewave.backends.gpu.shape import RunShape, Told
 from notewave.backends.gpu.shared import Shared
-from notewave.backends.gpu.workspace import SEGMENT_NETWORKS, RunShape, Slot, Workspace
+from notewave.backends.gpu.workspace import SEGMENT_NETWORKS, Slot, Workspace
 from notewave.errors import BackendError
 from notewave.kernels.layout import ROW, STEP_KERNELS, ordered
 from notewave.kernels.loader import blocks
@@ -33,12 +34,11 @@ class Program:
     def __init__(self, space: Workspace, bucket: int) -> None:
         self._space, self._recorder = space, space.shared.recorder
         self._networks = self._open(bucket)
-        if self._recorder.capture is Capture.OURS and not all(one.is_capturable() for one in self._networks.values()):
+        if self._recorder.capture is Capture.OURS and not all(map(self._is_capturable, SEGMENT_NETWORKS)):
             self._recorder.leave_to_engine()
             self._close()
             self._networks = self._open(bucket)
-        self._encoders = [network for name, network in self._networks.items() if name != "decoder"]
-        self._decoder = self._networks["decoder"]
+        *self._encoders, self._decoder = (self._networks[name] for name in SEGMENT_NETWORKS)
         self._without_notes = space.without_notes(bucket) if space.shape.guided else []
         self._blocks = blocks(SIZE, space.shape.batch)
         self._film_bytes = space.film_bytes()
@@ -59,7 +59,7 @@ class Program:
         space, parts = self._space, [functools.partial(self._issue, part) for part in range(len(self._parts))]
         warm = self._runs >= space.runtime.warm_runs
         if warm and not self._graphs and self._recorder.capture is Capture.OURS:
-            self._graphs = self._recorder.record(space.device, space.stream, space.shape.steps, parts)
+            self._graphs = self._record(parts)
         for graph in self._graphs:
             graph.launch(space.stream)
         if self._graphs:
@@ -69,6 +69,14 @@ class Program:
         self._runs += 1
         if self._runs == 1:
             space.runtime.keep()
+
+    def _record(self, parts: Sequence[Callable[[], None]]) -> list[Graph]:
+        """A graph of each part, or none where that is refused."""
+        space = self._space
+        graphs = self._recorder.record(space.device, space.stream, parts)
+        if graphs:
+            self._recorder.launches[space.shape.steps] = sum(graph.nodes for graph in graphs)
+        return graphs
 
     def free(self) -> None:
         """Give the memory of graphs and networks back."""
@@ -89,8 +97,7 @@ class Program:
             self._decoder.launch()
             self._step(self._blocks, stream, *arguments)
         if part == len(self._parts) - 1:
-            given = ordered("mel_to_context", mel=address["x"], context=address["context_mel"], size=SIZE)
-            space.kernels["mel_to_context"](self._blocks, stream, *given)
+            self._end()
 
     def _begin(self) -> None:
         """Launch what comes before the first step: encoders, noise."""
@@ -105,13 +112,22 @@ class Program:
             given = ordered("philox_normal", out=address["x"], control=address["control"], draw=0, size=SIZE)
             space.kernels["philox_normal"](self._blocks, stream, *given)
 
+    def _end(self) -> None:
+        """Launch what comes after the last step: the finished mel becomes the next segment's context."""
+        address = self._space.address
+        given = ordered("mel_to_context", mel=address["x"], context=address["context_mel"], size=SIZE)
+        self._space.kernels["mel_to_context"](self._blocks, self._space.stream, *given)
+
     def _open(self, bucket: int) -> dict[str, Executor]:
         space, networks = self._space, {}
-        for name in SEGMENT_NETWORKS:
+        for name in space.networks:
             networks[name] = space.runtime.open(name, space.stream, space.scratch, self._recorder.capture)
             networks[name].bind(space.bindings(name))
             networks[name].reshape(space.sizes(name, bucket))
         return networks
+
+    def _is_capturable(self, network: str) -> bool:
+        return self._networks[network].is_capturable()
 
     def _close(self) -> None:
         for network in self._networks.values():
@@ -125,32 +141,32 @@ class Program:
             **{name: address[name] for name in ("x", "x0_previous", "prediction", "control")},
             unconditional=self._space.unconditional,
             noise=address["noise"] if shape.draws else 0,
+            played=address["played"] if shape.windows else 0,
             row=row,
             size=SIZE,
         )
 
 
 class Denoiser:
-    """A workspace and the programs that run in it, one a bucket of token lengths: used by one run after another."""
+    """A workspace and the programs of a kind in it, one a bucket of token lengths: used by one run after another."""
 
-    def __init__(self, shared: Shared, shape: RunShape) -> None:
+    def __init__(self, shared: Shared, shape: RunShape, kind: type[Program]) -> None:
         self.space = Workspace(shared, shape)
+        self._kind = kind
         self._programs: dict[int, Program] = {}
 
-    def submit(self, job: Job, segment: int, tokens: Sequence[Tokens]) -> Slot:
-        """Begin a segment; returns where the host holds it. See ``notewave.backends.protocol.Run.submit``."""
+    def submit(self, job: Job, told: Told, tokens: Sequence[Tokens]) -> Slot:
+        """Begin a segment or window; returns where the host holds it. Does not wait, see ``Run.submit``."""
         space, length = self.space, max(map(len, tokens))
         bucket = next((size for size in space.buckets if size >= length), 0)
         if not bucket:
-            raise BackendError(
-                f"segment {segment} has {length} tokens; the plans take {space.buckets[-1]}. "
-                "Split its notes over two songs."
-            )
+            where = f"the window at frame {told.frame}" if space.shape.windows else f"segment {told.segment}"
+            raise BackendError(f"{where} has {length} tokens; the plans take {space.buckets[-1]}. Thin out its notes.")
         if bucket not in self._programs:
-            self._programs[bucket] = Program(space, bucket)
-        slot = space.slots[segment % len(space.slots)]
+            self._programs[bucket] = self._kind(space, bucket)
+        slot = space.slots[told.segment % len(space.slots)]
         slot.collect()
-        space.stage(slot, job, segment, pad_tokens(tokens, bucket))
+        space.stage(slot, job, told, pad_tokens(tokens, bucket))
         self._programs[bucket].launch()
         return slot
 

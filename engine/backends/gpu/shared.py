@@ -27,23 +27,22 @@ class Recorder:
         log.info("launches cannot be captured here; leaving graphs to the engine")
         self.capture = Capture.ENGINE
 
-    def record(self, device: CudaDevice, stream: Any, steps: int, parts: Sequence[Callable[[], None]]) -> list[Graph]:
-        """A graph of each part of a segment, or none where recording is refused, which then is not asked for again.
-
-        Tried twice, for other work on the GPU can spoil a capture.
-        """
+    def record(self, device: CudaDevice, stream: Any, parts: Sequence[Callable[[], None]]) -> list[Graph]:
+        """A graph of each part of a segment, or none where recording is refused, which then is not asked for again."""
         try:
-            try:
-                graphs = [device.capture(stream, part) for part in parts]
-            except BackendError as error:
-                log.info("capturing once more: %s", error)
-                graphs = [device.capture(stream, part) for part in parts]
+            return self.record_or_raise(device, stream, parts)
         except BackendError as error:
             log.warning("launching without CUDA graphs: %s", error)
             self.capture = Capture.ENGINE
             return []
-        self.launches[steps] = sum(graph.nodes for graph in graphs)
-        return graphs
+
+    def record_or_raise(self, device: CudaDevice, stream: Any, parts: Sequence[Callable[[], None]]) -> list[Graph]:
+        """A graph of each part; tried twice, for other work on the GPU can spoil a capture. Raises BackendError."""
+        try:
+            return [device.capture(stream, part) for part in parts]
+        except BackendError as error:
+            log.info("capturing once more: %s", error)
+            return [device.capture(stream, part) for part in parts]
 
 
 @dataclass(frozen=True)

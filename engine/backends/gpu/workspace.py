@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -19,25 +18,27 @@ from notewave.backends.device.contracts import film_row, film_rows
 from notewave.backends.device.driver import CudaDevice
 from notewave.backends.device.shapes import (
     ITEM_BYTES,
-    MAX_BATCH,
     SCHEDULE_ROWS,
     token_buckets,
     vocoder_frames,
 )
 from notewave.backends.executor import Capture, Scratch
 from notewave.backends.gpu.pending import Copied
+from notewave.backends.gpu.shape import RunShape, Told, span
 from notewave.backends.gpu.shared import Shared
-from notewave.errors import BackendError
 from notewave.kernels.layout import ROW, control_dtype, table_rows
 from notewave.sampling.job import Job
 from notewave.sampling.samplers import SamplerTable
 from notewave.song.dialect import PAD
-from notewave.sound.mel import FRAMES, HOP, MELS
+from notewave.sound.mel import FRAMES, HOP, MELS, SILENCE
 from notewave.voice.contracts import Tensor
 
 SEGMENT_NETWORKS = ("note_encoder", "context_encoder", "cross_attention", "decoder")  # of every segment, in their order
 UNDER_WAY = 2  # segments that may be submitted and not taken
-REGIONS = {("context_encoder", "mel"): "context_mel"}  # of what has another meaning elsewhere under the same name
+REGIONS = {  # of what has another meaning elsewhere under the same name
+    ("context_encoder", "mel"): "context_mel",
+    ("vocoder", "mel"): "log_mel",
+}
 
 
 class Region(NamedTuple):
@@ -45,36 +46,6 @@ class Region(NamedTuple):
 
     address: int
     size: int  # bytes
-
-
-@dataclass(frozen=True)
-class RunShape:
-    """All that decides the buffers and the launches of a run."""
-
-    batch: int  # B
-    steps: int  # S
-    guided: bool
-    draws: int  # noise tensors given for each segment; 0 when the kernels draw them
-
-    @classmethod
-    def of(cls, job: Job) -> RunShape:
-        """Shape of a job; raises BackendError when the GPU's networks do not take it."""
-        batch = len(job.seeds)
-        if batch > MAX_BATCH:
-            raise BackendError(
-                f"{batch} songs were given at once; the plans take {MAX_BATCH}. Render them in smaller groups."
-            )
-        return cls(batch, job.table.steps, job.guided, 0 if job.noise is None else job.table.draws)
-
-    @property
-    def decoded(self) -> int:
-        """Songs that the decoder runs at once; with guidance each a second time, without its notes."""
-        return self.batch * (2 if self.guided else 1)
-
-    @property
-    def mel_bytes(self) -> int:
-        """Size of one float32 mel of all songs, [B, T, M]."""
-        return 4 * self.batch * FRAMES * MELS
 
 
 class Slot:
@@ -112,10 +83,10 @@ class Workspace:
         self.buckets = token_buckets(voice)
         self.traits = voice.vocoder
         self._film_rows = film_rows(voice)
-        networks = (*SEGMENT_NETWORKS, "time_embedding")
+        self.networks = (*SEGMENT_NETWORKS, "vocoder") if shape.windows else SEGMENT_NETWORKS  # of segment or window
         staged = Layout(self._staged_sizes())
         frames = vocoder_frames(voice) if self.traits else 0
-        self.window_bytes = 4 * MELS * frames  # of one song
+        self.window_bytes = 0 if shape.windows else 4 * MELS * frames  # of one song
         layout = Layout(
             {
                 "staged": staged.total,
@@ -125,16 +96,18 @@ class Workspace:
                 "time": 4 * shape.steps,
                 "window": shape.batch * self.window_bytes,
                 "spare_window": shape.batch * self.window_bytes,
+                **dict.fromkeys(("played", "next_context") if shape.windows else (), shape.mel_bytes),
                 "x0_previous": shape.mel_bytes,
                 "rows": ROW.itemsize * shape.steps,
-                "scratch": (scratch := self.runtime.scratch_bytes(networks)),
+                "scratch": (scratch := self.runtime.scratch_bytes((*self.networks, "time_embedding"))),
             }
         )
         self._schedule = b""  # the table whose FiLM is on the device
         self._slab = Slab(self.device, layout, f"a run of {shape.batch} songs at {shape.steps} steps")
         try:
             self.stream = shared.streams.pop() if shared.streams else self.device.stream()
-            self.slots = [Slot(self.device, shape, staged, frames) for _ in range(UNDER_WAY)]
+            slots = [span(shape.windows.sounded)] if shape.windows else [frames] * UNDER_WAY  # by frames of sound
+            self.slots = [Slot(self.device, shape, staged, sounded) for sounded in slots]
             self.denoised, self.handed_over = (self.device.event() for _ in range(2))
         except BaseException:
             self.free()
@@ -151,26 +124,34 @@ class Workspace:
         if schedule != self._schedule:
             self._put_schedule(job.table)
             self._schedule = schedule
-        self.device.clear(self.address["context_mel"], self.shape.mel_bytes, self.stream)
+        if self.shape.windows is None:
+            self.device.clear(self.address["context_mel"], self.shape.mel_bytes, self.stream)
+            return
+        silence = self.slots[0].mel
+        silence.fill(SILENCE)
+        for before in ("context_mel", "x"):
+            self.device.upload(self.address[before], silence, self.stream)
 
-    def stage(self, slot: Slot, job: Job, segment: int, tokens: NDArray[np.int32]) -> None:
-        """Send a segment's control, tokens [B, N], mask [B, J] and given noise [draws, T, M] to the device.
+    def stage(self, slot: Slot, job: Job, told: Told, tokens: NDArray[np.int32]) -> None:
+        """Send a segment's or window's control, tokens [B, N], mask [B, J] and given noise [draws, T, M] to the device.
 
-        Does not wait but for the slot's last upload, two segments ago.
+        Does not wait but for the slot's last upload.
         """
         slot.uploaded.synchronize()
-        batch, length = tokens.shape
+        windows, (batch, length) = self.shape.windows, tokens.shape
         control = slot.staging.view("control", control_dtype(batch), (1,))
-        control[0] = (segment, job.guidance, job.seeds)
+        control[0] = (told.segment, job.guidance, *(MELS * frames for frames in told[1:]), 0, job.seeds)
         slot.staging.view("tokens", np.int32, (batch, length))[...] = tokens
         mask = slot.staging.view("mask", np.float32, (batch, length + FRAMES))
         lowest = np.finfo(np.float32).min
         mask[:, :length] = np.where(tokens == PAD, lowest, 0.0)
-        mask[:, length:] = 0.0 if segment else lowest
+        mask[:, length:] = 0.0 if told.segment or windows else lowest
+        if windows:
+            slot.staging.view("frame", np.int64, (1,))[...] = told.frame + windows.heard.start
         if job.noise is not None:
             draws = self.shape.draws
             noise = slot.staging.view("noise", np.float32, (draws, FRAMES, MELS))
-            noise[...] = job.noise[segment * draws : (segment + 1) * draws]
+            noise[...] = job.noise[told.segment * draws : (told.segment + 1) * draws]
         self.device.upload(self.address["staged"], slot.staging.memory, self.stream)
         slot.uploaded.record(self.stream)
 
@@ -182,7 +163,8 @@ class Workspace:
     def sizes(self, network: str, tokens: int) -> dict[str, int]:
         """Sizes of a network's dynamic axes for segments of so many tokens, by letter."""
         batch = self.shape.decoded if network == "decoder" else self.shape.batch
-        return {"B": batch, "N": tokens, "C": FRAMES, "J": tokens + FRAMES}
+        sizes = {"B": batch, "N": tokens, "C": FRAMES, "J": tokens + FRAMES}
+        return sizes | {"V": span(windows.heard)} if (windows := self.shape.windows) else sizes
 
     def without_notes(self, tokens: int) -> list[Region]:
         """What the decoder attends to for songs without their notes, at this length; all zero, it adds nothing."""
@@ -218,20 +200,21 @@ class Workspace:
         vars(self).clear()
 
     def _staged_sizes(self) -> dict[str, int]:
-        """What goes to the device for each segment, in one copy."""
+        """What goes to the device for each segment or window, in one copy."""
         batch, longest = self.shape.batch, self.buckets[-1]
         return {
             "control": control_dtype(batch).itemsize,
             "tokens": 4 * batch * longest,
             "mask": 4 * batch * (longest + FRAMES),
             "noise": self.shape.draws * self.shape.mel_bytes,
+            "frame": 8 if self.shape.windows else 0,  # the number in the song of the first that is vocoded
         }
 
     def _tensor_sizes(self) -> dict[str, int]:
         """What the networks of a segment pass on, each at its largest, in bytes."""
         apart = {*self._staged_sizes(), *map(film_row, range(self._film_rows))}
         sizes: dict[str, int] = {}
-        for network in SEGMENT_NETWORKS:
+        for network in self.networks:
             contract, largest = self.runtime.contracts[network], self.sizes(network, self.buckets[-1])
             for tensor in (*contract.inputs, *contract.outputs):
                 if (region := _region(network, tensor)) not in apart:

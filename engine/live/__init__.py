@@ -1,0 +1,1 @@
+"""Live play: notes arrive while the sound goes out."""
