@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from notewave.benchmarks import peer, peer_gpu, quality, roofline, speed
+from notewave.benchmarks import live, peer, peer_gpu, quality, roofline, speed
 
 SUBCOMMANDS = {  # summary, and the extras that have what it needs beside the runtime
     roofline: ("this machine's ceilings, and how near each stage comes", "export,plot"),
     peer: ("the same weights in diffusers' pipeline, in turn", "export,plot"),
+    live: ("live play: latency, hops in time, and what it costs in quality", "evaluate"),
     quality: ("what each sampler, step count and guidance weight costs and gives", "evaluate"),
 }
 

@@ -173,12 +173,12 @@ def loudness_db(mel: _Mel) -> float:
     return 10 * math.log10(np.exp(2 * mel.astype(np.float64)).mean())
 
 
-def seam_score(mels: Sequence[_Mel]) -> float:
-    """Mean jump |mel[t] - mel[t - 1]| where segments join over the mean jump elsewhere, of log-mels [T, M]."""
+def seam_score(mels: Sequence[_Mel], frames: int = FRAMES) -> float:
+    """Mean jump |mel[t] - mel[t - 1]| where pieces of so many frames join over that elsewhere, of log-mels [T, M]."""
     at_join, elsewhere = [], []
     for mel in mels:
         jump = np.abs(np.diff(mel, axis=0)).mean(axis=1, dtype=np.float64)
-        join = np.arange(1, len(mel)) % FRAMES == 0
+        join = np.arange(1, len(mel)) % frames == 0
         at_join.append(jump[join])
         elsewhere.append(jump[~join])
     joins, rest = np.concatenate(at_join), np.concatenate(elsewhere)

@@ -96,7 +96,7 @@ def test_the_package_runs_as_a_module(module: str) -> None:
     assert done.stdout == f"notewave {notewave.__version__}\n"
 
 
-HEAVY = ("torch", "onnx", "matplotlib", "scipy", "music21", "librosa", "soxr", "sounddevice")
+HEAVY = ("torch", "onnx", "matplotlib", "scipy", "music21", "librosa", "soxr", "sounddevice", "rtmidi")
 HEAVY += ("notewave.benchmarks", "notewave.export")
 
 
@@ -126,6 +126,10 @@ def imported_by(*arguments: str) -> set[str]:
         ["info", "bench"],
         ["--help"],
         ["train", "--help"],
+        ["play", "--help"],
+        ["play", "bench.mid", "--steps", "x"],
+        ["live", "--help"],
+        ["live", "--map", "bench"],
     ],
     ids=" ".join,
 )
@@ -146,6 +150,8 @@ def test_benchmarks_are_imported_when_they_are_chosen() -> None:
         (["bench", "roofline", "--help"], "--guidance"),
         (["bench", "quality", "--help"], "--reference-steps"),
         (["evaluate", "--help"], "--soundfont"),
+        (["play", "--help"], "--out DEVICE"),
+        (["live", "--help"], "--map CHANNEL=PROGRAMS"),
     ],
     ids=" ".join,
 )
@@ -205,7 +211,7 @@ def test_shells_learn_the_command(shell: str, capsys: pytest.CaptureFixture[str]
     pytest.importorskip("shtab")
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
-    for word in ("render", "--max-bytes", "griffin-lim", "roofline"):
+    for word in ("render", "--max-bytes", "griffin-lim", "roofline", "play", "--midi-in"):
         assert word in script
 
 

@@ -35,6 +35,7 @@ ROOMS = (  # from the ground up; a module belongs to the first that its name beg
     ("notewave.backends.ort",),
     ("notewave.backends.choose",),
     ("notewave.session",),
+    ("notewave.live",),
     ("notewave.synthesizer",),
     ("notewave.export.networks", "notewave.export.vocoders", "notewave.export.hub"),
     ("notewave.export.checkpoints",),

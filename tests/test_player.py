@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes.util
-import importlib.util
-import os
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sound_card import CARD, Listener, real, said, start_program
 
-HAS_ALSA = sys.platform == "linux" and all(map(ctypes.util.find_library, ("portaudio", "asound")))
-real = pytest.mark.skipif(
-    not HAS_ALSA or importlib.util.find_spec("sounddevice") is None, reason="needs PortAudio with ALSA"
-)
-CARD = 'pcm.!default { type file  slave.pcm { type null }  file "PATH"  format "raw" }'
 PROGRAM = """
 import sys
 import numpy as np
@@ -35,21 +26,7 @@ except NotewaveError as error:
 
 def run(lines: str, card: Path | None = None, kind: str = CARD, cwd: Path | None = None) -> subprocess.Popen[str]:
     """A program that plays, on a sound card that is a file, or on none."""
-    environment = dict(os.environ)
-    if card is not None:
-        configuration = card.with_suffix(".conf")
-        configuration.write_text(kind.replace("PATH", str(card)))
-        environment["ALSA_CONFIG_PATH"] = str(configuration)
-    program = PROGRAM.format(lines=lines.replace("\n", "\n    "))
-    return subprocess.Popen(
-        [sys.executable, "-c", program], env=environment, cwd=cwd, text=True, stdout=subprocess.PIPE
-    )
-
-
-def said(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    return output
+    return start_program(PROGRAM.format(lines=lines.replace("\n", "\n    ")), card, kind, cwd)
 
 
 def tone(seconds: float, rate: int = 16000) -> np.ndarray:
@@ -71,21 +48,6 @@ def test_all_is_heard_as_it_was_written(tmp_path: Path, rate: int) -> None:
 def test_without_sound_nothing_is_heard(tmp_path: Path) -> None:
     assert said(run("with Player(16000):\n    pass", tmp_path / "card.raw")) == ""
     assert not (tmp_path / "card.raw").exists() or not np.fromfile(tmp_path / "card.raw", np.float32).any()
-
-
-class Listener(threading.Thread):
-    """Hears a sound card that is a named pipe, 16000 samples a second."""
-
-    def __init__(self, pipe: Path) -> None:
-        super().__init__()
-        os.mkfifo(pipe)
-        self.pipe, self.heard = pipe, b""
-
-    def run(self) -> None:
-        with self.pipe.open("rb", buffering=0) as stream:
-            while block := stream.read(3200):
-                self.heard += block
-                time.sleep(len(block) / 64000)
 
 
 @real

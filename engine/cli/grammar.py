@@ -13,7 +13,9 @@ import notewave
 from notewave.backends.choose import BACKENDS
 from notewave.backends.device.plans import FLAVOURS, PLAN_PRECISIONS
 from notewave.checks import shown
+from notewave.cli.live import live
 from notewave.cli.making import add_voice, build, evaluate, export, train
+from notewave.cli.play import play
 from notewave.cli.render import render
 from notewave.cli.show import info, list_voices
 from notewave.errors import ToolError
@@ -89,20 +91,89 @@ def _fill_render(parser: argparse.ArgumentParser) -> None:
         metavar="OUT.wav",
         help="or a folder/, or - for standard output (default: the song's name with .wav, here)",
     )
-    parser.add_argument("--voice", default=DEFAULT_VOICE, help=f"a voice's name or folder (default {DEFAULT_VOICE})")
+    _add_voice(parser)
     _add_synthesis(parser)
-    parser.add_argument("--start", metavar="S", type=float, default=0.0, help="begin there in the song, in seconds")
-    parser.add_argument("--end", metavar="S", type=float, help="end there in the song, in seconds")
+    _add_part(parser)
     parser.add_argument(
         "--rate", metavar="HZ", type=int, default=SAMPLE_RATE, help=f"of the sound (default {SAMPLE_RATE})"
     )
     parser.add_argument("--play", action="store_true", help="on the sound card as it is made; -o writes a file, too")
     parser.add_argument("--plot", metavar="OUT.png", help="also draw the mel of what was rendered; or a folder/")
+    _add_reading(parser)
+    parser.set_defaults(run=render, card=None)
+
+
+def _fill_play(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("songs", metavar="SONG.mid", nargs="+", help="- is standard input")
+    _add_device(parser)
+    _add_voice(parser)
+    _add_synthesis(parser)
+    _add_part(parser)
+    parser.add_argument(
+        "--rate", metavar="HZ", type=int, help=f"of the sound (default {SAMPLE_RATE}, or one that the sound card takes)"
+    )
+    _add_reading(parser)
+    parser.set_defaults(run=play, out=None, plot=None, play=True)
+
+
+def _fill_live(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--midi-in",
+        metavar="PORT",
+        help="a MIDI port's name, a part of it or its number; or virtual, for one that other programs connect to "
+        "(default: the only one there is)",
+    )
+    _add_device(parser)
+    parser.add_argument("--list", action="store_true", help="only say which ports and sound cards there are")
+    _add_voice(parser)
+    parser.add_argument(
+        "--program", metavar="N", type=int, default=0, help="General MIDI's, 0 to 127, to begin with (default 0)"
+    )
+    parser.add_argument(
+        "--map",
+        metavar="CHANNEL=PROGRAMS",
+        action="append",
+        default=[],
+        help="what a channel (1 to 16, or * for all but 10) sings: 1=0+48 both programs at once, 1=32:..59,0:60.. the "
+        "first up to key 59 and the other from 60 on; drums is a program, too. May be repeated; a channel that is "
+        "mapped follows no program changes",
+    )
+    parser.add_argument(
+        "--hop", metavar="FRAMES", type=int, help="of 20 ms, made at once (default: what suits the machine)"
+    )
+    parser.add_argument("--back", metavar="FRAMES", type=int, help="of 20 ms before them that they are made with")
+    _add_steps(parser)
+    _add_machine(parser)
+    parser.add_argument("--record", metavar="OUT.wav", help="also write what is heard; kept however play ends")
+    parser.add_argument("--seconds", metavar="S", type=float, help="end by itself after so long")
+    parser.set_defaults(run=live, vocoder=None)
+
+
+def _add_voice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--voice", default=DEFAULT_VOICE, help=f"a voice's name or folder (default {DEFAULT_VOICE})")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        dest="device",
+        metavar="DEVICE",
+        help="a sound card's name, a part of it or its number: notewave live --list says them (default: the system's)",
+    )
+
+
+def _add_part(parser: argparse.ArgumentParser) -> None:
+    """Which part of a song is meant."""
+    parser.add_argument("--start", metavar="S", type=float, default=0.0, help="begin there in the song, in seconds")
+    parser.add_argument("--end", metavar="S", type=float, help="end there in the song, in seconds")
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """How songs are read."""
     parser.add_argument(
         "--strict", action="store_true", help="refuse damaged files and segments of too many tokens, mend and cut none"
     )
     _add_limits(parser)
-    parser.set_defaults(run=render)
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
@@ -223,12 +294,20 @@ def _fill_evaluate(parser: argparse.ArgumentParser) -> None:
 def _add_synthesis(parser: argparse.ArgumentParser) -> None:
     """Options that choose how a song is sampled, and where."""
     parser.add_argument("--sampler", help="ddpm, ddim, dpmpp-2m or ancestral (default: the voice's)")
+    _add_steps(parser)
+    _add_machine(parser)
+    parser.add_argument("--vocoder", choices=[GRIFFIN_LIM], help="in the place of the voice's own")
+
+
+def _add_steps(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="denoising steps (default: the voice's)")
     parser.add_argument("--guidance", type=float, help="guidance weight, 1 for none (default: the voice's)")
     parser.add_argument("--seed", type=int, default=0)
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", default="auto", choices=BACKENDS)
     parser.add_argument("--threads", type=int, help="CPU threads (default: as many as there are processors)")
-    parser.add_argument("--vocoder", choices=[GRIFFIN_LIM], help="in the place of the voice's own")
 
 
 def _capability(text: str) -> tuple[int, int]:
@@ -238,6 +317,8 @@ def _capability(text: str) -> tuple[int, int]:
 
 _COMMANDS = {  # summary, grammar, and the extras that have what it needs beside the runtime
     "render": ("turn MIDI files into sound", _fill_render, "cpu"),
+    "play": ("play MIDI files on the sound card, as they are made", _fill_play, "cpu,live"),
+    "live": ("play a voice from a MIDI keyboard", _fill_live, "cpu,live"),
     "info": ("say what a voice is and check its files, or what a song is", _fill_info, "cpu"),
     "voices": ("list the voices that have a name, or add one", _fill_voices, "cpu"),
     "export": ("make a voice of a checkpoint", _fill_export, "export"),

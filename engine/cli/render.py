@@ -102,7 +102,7 @@ class _Renderer:
             if self._options.play:
                 from notewave.sound.player import Player
 
-                sinks.append(opened.enter_context(Player(rate)))
+                sinks.append(opened.enter_context(Player(rate, self._options.card)))
             if task.out is not None:
                 sinks.append(opened.enter_context(audio_file(task.out, rate)))  # there before all is heard
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
+
+import numpy as np
 
 from notewave.backends.protocol import Backend
 from notewave.checks import is_integer, is_number, quoted
@@ -28,7 +29,7 @@ from notewave.voice.folder import Voice
 DEFAULT_HOP = 4  # frames, where no clock asks for fewer or more
 MAX_SECONDS = 1e9  # on a live song's clock: 30 years
 SOONER = 1.1  # times that a hop is begun before it is due, after one that was late
-REMEMBERED = 1000  # hops whose times are kept
+REMEMBERED = 10_000  # hops whose times are kept
 WAIT_SECONDS = 0.5  # at most, before it is seen whether there is still something to wait for
 
 
@@ -39,6 +40,7 @@ class LiveStats:
     hops: int  # that were taken
     late: int  # of them, that were not there in time
     load: float  # median share of a hop's length that its making took, of the last ones that were computed
+    load_99: float  # the 99th percentile of those
     worst: float  # the most of those
     held: int  # notes that sound
     thinned: int  # notes that were left out, since they were too many
@@ -116,7 +118,8 @@ class Live:
             return LiveStats(
                 self._pace.count,
                 self._late,
-                statistics.median(took) / self._hop_s if took else 0.0,
+                float(np.median(took)) / self._hop_s if took else 0.0,
+                float(np.percentile(took, 99)) / self._hop_s if took else 0.0,
                 max(took, default=0.0) / self._hop_s,
                 self._playing.held,
                 self._playing.thinned,

@@ -6,12 +6,12 @@ import contextlib
 import queue
 import threading
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from notewave.errors import ToolError
+from notewave.sound.card import Output, open_output
 from notewave.sound.resample import check_rate
 
 BLOCK_SECONDS = 0.1  # given to the sound card at once: so soon it stops when told to
@@ -19,19 +19,19 @@ BLOCKS_AHEAD = 300  # that may wait to be heard, half a minute: who makes sound 
 
 
 class Player:
-    """Plays mono sound on the default sound card, in a thread of its own, so that its maker need not wait for it.
+    """Plays mono sound on a sound card, in a thread of its own, so that its maker need not wait for it.
 
     A context: its end waits until all is heard, an exception in it, Ctrl-C included, stops the sound at once.
     """
 
-    def __init__(self, sample_rate: int) -> None:
-        """Open the sound card at a rate in Hz.
+    def __init__(self, sample_rate: int, output: Output | None = None) -> None:
+        """Open a sound card, by default the system's default, at a rate in Hz.
 
         Raises ArgumentError when the rate is none, ToolError when there is no sound card, it does not take the rate, or
         what it needs is not installed.
         """
         check_rate(sample_rate)
-        self._stream = _open(sample_rate)
+        self._stream = open_output(output, sample_rate, channels=1, latency="high")
         self._block = max(1, round(sample_rate * BLOCK_SECONDS))  # samples
         self._waiting: queue.Queue[NDArray[np.float32] | None] = queue.Queue(BLOCKS_AHEAD)  # None is the end
         self._stopped = threading.Event()
@@ -96,25 +96,3 @@ class Player:
             self._failure = error
         finally:
             self._ended.set()
-
-
-def _open(sample_rate: int) -> Any:
-    """The default sound card as a ``sounddevice.OutputStream`` of mono float32."""
-    try:
-        import sounddevice
-    except ImportError as error:
-        raise ToolError(
-            "Sound cannot be played: the package sounddevice is not installed. Install notewave[live]."
-        ) from error
-    except Exception as error:  # OSError without PortAudio; its own, whose type cannot be had, where it does not start
-        raise ToolError(
-            f"Sound cannot be played: sounddevice needs PortAudio, which does not load ({error}). Install it "
-            "(Debian: apt install libportaudio2)."
-        ) from error
-    try:
-        return sounddevice.OutputStream(sample_rate, channels=1, dtype="float32", latency="high")
-    except (sounddevice.PortAudioError, ValueError) as error:
-        raise ToolError(
-            f"Sound cannot be played: no sound card takes mono sound of {sample_rate} Hz ({error}). Connect one, or "
-            "try 44100 or 48000 Hz."
-        ) from error
