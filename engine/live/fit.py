@@ -18,7 +18,7 @@ from notewave.voice.folder import Voice
 
 HOPS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)  # frames, to choose among
 TRIED = 4  # hop that is measured: the time hardly depends on it
-TYPICAL_TOKENS = 300  # of a window: General MIDI songs average 220 to 670
+TYPICAL_TOKENS = 200  # of a window: bands have 50 to 300 in what is told of them
 MANY_TOKENS = (
     64,
     128,

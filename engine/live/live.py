@@ -43,7 +43,7 @@ class LiveStats:
     load_99: float  # the 99th percentile of those
     worst: float  # the most of those
     held: int  # notes that sound
-    thinned: int  # notes that were left out, since they were too many
+    thinned: int  # notes that were left out, since too many were held
 
 
 class Live:
@@ -113,17 +113,10 @@ class Live:
     @property
     def stats(self) -> LiveStats:
         """How it fares."""
-        with self._lock:
-            took = list(self._took)
-            return LiveStats(
-                self._pace.count,
-                self._late,
-                float(np.median(took)) / self._hop_s if took else 0.0,
-                float(np.percentile(took, 99)) / self._hop_s if took else 0.0,
-                max(took, default=0.0) / self._hop_s,
-                self._playing.held,
-                self._playing.thinned,
-            )
+        with self._lock:  # briefly: who takes hops waits for it
+            hops, late, took = self._pace.count, self._late, list(self._took)
+        load, load_99, worst = (np.percentile(took or [0.0], (50, 99, 100)) / self._hop_s).tolist()
+        return LiveStats(hops, late, load, load_99, worst, self._playing.held, self._playing.thinned)
 
     def note_on(
         self, pitch: int, velocity: int = 80, program: int = 0, drum: bool = False, at: float | None = None

@@ -22,6 +22,7 @@ from notewave.song.notes import Notes
 
 log = logging.getLogger(__name__)
 
+KEPT = 200  # steps that notes are told of after their end: what lies before was played, and more of it changes nothing
 SHORTEST = 1  # steps that a note sounds at least
 THINNED = 8  # notes that are left out for so many tokens too many, and at least one
 
@@ -72,9 +73,9 @@ class Playing:
     """
 
     def __init__(self, dialect: Dialect = PUBLISHED, most_tokens: int = SEGMENT_STEPS) -> None:
-        """most_tokens: of a window; notes that would need more are thinned out, the longest ended first."""
+        """most_tokens: of a window; notes that would need more are thinned out, those that ended first."""
         self.most_tokens = most_tokens
-        self.thinned = 0  # notes so far
+        self.thinned = 0  # notes so far that sounded
         self._dialect = dialect
         self._coming: list[tuple[int, int, Event]] = []  # a heap: by step, then in the order in which they came
         self._order, self._lock = itertools.count(), threading.Lock()
@@ -112,8 +113,9 @@ class Playing:
         return bool(coming)
 
     def tokens(self, first: int) -> Tokens:
-        """The tokens of the window that begins at a step; what ended before is forgotten."""
-        self._notes = [note for note in self._notes if (note.onset if note.key.is_drum else _end(note)) >= first]
+        """The tokens of the window that begins at a step; what ended before, or long ago, is forgotten."""
+        since = max(first, self._known - KEPT)
+        self._notes = [note for note in self._notes if (note.onset if note.key.is_drum else _end(note)) >= since]
         while True:
             tokens = encode_window(self._table(first), first, self._dialect)
             if len(tokens) <= self.most_tokens or not self._notes:
@@ -161,16 +163,16 @@ class Playing:
 
     def _thin(self, count: int) -> None:
         """Forget some notes: those that ended longest ago, then those that have sounded longest."""
-        if not self.thinned:
-            log.warning(
-                "more notes are played at once than can be sung in time: the oldest are left out, which is said only "
-                "once. Play fewer, or take a longer hop."
-            )
         oldest = sorted(self._notes, key=lambda note: (note.offset is None, _end(note), note.onset))[:count]
-        self.thinned += len(oldest)
-        for note in oldest:
-            if self._sounding.get(note.key) is note:
-                self._end([note.key], note.onset)
+        lost = [note for note in oldest if note.offset is None]
+        if lost and not self.thinned:
+            log.warning(
+                "more notes are held at once than can be sung in time: the oldest are left out, which is said only "
+                "once. Hold fewer, or take a longer hop."
+            )
+        self.thinned += len(lost)
+        for note in lost:
+            self._end([note.key], note.onset)
         gone = set(map(id, oldest))
         self._notes = [note for note in self._notes if id(note) not in gone]
 
