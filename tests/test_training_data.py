@@ -12,12 +12,13 @@ from notewave.export.material.ensembles import DRUMS, PIANO, Instrument, general
 from notewave.export.material.excerpts import HELD_OUT, held_out_notes
 from notewave.export.material.fluidsynth import SOUNDFONT, fluidsynth
 from notewave.export.material.packing import pack_songs, packed_songs
-from notewave.export.material.pieces import as_notes, compose
+from notewave.export.material.pieces import as_notes, compose, sustain
 from notewave.export.material.scores import HELD_OUT_SCORES, corpus_paths, medley, read_score
 from notewave.export.material.segments import Segments, read_songs
 from notewave.export.material.songs import (
     MEL_STEP,
     SEGMENT_SAMPLES,
+    SUSTAINED,
     Data,
     Song,
     held_out,
@@ -171,6 +172,17 @@ def test_songs_of_general_midi_have_dynamics_all_drums_solos_and_silence() -> No
     assert np.median(counts) > 120 and max(counts) > 700
     gaps = [np.diff(np.sort(np.append(notes.onset_s, 0.0))).max() for notes in songs]
     assert max(gaps) > 4.0
+
+
+def test_one_song_in_twelve_has_long_notes_alone() -> None:
+    pytest.importorskip("music21")
+    data = Data(ensemble="general-midi", seconds=60.0)
+    long, usual = (make_song(index, data) for index in (SUSTAINED - 1, SUSTAINED))
+    shares = [((notes.offset_s - notes.onset_s > 5.12) & ~notes.is_drum).mean() for notes in (long, usual)]
+    assert shares[0] > 0.5 > 0.2 > shares[1], "longer than a segment"
+    assert (long.offset_s - long.onset_s).max() > 15 and not long.is_drum.any() and len(np.unique(long.velocity)) > 1
+    alone = sustain(np.random.default_rng(0), (DRUMS,), 20.0)
+    assert not alone.is_drum.any(), "drums cannot be held"
 
 
 def test_parts_of_a_score_are_shared_out() -> None:

@@ -72,6 +72,27 @@ def compose(rng: np.random.Generator, ensemble: Sequence[Instrument], seconds: f
     return as_notes([row for row in rows if row[0] < seconds])
 
 
+def sustain(rng: np.random.Generator, ensemble: Sequence[Instrument], seconds: float) -> Notes:
+    """A piece of notes and chords held for 3 to 30 s, alone and over one another, by the pitched of the ensemble.
+
+    What sounds for longer than a segment is known to it by a tie and its context alone, and other pieces have little
+    of it.
+    """
+    pitched = [player for player in ensemble if not player.is_drum] or [Instrument(int(rng.integers(128)))]
+    rows: list[Row] = []
+    start = 0.0
+    while start < seconds:
+        player = pitched[rng.integers(len(pitched))]
+        held_s = float(rng.uniform(3, 30))
+        spread_s = rng.choice([0.0, 0.0, 1.5])
+        keys, count = np.arange(player.low, player.high + 1), int(rng.integers(1, 5))
+        for pitch in rng.choice(keys, count, replace=False).tolist():
+            onset_s = start + rng.uniform(0, spread_s)
+            rows.append((onset_s, onset_s + held_s, pitch, player.program, False))
+        start += held_s * rng.uniform(0.4, 1.3)
+    return as_notes([row for row in rows if row[0] < seconds])
+
+
 def one_after_another(make: Callable[[float], Notes], rng: np.random.Generator, seconds: float) -> Notes:
     """Pieces of 12 to 45 s, each made for its length, until the time is full; sometimes a silence parts them."""
     pieces: list[Notes] = []

@@ -9,6 +9,7 @@ and is off by 0.015 nats on average.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +22,9 @@ from numpy.typing import NDArray
 from notewave.checks import shown
 from notewave.errors import OutputError
 from notewave.export.material.dynamics import with_dynamics
-from notewave.export.material.ensembles import PIANO, Ensemble, general_midi, piano_alone
+from notewave.export.material.ensembles import PIANO, Ensemble, Instrument, general_midi, piano_alone
 from notewave.export.material.fluidsynth import check_fluidsynth, fluidsynth
-from notewave.export.material.pieces import as_notes, compose, one_after_another
+from notewave.export.material.pieces import as_notes, compose, one_after_another, sustain
 from notewave.export.material.scores import HELD_OUT_SCORES, PART_MUSIC, medley, music21, score_notes
 from notewave.files import atomic_file
 from notewave.song.codec import MAX_TOKENS, encode_notes
@@ -37,6 +38,7 @@ SEGMENT_SAMPLES = FRAMES * HOP
 HELD_OUT_SECONDS = 41.0
 MEL_STEP = (LOG_MAX - LOG_MIN) / 255  # nats
 ENSEMBLES: dict[str, Ensemble] = {"piano": piano_alone, "general-midi": general_midi}
+SUSTAINED = 12  # of so many songs of General MIDI's one has long notes alone
 RESTS = 0.25  # chance that a player of General MIDI sits out a section
 
 
@@ -112,16 +114,22 @@ def notes_from_array(table: NDArray[np.float64]) -> Notes:
 def make_song(index: int, data: Data) -> Notes:
     """Song number ``index`` of a training set: three of five pieces are procedural, the others from scores.
 
-    A piano plays one piece; General MIDI's ensembles take turns, each with dynamics of its own.
+    A piano plays one piece; General MIDI's ensembles take turns, each with dynamics of its own, in some songs with
+    notes that are held for long.
     """
     rng = np.random.default_rng((data.seed, index))
     if data.ensemble == "piano":
         return compose(rng, PIANO, data.seconds) if index % 5 < 3 else medley(rng, data.seconds)
-    return one_after_another(lambda seconds: _piece(rng, seconds, ENSEMBLES[data.ensemble]), rng, data.seconds)
+    is_sustained = index % SUSTAINED == SUSTAINED - 1
+
+    def piece(seconds: float) -> Notes:
+        players = ENSEMBLES[data.ensemble](rng)
+        return with_dynamics(sustain(rng, players, 2 * seconds), rng) if is_sustained else _piece(rng, seconds, players)
+
+    return one_after_another(piece, rng, data.seconds)
 
 
-def _piece(rng: np.random.Generator, seconds: float, ensemble: Ensemble) -> Notes:
-    players = ensemble(rng)
+def _piece(rng: np.random.Generator, seconds: float, players: Sequence[Instrument]) -> Notes:
     scored = rng.random() < 0.4 and not all(player.is_drum for player in players)
     notes = medley(rng, seconds, players, PART_MUSIC) if scored else compose(rng, players, seconds, RESTS)
     return with_dynamics(notes, rng)
