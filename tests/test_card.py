@@ -174,10 +174,11 @@ class Stream:
     def close(self) -> None:
         self.said.append("closed")
 
-    def ask(self, frames: int, underflow: bool = False) -> np.ndarray:
-        """What PortAudio is given for the next frames."""
+    def ask(self, frames: int, underflow: bool = False, delay: float = 0.0) -> np.ndarray:
+        """What PortAudio is given for the next frames, which are heard after a delay."""
+        clock = SimpleNamespace(currentTime=5.0, outputBufferDacTime=5.0 + delay)
         out = np.full((frames, self.options["channels"]), np.nan, np.float32)
-        self.options["callback"](out, frames, None, SimpleNamespace(output_underflow=underflow))
+        self.options["callback"](out, frames, clock, SimpleNamespace(output_underflow=underflow))
         return out
 
 
@@ -263,6 +264,8 @@ def test_blocks_of_any_size_join(devices: list[dict[str, Any]], output: Output) 
         assert card.gaps == 0
         card._stream.ask(1, underflow=True)
         assert (card.gaps, card.latency) == (1, 0.01)
+        card._stream.ask(1, delay=0.5)
+        assert card.latency == 0.5, "what PortAudio says of a block, where it says less of the stream"
     assert card._stream.said == ["opened", "started", "stopped", "closed"]
     card.check()
 

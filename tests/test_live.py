@@ -307,6 +307,25 @@ def test_a_voice_that_fails_is_told_and_leaves_silence(singer: Synthesizer) -> N
         assert not read(live, 3).any()
 
 
+def test_what_onnx_runtime_raises_is_told_as_the_voice_s_fault(singer: Synthesizer) -> None:
+    from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
+
+    @contextlib.contextmanager
+    def fail(network: str) -> Iterator[None]:
+        if network == failing:
+            raise RuntimeException("no memory is left")
+        yield
+
+    for network in ("decoder", "context_encoder", "vocoder"):
+        failing = ""
+        with singer.live(real_time=False, hop=4, on_network=fail) as live:
+            live.note_on(60)
+            read(live, 2)
+            failing = network
+            with pytest.raises(VoiceError, match=r"cannot run the voice's graphs \(no memory is left\)"):
+                read(live, 2)
+
+
 # In real time
 
 

@@ -17,7 +17,7 @@ from notewave.errors import ArgumentError
 from notewave.live.fit import Fit, fit
 from notewave.live.hops import Hops
 from notewave.live.pace import Pace
-from notewave.live.stitch import Stitch
+from notewave.live.stitch import Stitch, check_live_rate
 from notewave.sampling.job import Job
 from notewave.sampling.windows import Windows
 from notewave.song.codec import STEPS_PER_SECOND
@@ -231,6 +231,7 @@ def open_live(
     backend: Backend, voice: Voice, job: Job, hop: int | None, back: int | None, rate: int, real_time: bool
 ) -> Live:
     """Live play of a voice that has a vocoder, as a job says: see ``notewave.Synthesizer.live``."""
+    check_live_rate(rate)  # before anything is measured
     if real_time:
         chosen = fit(backend, voice, job, hop, back)
     else:

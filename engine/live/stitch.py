@@ -24,13 +24,8 @@ class Stitch:
     """
 
     def __init__(self, hop: int, sample_rate: int) -> None:
-        """Raises ArgumentError for a rate at which a frame is no whole number of samples."""
-        check_rate(sample_rate)
-        if sample_rate % FRAME_RATE:
-            raise ArgumentError(
-                f"rate is {quoted(sample_rate)} Hz; live, it must be a multiple of {FRAME_RATE}, as 16000, 44100 and "
-                "48000 are."
-            )
+        """Raises as ``check_live_rate``."""
+        check_live_rate(sample_rate)
         self.length = hop * sample_rate // FRAME_RATE  # samples of a hop
         self.sample_rate = sample_rate
         self._fade = np.linspace(0.0, 1.0, round(FADE_SECONDS * sample_rate), dtype=np.float32)
@@ -64,6 +59,15 @@ class Stitch:
         heard[: len(part)] = part
         self._foreseen = self._foreseen[self.length :]
         return heard
+
+
+def check_live_rate(rate: int) -> None:
+    """Raise ArgumentError for a rate in Hz at which a frame is no whole number of samples."""
+    check_rate(rate)
+    if rate % FRAME_RATE:
+        raise ArgumentError(
+            f"rate is {quoted(rate)} Hz; live, it must be a multiple of {FRAME_RATE}, as 16000, 44100 and 48000 are."
+        )
 
 
 def _falling(length: int) -> FloatArray:

@@ -56,14 +56,15 @@ class LiveCard:
         self._failed = threading.Event()
         self._is_open = True
         self._asked_s = time.monotonic()
+        self._delay_s = 0.0  # from PortAudio's last call to when its block is heard
         self._stream = open_output(
             output, sample_rate, latency="low", callback=self._fill, finished_callback=self._finish
         )
 
     @property
     def latency(self) -> float:
-        """Seconds from the reading of a sample to its sound, as PortAudio reports them."""
-        return float(self._stream.latency)
+        """Seconds from the reading of a sample to its sound, as PortAudio reports them: on JACK only once it plays."""
+        return max(float(self._stream.latency), self._delay_s)
 
     def __enter__(self) -> LiveCard:
         self._asked_s = time.monotonic()
@@ -111,6 +112,7 @@ class LiveCard:
         """PortAudio's call for the next frames [frames, channels]. Nothing may leave it but sound."""
         self._asked_s = time.monotonic()
         self.gaps += bool(status.output_underflow)
+        self._delay_s = min(max(clock.outputBufferDacTime - clock.currentTime, 0.0), STALL_SECONDS)
         filled = 0
         if self._failure is None:
             try:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from notewave.backends.ort.denoiser import Buffers, Denoiser
+from notewave.backends.ort.failures import on_cpu
 from notewave.backends.ort.pending import Later
 from notewave.backends.ort.sessions import Networks
 from notewave.backends.protocol import OVER, LiveRun
@@ -53,7 +54,9 @@ class OrtLive(LiveRun):
         """See ``notewave.backends.protocol.LiveRun.prepare``."""
         context, played = advance(self._context, self._buffers.x, place.moved)
         self._noise.reach(place.first)
-        self._prepared = _Prepared(place, context, self._denoiser.encode_context(context), played)
+        with on_cpu():
+            encoded = self._denoiser.encode_context(context)
+        self._prepared = _Prepared(place, context, encoded, played)
 
     def end(self) -> None:
         """Do no more of what was asked: the buffers are another run's."""

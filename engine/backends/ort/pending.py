@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from notewave.backends.ort.failures import on_cpu
 from notewave.backends.protocol import OVER
 from notewave.errors import BackendError
 from notewave.sound.mel import FloatArray
@@ -38,7 +39,8 @@ class Later:
 
     def _do(self) -> None:
         try:
-            self._value = self._work()
+            with on_cpu():
+                self._value = self._work()
         except BaseException:
             self._run.end()  # what follows would stand on what is not there
             raise
