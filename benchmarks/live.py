@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from notewave.benchmarks.jack import JackServer
 from notewave.benchmarks.jack_latency import FLUIDSYNTH, Instrument, measure
@@ -103,16 +104,24 @@ def quality_cases(singer: Synthesizer, judges: Mapping[str, Judge], ways: Sequen
 def held_cases(singer: Synthesizer, ways: Sequence[Way]) -> list[Case]:
     """A note held for long: how far its loudness strays from FluidSynth's, and whether it beats at the hops' rate."""
     cases = []
-    for (name, (program, pitch)), way in itertools.product(HELD.items(), ways):
+    for name, (program, pitch) in HELD.items():
         notes = Notes(*(np.array([number]) for number in (0.0, HELD_SECONDS, pitch, VELOCITY, program, False)))
         true = loudness_db(fluidsynth(notes))[int(SETTLED_SECONDS) : int(HELD_SECONDS) - 1]
-        sound, _ = play(singer, notes, HELD_SECONDS, **way.options)
-        steady = sound[round(SETTLED_SECONDS * SAMPLE_RATE) :]
-        audible = true > true[0] - AUDIBLE_DB
-        stray = (loudness_db(steady)[: len(true)] - true)[audible]
-        figures = {"stray_db": float(np.abs(stray - np.median(stray)).max()), "beat": beat([steady], way.hop or 1)}
-        cases.append(_case({"held": name, **way.options}, figures))
+        rendered = {"stray_db": _stray(singer.render(notes).samples, true)}
+        cases.append(_case({"held": name, "way": "rendered"}, rendered))
+        for way in ways:
+            sound, _ = play(singer, notes, HELD_SECONDS, **way.options)
+            steady = sound[round(SETTLED_SECONDS * SAMPLE_RATE) :]
+            figures = {"stray_db": _stray(sound, true), "beat": beat([steady], way.hop or 1)}
+            cases.append(_case({"held": name, "way": "live", **way.options}, figures))
     return cases
+
+
+def _stray(sound: FloatArray, true: NDArray[np.float64]) -> float:
+    """The most that a sound's loudness [n] strays from the true one, in dB by the second once settled, at one level."""
+    ours = loudness_db(sound)[int(SETTLED_SECONDS) :][: len(true)]
+    stray = (ours - true)[true > true[0] - AUDIBLE_DB]
+    return float(np.abs(stray - np.median(stray)).max())
 
 
 def clock_case(singer: Synthesizer, song: str, minutes: float, way: Way) -> Case:
@@ -133,11 +142,14 @@ def clock_case(singer: Synthesizer, song: str, minutes: float, way: Way) -> Case
 
 
 def latency_cases(voice: str, words: Sequence[str], notes: int) -> list[Case]:
-    """From note-on to sound, on a recording: this engine's command, and FluidSynth."""
+    """From note-on to sound, on a recording: this engine's command, and FluidSynth's where that is installed."""
     command = [sys.executable, "-m", "notewave", "live", "--midi-in", "harness:midi", "--voice", voice, *words]
     ours = Instrument(command, "^notewave.*", "^PortAudio.*:out_.*", channels=1, patience_s=60.0, settle_s=2.0)
+    instruments = {"notewave": ours}
+    if shutil.which(FLUIDSYNTH.command[0]) is not None and SOUNDFONT.is_file():
+        instruments["FluidSynth"] = FLUIDSYNTH
     cases = []
-    for name, instrument in (("notewave", ours), ("FluidSynth", FLUIDSYNTH)):
+    for name, instrument in instruments.items():
         with JackServer(rate=CARD_RATE, period=CARD_PERIOD) as server:
             latency = measure(instrument, server, notes)
         figures = {"note_on_to_sound_s": Spread.of(latency.seconds[np.isfinite(latency.seconds)])}
@@ -171,7 +183,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run ``notewave bench live`` with parsed options."""
     check_counts(songs=options.songs, segments=options.segments)
-    check_fluidsynth(SOUNDFONT)
+    if options.set:
+        check_fluidsynth(SOUNDFONT)
     facts = machine()
     singer = Synthesizer(options.voice, backend=options.backend, threads=options.threads)
     ways = [Way(*each) for each in itertools.product(options.hop, options.back or [None], options.steps)]
@@ -201,13 +214,15 @@ def save_live_plot(result: Result, path: str) -> None:
         lines: dict[str, list[tuple[float, float]]] = {}
         for case in result.cases:
             if name in case.figures and isinstance(hop := case.settings["hop"], int):
-                label = ", ".join(f"{key} {case.settings[key]}" for key in ("set", "back", "steps"))
+                told = {key: case.settings[key] for key in ("set", "back", "steps")}
+                label = ", ".join(f"{key} {value}" for key, value in told.items() if value is not None)
                 lines.setdefault(label, []).append((1000 * FRAME_SECONDS * hop, case.figures[name].median))
         for label, points in lines.items():
             axis.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
         axis.set(title=name.replace("_", " "), xlabel="hop (ms)")
         axis.grid(alpha=0.3)
-    axis.legend(fontsize="x-small")
+    if lines:
+        axis.legend(fontsize="x-small")
     save_plot(figure, path)
 
 

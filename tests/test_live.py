@@ -418,6 +418,13 @@ def test_what_happens_sounds_later_by_the_latency(singer: Synthesizer) -> None:
         assert abs(onset - at - latency) < 0.05
 
 
+def test_whoever_reads_at_once_is_not_late(singer: Synthesizer) -> None:
+    for _ in range(5):
+        with singer.live(hop=10) as live:
+            live.read()
+            assert live.stats.late == 0
+
+
 def test_nothing_is_read_but_silence_when_it_is_closed(singer: Synthesizer) -> None:
     for real_time in (False, True):
         live = singer.live(real_time=real_time, hop=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import math
 import sys
 import time
@@ -44,6 +45,8 @@ def live(options: argparse.Namespace) -> None:
         check_sound(options.record, rate)
     sung = {name: getattr(options, name) for name in ("hop", "back", "steps", "guidance", "seed")}
     synthesizer = notewave.Synthesizer(options.voice, **synthesizer_options(options))
+    gc.collect()
+    gc.freeze()  # what is there now stays: looking through it would hold up the sound
     with _quick_turns(), synthesizer.live(rate=rate, **sung) as played:
         stage = _Stage(played, Router(played, options.program, maps), options.record)
         stage.play(port, output, seconds)

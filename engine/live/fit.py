@@ -30,8 +30,8 @@ MANY_TOKENS = (
     1536,
     2048,
 )  # of a window, to choose among; devices make ready for each
-WARM, TIMED = 3, 5  # hops before the time is taken, as devices make themselves ready, and those of which it is
-LOAD, MOST_LOAD = 0.65, 0.8  # of a hop's length that making it may take: of a typical one, and of one of many notes
+WARM, TIMED = 4, 8  # hops before the time is taken, as devices make themselves ready, and those of which it is
+LOAD, MOST_LOAD = 0.5, 0.8  # of a hop's length that making it may take: of a typical one, and of one of many notes
 SPARE, SPARE_SECONDS = 1.5, 0.003  # that a hop is begun earlier than it takes
 
 

@@ -71,6 +71,7 @@ class Live:
         self._reading = threading.Lock()  # held by who makes a hop as it is read
         self._worker = threading.Thread(target=self._work, name="notewave live", daemon=True)
         if self.is_real_time:
+            self._make(0)  # silence, that whoever reads at once finds there
             self._worker.start()
 
     def __enter__(self) -> Live:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Plans and benchmarks of the bundled voice and of random weights of the published size on the GPU, by each engine that
-# is installed, the bundled voice on the CPU beside it, and a step of the published size beside PyTorch's:
-# build/gpu/*.json, pictures, and table.md for the README. What fails is named in the table and leaves the rest to run;
-# the exit status is 1 then.
+# Plans and benchmarks of the bundled voice, rendered and live, and of random weights of the published size on the GPU,
+# by each engine that is installed, the bundled voice on the CPU beside it, and a step of the published size beside
+# PyTorch's: build/gpu/*.json, pictures, and table.md for the README. What fails is named in the table and leaves the
+# rest to run; the exit status is 1 then.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=build/gpu
@@ -77,6 +77,9 @@ bench() {  # NAME ARGUMENTS...: a table, NAME.json and NAME.png
     done
     for backend in "${backends[@]}"; do  # whole songs launched without CUDA graphs
         bench "band-$backend-eager" --voice band --backend "$backend" --option graphs=false --launches 0
+    done
+    for backend in "${backends[@]}" cpu; do  # played live by the clock, in hops as short as they can be
+        bench "live-$backend" live --backend "$backend" --set --notes 0 --clock-song engine/bundled/songs/band.mid
     done
     for backend in "${backends[@]}"; do
         for batch in 1 4 16; do  # by itself each: cases of one run share the GPU's memory

@@ -359,6 +359,7 @@ case $2 in build) echo "building $*" >&2; echo "a folder of plans" ;; esac
     assert done.returncode == 1, done.stderr
     backends = ["tensorrt", "cuda"] if there else ["cuda"]
     names = [*(f"band-{backend}" for backend in (*backends, "cpu")), *(f"band-{backend}-eager" for backend in backends)]
+    names += [f"live-{backend}" for backend in (*backends, "cpu")]
     names += [f"base-{backend}-{batch}" for backend in backends for batch in (1, 4, 16)]
     lines = []
     for name in [*names, "peer-gpu"]:
