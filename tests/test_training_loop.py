@@ -229,7 +229,7 @@ def test_crops_at_the_start_of_a_whole_segment_are_the_networks_own_forward() ->
         whole = model(x, time, tokens, context, keep, ~keep)
         crop = predict_crops(
             model,
-            MelBatch(tokens, x, context, keep, torch.zeros(2, dtype=torch.long), torch.full((2,), FRAMES)),
+            MelBatch(tokens, x, context, keep, torch.full((2,), FRAMES)),
             x[:, None],
             time[:, None],
             torch.zeros(2, 1, dtype=torch.long),
