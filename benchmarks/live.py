@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from notewave.benchmarks.jack import JackServer
 from notewave.benchmarks.jack_latency import FLUIDSYNTH, Instrument, measure
-from notewave.benchmarks.judges import Transcriber, best_level, mel_error, seam_score
+from notewave.benchmarks.judges import best_level, mel_error, seam_score
 from notewave.benchmarks.live_play import HELD_SECONDS, SETTLED_SECONDS, beat, loudness_db, play, play_by_the_clock
+from notewave.benchmarks.quality import Judge
 from notewave.benchmarks.report import (
     Case,
     Result,
@@ -37,8 +38,8 @@ from notewave.benchmarks.report import (
     voice_sums,
 )
 from notewave.benchmarks.scores import mean_scores, pitched_f1
-from notewave.benchmarks.songs import play_song, song_notes, song_tokens
-from notewave.export.material.fluidsynth import SOUNDFONT, check_fluidsynth, fluidsynth
+from notewave.benchmarks.songs import song_notes
+from notewave.export.material.fluidsynth import SOUNDFONT, fluidsynth
 from notewave.export.material.pieces import VELOCITY
 from notewave.song.notes import Notes
 from notewave.sound.mel import FRAME_SECONDS, FRAMES, SAMPLE_RATE, FloatArray, log_mel
@@ -64,37 +65,26 @@ class Way:
         return dataclasses.asdict(self)
 
 
-class Judge:
-    """Songs of a set as FluidSynth plays them, and what a sound of them scores."""
-
-    def __init__(self, name: str, songs: int, segments: int, singer: Synthesizer) -> None:
-        self._transcriber = Transcriber()
-        chosen = list(song_tokens([name], singer.voice.dialect).values())[:songs]
-        self.songs = [play_song(tokens[:segments], SOUNDFONT) for tokens in chosen]
-
-    def scores(self, sounds: Sequence[FloatArray], frames: int) -> dict[str, float]:
-        """Of the songs' sounds [n], made of pieces of so many frames."""
-        mels, true = [log_mel(sound) for sound in sounds], [song.mel for song in self.songs]
-        level = best_level(mels, true)
-        found = [
-            {
-                "note_f1": pitched_f1(self._transcriber(sound), song),
-                "mel_error": mel_error(mel, song.mel, level),
-            }
-            for sound, mel, song in zip(sounds, mels, self.songs, strict=True)
-        ]
-        return mean_scores(found) | {"joins": seam_score(mels, frames), "joins_fluidsynth": seam_score(true, frames)}
+def sound_scores(judge: Judge, sounds: Sequence[FloatArray], frames: int) -> dict[str, float]:
+    """What sounds [n] of a judge's songs score that are made of pieces of so many frames."""
+    mels, true = [log_mel(sound) for sound in sounds], [song.mel for song in judge.songs]
+    level = best_level(mels, true)
+    found = [
+        {"note_f1": pitched_f1(judge.transcriber(sound), song), "mel_error": mel_error(mel, song.mel, level)}
+        for sound, mel, song in zip(sounds, mels, judge.songs, strict=True)
+    ]
+    return mean_scores(found) | {"joins": seam_score(mels, frames), "joins_fluidsynth": seam_score(true, frames)}
 
 
 def quality_cases(singer: Synthesizer, judges: Mapping[str, Judge], ways: Sequence[Way]) -> list[Case]:
     """Each set rendered, then played live in each way."""
     cases = []
     for name, judge in judges.items():
-        rendered = judge.scores([singer.render(song.tokens).samples for song in judge.songs], FRAMES)
+        rendered = sound_scores(judge, [singer.render(song.tokens).samples for song in judge.songs], FRAMES)
         cases.append(_case({"set": name, "way": "rendered"}, rendered))
         for way in ways:
             played = [play(singer, song.notes, len(song.mel) * FRAME_SECONDS, **way.options) for song in judge.songs]
-            scores = judge.scores([sound for sound, _ in played], way.hop or 1)
+            scores = sound_scores(judge, [sound for sound, _ in played], way.hop or 1)
             scores |= {f"{key}_ratio": scores[key] / rendered[key] for key in ("note_f1", "mel_error")}
             scores |= {key: float(np.mean([getattr(stats, key) for _, stats in played])) for key in ("load", "load_99")}
             cases.append(_case({"set": name, "way": "live", **way.options}, scores))
@@ -112,7 +102,7 @@ def held_cases(singer: Synthesizer, ways: Sequence[Way]) -> list[Case]:
         for way in ways:
             sound, _ = play(singer, notes, HELD_SECONDS, **way.options)
             steady = sound[round(SETTLED_SECONDS * SAMPLE_RATE) :]
-            figures = {"stray_db": _stray(sound, true), "beat": beat([steady], way.hop or 1)}
+            figures = {"stray_db": _stray(sound, true), "beat": beat(steady, way.hop or 1)}
             cases.append(_case({"held": name, "way": "live", **way.options}, figures))
     return cases
 
@@ -183,14 +173,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run ``notewave bench live`` with parsed options."""
     check_counts(songs=options.songs, segments=options.segments)
-    if options.set:
-        check_fluidsynth(SOUNDFONT)
     facts = machine()
     singer = Synthesizer(options.voice, backend=options.backend, threads=options.threads)
     ways = [Way(*each) for each in itertools.product(options.hop, options.back or [None], options.steps)]
     parts = {}
     if options.set:
-        judges = {name: Judge(name, options.songs, options.segments, singer) for name in options.set}
+        dialect = singer.voice.dialect
+        judges = {name: Judge([name], options.songs, options.segments, dialect) for name in options.set}
         parts["Quality"] = quality_cases(singer, judges, ways)
         parts["A note held for 30 s"] = held_cases(singer, ways)
     if options.minutes > 0:

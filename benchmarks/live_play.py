@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from notewave.live.live import Live, LiveStats
 from notewave.song.notes import Notes
-from notewave.sound.mel import HOP, SAMPLE_RATE, FloatArray
+from notewave.sound.mel import FRAME_RATE, SAMPLE_RATE, FloatArray
 from notewave.synthesizer import Synthesizer
 
 PAGE = 4096  # bytes
@@ -132,19 +132,16 @@ def loudness_db(sound: NDArray[np.floating]) -> NDArray[np.float64]:
     return 10 * np.log10(power + 1e-12)
 
 
-def beat(sounds: Sequence[NDArray[np.floating]], hop: int) -> float:
-    """How much the loudness of steady sounds [n] moves at the rate of hops of so many frames, over other rates nearby.
+def beat(sound: NDArray[np.floating], hop: int) -> float:
+    """How much the loudness of a steady sound [n] moves at the rate of hops of so many frames, over other rates nearby.
 
     1 where it does so no more than at those.
     """
-    scores = []
-    for sound in sounds:
-        steady = np.abs(sound[: len(sound) // ENVELOPE * ENVELOPE]).reshape(-1, ENVELOPE).max(axis=1)
-        spectrum = np.abs(np.fft.rfft(np.log(steady + 1e-6) - np.log(steady + 1e-6).mean()))
-        hertz = np.fft.rfftfreq(len(steady), ENVELOPE / SAMPLE_RATE)
-        rate = SAMPLE_RATE / (hop * HOP)
-        at = int(np.argmin(np.abs(hertz - rate)))
-        near = np.abs(hertz - rate) < min(AROUND_HZ, 0.4 * rate)
-        near[at - 1 : at + 2] = False
-        scores.append(spectrum[at - 1 : at + 2].mean() / spectrum[near].mean())
-    return float(np.mean(scores))
+    level = np.abs(sound[: len(sound) // ENVELOPE * ENVELOPE]).reshape(-1, ENVELOPE).max(axis=1)
+    nats = np.log(level + 1e-6)
+    spectrum, hertz = np.abs(np.fft.rfft(nats - nats.mean())), np.fft.rfftfreq(len(nats), ENVELOPE / SAMPLE_RATE)
+    rate = FRAME_RATE / hop
+    at = int(np.argmin(np.abs(hertz - rate)))
+    near = np.abs(hertz - rate) < min(AROUND_HZ, 0.4 * rate)
+    near[at - 1 : at + 2] = False
+    return float(spectrum[at - 1 : at + 2].mean() / spectrum[near].mean())

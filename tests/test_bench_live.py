@@ -55,7 +55,7 @@ def test_a_beat_is_heard_at_the_rate_of_hops_only() -> None:
     steady = np.sin(2 * np.pi * 300 * time_s) * np.exp(-time_s / 10) + 0.01 * noise
     hop = 4
     beating = steady * (1 + 0.05 * np.sin(2 * np.pi * SAMPLE_RATE / (hop * HOP) * time_s))
-    assert beat([steady], hop) < 3 < 5 < beat([beating], hop) and beat([beating], hop + 1) < 3
+    assert beat(steady, hop) < 3 < 5 < beat(beating, hop) and beat(beating, hop + 1) < 3
 
 
 def test_loudness_is_of_each_second() -> None:

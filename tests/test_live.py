@@ -448,15 +448,15 @@ def test_the_machine_s_hop_is_one_that_it_makes_in_time(singer: Synthesizer) -> 
 
 def test_a_pace_follows_who_takes_hops_and_foresees_the_earliest_time() -> None:
     pace = Pace(0.1)
-    assert pace.due(0) == 0.0 and pace.due(1) == float("inf") and pace.position(5.0) == 0.0
+    assert pace.due == 0.0 and pace.position(5.0) == 0.0
     for number in range(200):  # blocks of 64 ms, whose clock is a little fast
         pace.take(10.0 + 0.064 * np.ceil(number * 0.0999 / 0.064))
     earliest = 10.0 + 0.064 * np.ceil(200 * 0.0999 / 0.064)
-    assert earliest - 0.08 < pace.due(200) <= earliest + 0.005
+    assert earliest - 0.08 < pace.due <= earliest + 0.005
     assert pace.position(earliest) == pytest.approx(20.0, abs=0.06)
     assert pace.position(earliest + 100) <= 20.1, "while nobody reads, its clock stands still"
     pace.take(500.0)
-    assert pace.due(201) == pytest.approx(500.1)
+    assert pace.due == pytest.approx(500.1)
 
 
 def test_a_stitch_fades_from_what_was_foreseen_and_covers_what_is_missing() -> None:

@@ -11,12 +11,11 @@ from notewave.backends.protocol import Backend, LiveRun
 from notewave.sampling.job import Job
 from notewave.sampling.windows import LEAD, Place
 from notewave.session import check_numbers
-from notewave.song.codec import STEPS_PER_SECOND
+from notewave.song.codec import STEPS_PER_FRAME
 from notewave.song.playing import Playing
-from notewave.sound.mel import FRAMES, HOP, SAMPLE_RATE, FloatArray
+from notewave.sound.mel import FRAMES, HOP, FloatArray
 from notewave.voice.folder import Voice
 
-STEPS_PER_FRAME = STEPS_PER_SECOND * HOP // SAMPLE_RATE
 QUIET = 1e-3  # what is nowhere louder is silence: -60 dB
 
 
@@ -37,7 +36,7 @@ class Hops:
         self._backend, self._voice, self._job = backend, voice, job
         self._playing, self._windows = playing, job.windows
         self._open = contextlib.ExitStack()
-        self._run: LiveRun | None = None  # none where nothing sounds
+        self._run: LiveRun | None = None  # none when all is over
         self._first = 0  # hop of the run's first window
         self._made = -1  # the hop made last
         self._is_resting = True

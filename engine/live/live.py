@@ -219,11 +219,11 @@ class Live:
         assert self._budget_s is not None
         with self._lock:
             while not self._closed:
-                number, wait = self._pace.count, WAIT_SECONDS
+                wait = WAIT_SECONDS
                 if self._ready is None:
-                    wait = self._pace.due(number) - self._budget_s - time.monotonic()
+                    wait = self._pace.due - self._budget_s - time.monotonic()
                 if wait <= 0:
-                    return number
+                    return self._pace.count
                 self._lock.wait(min(wait, WAIT_SECONDS))
             return None
 

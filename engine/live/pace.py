@@ -31,11 +31,10 @@ class Pace:
             self._early = max(FORGET * self._early, self._at - now)
         self._count += 1
 
-    def due(self, number: int) -> float:
-        """When a hop, from 0 on, is taken at the earliest; infinity before the first one was."""
-        if not self._count:
-            return 0.0 if number == 0 else float("inf")
-        return self._at + (number - self._count + 1) * self._hop_s - self._early
+    @property
+    def due(self) -> float:
+        """When the next hop is taken at the earliest; 0 before the first one was."""
+        return self._at + self._hop_s - self._early if self._count else 0.0
 
     def position(self, now: float) -> float:
         """Seconds of the song up to what is taken just now; it stands still while nothing is taken."""

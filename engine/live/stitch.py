@@ -10,11 +10,10 @@ import numpy as np
 from notewave.checks import quoted
 from notewave.errors import ArgumentError
 from notewave.live.hops import Hop
-from notewave.sound.mel import HOP, SAMPLE_RATE, FloatArray
+from notewave.sound.mel import FRAME_RATE, SAMPLE_RATE, FloatArray
 from notewave.sound.resample import check_rate
 
 FADE_SECONDS = 0.005  # in which a hop takes over from what was foreseen
-FRAME_RATE = SAMPLE_RATE // HOP  # frames a second
 
 
 class Stitch:

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 MAX_TOKENS = 2048  # that the note encoder takes for a segment, EOS included
 STEPS_PER_SECOND = 100
+STEPS_PER_FRAME = STEPS_PER_SECOND * HOP // SAMPLE_RATE
 SEGMENT_STEPS = round(SEGMENT_SECONDS * STEPS_PER_SECOND)
 MOST_ROWS = 1 << 16  # written at once, or those of one segment: a few hundred bytes each
 

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from notewave.checks import quoted, shown
 from notewave.errors import ArgumentError, NotewaveError, ToolError
 from notewave.sound.audio import MAX_SAMPLE_RATE
-from notewave.sound.mel import HOP, SAMPLE_RATE
+from notewave.sound.mel import FRAME_RATE, SAMPLE_RATE
 
-FRAME_RATE = SAMPLE_RATE // HOP  # frames a second: a live rate is a multiple of it in Hz
 COMMON_RATES = (48000, 44100, SAMPLE_RATE)  # Hz, tried where the device's own is of no use
 STALL_SECONDS = 2.0  # a card that asks for no sound so long has gone
 CONNECTED = "Check that it is still connected."

@@ -20,6 +20,7 @@ FFT = 1024  # samples; the window is followed by zeros
 MELS = 128
 MEL_HIGH_HZ = 8000.0  # the lowest edge is 0 Hz
 FRAMES = 256  # frames of one segment
+FRAME_RATE = SAMPLE_RATE // HOP  # frames a second
 FRAME_SECONDS = HOP / SAMPLE_RATE  # 20 ms
 SEGMENT_SECONDS = FRAMES * FRAME_SECONDS  # 5.12 s
 

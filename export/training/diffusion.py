@@ -15,9 +15,9 @@ from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.config import Stage
 from notewave.export.training.symbolic import token_batch
 from notewave.sampling.schedule import NoiseSchedule, alpha_bars
-from notewave.song.codec import STEPS_PER_SECOND
+from notewave.song.codec import STEPS_PER_FRAME
 from notewave.song.dialect import EOS, PITCH, SHIFT, Tokens, dialect_of
-from notewave.sound.mel import FRAMES, HOP, LOG_SCALE, MELS, SAMPLE_RATE
+from notewave.sound.mel import FRAMES, LOG_SCALE, MELS
 
 PREDICTION, SCHEDULE = "x0", NoiseSchedule("squaredcos_cap_v2", 1000)
 SORTED = 8  # batches that are drawn together
@@ -30,7 +30,6 @@ HEARD, UNHEARD_WEIGHT = 9.5 / LOG_SCALE, 0.3  # what is so far (83 dB) below the
 AHEAD = 28  # frames past what is known that the vocoder sees in live play
 NEW = 16  # frames before that which a hop may add, and which count as a segment's first do
 USUAL = 0.5  # share of live examples in which what is known ends near a window's end, as in live play
-STEPS_PER_FRAME = STEPS_PER_SECOND * HOP // SAMPLE_RATE
 CONTEXT_DROP = 0.15  # share of segments that are trained as the first of a song even where context is given
 
 

@@ -6,6 +6,8 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TypeVar
 
 import numpy as np
 
@@ -27,6 +29,9 @@ from notewave.voice.folder import Voice
 KEPT_BUFFERS = 2  # idle ones: a few hundred megabytes each of the published size
 
 
+Begun = TypeVar("Begun", bound="OrtRun | OrtLive")
+
+
 class OrtBackend:
     """One voice on ONNX Runtime's CPU provider; sessions are shared by all backends alike on the same voice.
 
@@ -42,40 +47,31 @@ class OrtBackend:
         self._idle: deque[Buffers] = deque(maxlen=KEPT_BUFFERS)
         self._lock = threading.Lock()
 
-    @contextlib.contextmanager
-    def start(self, job: Job) -> Iterator[Run]:
-        """Begin a batch of songs on buffers that no other run is using, and leave them to the next run."""
-        with on_cpu(), self._buffers(job) as buffers:
-            run = OrtRun(self.voice, self.networks, buffers, job)
-            try:
-                yield run
-            finally:
-                run.end()
+    def start(self, job: Job) -> AbstractContextManager[OrtRun]:
+        """See ``notewave.backends.protocol.Backend.start``."""
+        return self._begun(OrtRun, job)
 
-    @contextlib.contextmanager
-    def live(self, job: Job) -> Iterator[OrtLive]:
+    def live(self, job: Job) -> AbstractContextManager[OrtLive]:
         """See ``notewave.backends.protocol.Backend.live``."""
-        with on_cpu(), self._buffers(job) as buffers:
-            run = OrtLive(self.voice, self.networks, buffers, job)
+        return self._begun(OrtLive, job)
+
+    @contextlib.contextmanager
+    def _begun(self, kind: Callable[[Voice, Networks, Buffers, Job], Begun], job: Job) -> Iterator[Begun]:
+        """A run on buffers that no other run is using, which are left to the next run."""
+        batch = len(job.seeds)
+        with on_cpu():
+            with self._lock:
+                alike = next((buffers for buffers in self._idle if buffers.batch == batch), None)
+                if alike:
+                    self._idle.remove(alike)
+            buffers = alike or Buffers(self.voice, batch)
+            run = kind(self.voice, self.networks, buffers, job)
             try:
                 yield run
             finally:
                 run.end()
-
-    @contextlib.contextmanager
-    def _buffers(self, job: Job) -> Iterator[Buffers]:
-        """Buffers that no other run is using."""
-        batch = len(job.seeds)
-        with self._lock:
-            alike = next((buffers for buffers in self._idle if buffers.batch == batch), None)
-            if alike:
-                self._idle.remove(alike)
-        buffers = alike or Buffers(self.voice, batch)
-        try:
-            yield buffers
-        finally:
-            with self._lock:
-                self._idle.append(buffers)
+                with self._lock:
+                    self._idle.append(buffers)
 
     def vocode(self, mel: FloatArray, frame: int) -> FloatArray:
         """See ``notewave.backends.protocol.Backend.vocode``."""
