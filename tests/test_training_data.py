@@ -174,7 +174,7 @@ def test_songs_of_general_midi_have_dynamics_all_drums_solos_and_silence() -> No
     assert max(gaps) > 4.0
 
 
-def test_one_song_in_twelve_has_long_notes_alone() -> None:
+def test_one_song_in_six_has_long_notes_alone() -> None:
     pytest.importorskip("music21")
     data = Data(ensemble="general-midi", seconds=60.0)
     long, usual = (make_song(index, data) for index in (SUSTAINED - 1, SUSTAINED))

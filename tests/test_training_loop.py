@@ -26,6 +26,7 @@ from notewave.export.training.config import Config, Stage, for_gpu, load_config
 from notewave.export.training.diffusion import (
     AHEAD,
     MelBatch,
+    drifts,
     mel_batch,
     predict_crops,
     until,
@@ -308,6 +309,26 @@ def test_what_is_not_known_does_not_count_and_what_came_last_counts_more(segment
         errors.append(float(weighted_error(mel, clean, batch, window)))
     assert errors[0] > 5 * errors[1], "a join counts most"
     assert errors[2] > 2 * errors[1], "then what a hop adds"
+
+
+def test_a_tone_counts_more_than_the_silence_around_it(segments: Segments) -> None:
+    batch = mel_batch(segments, 0, 5, Stage(1, segments=4))
+    window = torch.arange(FRAMES).expand(4, 1, FRAMES)
+    clean = torch.full((4, 1, FRAMES, MELS), -1.0)
+    clean[..., 20] = 0.5
+    tone, silence = clean.clone(), clean.clone()
+    tone[..., 20] += 0.1
+    silence[..., 90] += 0.1
+    errors = [float(weighted_error(mel, clean, batch, window)) for mel in (tone, silence)]
+    assert errors[0] > 10 * errors[1] > 0, "its level is the frame's"
+
+
+def test_contexts_are_off_and_segments_return_from_it() -> None:
+    past, fading = drifts(np.random.default_rng(0), 400)
+    level = np.abs(past[:, :20].mean(axis=(1, 2)))
+    assert 0.3 < (level > 0.01).mean() < 0.5, "half of them as a whole"
+    assert np.corrcoef(past[:, -1].ravel(), fading[:, 0].ravel())[0, 1] > 0.98, "a segment begins where they end"
+    assert np.abs(fading[:, -1]).max() < 1e-3 < np.abs(fading[:, 0]).max()
 
 
 def test_training_by_the_clock_ends_with_a_voice_and_goes_on_before_the_fall(tmp_path: Path, data: Path) -> None:

@@ -73,7 +73,7 @@ def compose(rng: np.random.Generator, ensemble: Sequence[Instrument], seconds: f
 
 
 def sustain(rng: np.random.Generator, ensemble: Sequence[Instrument], seconds: float) -> Notes:
-    """A piece of notes and chords held for 3 to 30 s, alone and over one another, by the pitched of the ensemble.
+    """A piece of notes and chords held for 3 to 45 s, alone and over one another, by the pitched of the ensemble.
 
     What sounds for longer than a segment is known to it by a tie and its context alone, and other pieces have little
     of it.
@@ -83,13 +83,13 @@ def sustain(rng: np.random.Generator, ensemble: Sequence[Instrument], seconds: f
     start = 0.0
     while start < seconds:
         player = pitched[rng.integers(len(pitched))]
-        held_s = float(rng.uniform(3, 30))
+        held_s = float(np.exp(rng.uniform(np.log(3), np.log(45))))
         spread_s = rng.choice([0.0, 0.0, 1.5])
-        keys, count = np.arange(player.low, player.high + 1), int(rng.integers(1, 5))
+        keys, count = np.arange(player.low, player.high + 1), int(rng.choice([1, 2, 3, 4], p=[0.5, 0.2, 0.2, 0.1]))
         for pitch in rng.choice(keys, count, replace=False).tolist():
             onset_s = start + rng.uniform(0, spread_s)
             rows.append((onset_s, onset_s + held_s, pitch, player.program, False))
-        start += held_s * rng.uniform(0.4, 1.3)
+        start += held_s * (rng.uniform(0.4, 1.0) if rng.random() < 0.3 else rng.uniform(1.0, 1.2))
     return as_notes([row for row in rows if row[0] < seconds])
 
 

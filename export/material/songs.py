@@ -38,7 +38,7 @@ SEGMENT_SAMPLES = FRAMES * HOP
 HELD_OUT_SECONDS = 41.0
 MEL_STEP = (LOG_MAX - LOG_MIN) / 255  # nats
 ENSEMBLES: dict[str, Ensemble] = {"piano": piano_alone, "general-midi": general_midi}
-SUSTAINED = 12  # of so many songs of General MIDI's one has long notes alone
+SUSTAINED = 6  # of so many songs of General MIDI's one has long notes alone
 RESTS = 0.25  # chance that a player of General MIDI sits out a section
 
 

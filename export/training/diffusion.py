@@ -25,6 +25,9 @@ CONTEXT_NOISE = 0.03  # largest standard deviation of noise on a true context, i
 DRIFT = 0.1  # largest standard deviation of a drift through the end of the context, in network range
 DRIFT_FRAMES = 12.0  # in which a segment returns from the drift by a factor of e
 DRIFT_BINS = 4  # over which drifts are alike
+ASTRAY, ASTRAYS = 0.035, 0.5  # standard deviation (2.4 dB) of how far a whole context's level is off; share that are so
+ASTRAY_FRAMES = 30.0  # in which a segment returns from that by a factor of e
+LOUDNESS_WEIGHT = 0.15  # of the error of a frame's loudness beside that of its bins
 FIRST_WEIGHT, FIRST_FRAMES = 8.0, 5.0  # errors at a segment's start count more, by this at first, falling like this
 HEARD, UNHEARD_WEIGHT = 9.5 / LOG_SCALE, 0.3  # what is so far (83 dB) below the loudest of its crop counts less
 AHEAD = 28  # frames past what is known that the vocoder sees in live play
@@ -79,10 +82,11 @@ def until(tokens: Tokens, frames: int) -> Tokens:
 
 
 def drifts(rng: np.random.Generator, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Errors [B, T, M] that a context ends with, and their fading [B, T, M] in the segment that goes on from it.
+    """Errors [B, T, M] of contexts, most at their end, and their fading [B, T, M] in the segment that goes on from it.
 
     A voice's own contexts have errors. Trained on true ones alone, it starts each segment where the truth would be,
-    and the mel jumps at every join; so it is taught to start where its context ends.
+    and the mel jumps at every join; so it is taught to start where its context ends. And taught on true levels alone,
+    it would hand on a wrong one for as long as a note is held; so it is taught to return from that, too.
     """
     kernel = np.hanning(2 * DRIFT_BINS + 1)
     raw = rng.normal(size=(count, MELS + 2 * DRIFT_BINS))
@@ -92,7 +96,9 @@ def drifts(rng: np.random.Generator, count: int) -> tuple[NDArray[np.float64], N
     shape = smooth[:, None] * rng.uniform(0, DRIFT, (count, 1, 1))
     frames = np.arange(FRAMES)[:, None]
     past = np.exp((frames + 1 - FRAMES) / rng.uniform(4, 80, (count, 1, 1)))
-    return shape * past, shape * np.exp(-(frames + 1) / DRIFT_FRAMES)
+    astray = rng.normal(0, ASTRAY, (count, 1, 1)) * (rng.random((count, 1, 1)) < ASTRAYS)
+    fading = shape * np.exp(-(frames + 1) / DRIFT_FRAMES) + astray * np.exp(-(frames + 1) / ASTRAY_FRAMES)
+    return shape * past + astray, fading
 
 
 def predict_crops(
@@ -141,7 +147,7 @@ def weighted_error(predicted: Tensor, clean: Tensor, batch: MelBatch, window: Te
     """L1 + L2 of mels [B, C, F, M], whose frames in their segments are window [B, C, F], by how much each counts.
 
     A segment's first frames count more, and the last that live play knows; what is inaudible less, and nothing what it
-    can't know.
+    can't know. The loudness of frames counts beside that of their bins, of which a held note has few.
     """
     known = batch.known[:, None, None]
     error = predicted.float() - clean
@@ -150,4 +156,12 @@ def weighted_error(predicted: Tensor, clean: Tensor, batch: MelBatch, window: Te
     weight = weight * (window < known + AHEAD)[..., None]
     unheard = clean < clean.amax(dim=(2, 3), keepdim=True) - HEARD
     weight = torch.where(unheard, UNHEARD_WEIGHT * weight, weight)
-    return (weight * (error.abs() + error**2)).sum() / weight.sum().clamp(min=1)
+    of_frame = weight.amax(dim=-1)
+    louder = (loudness(predicted.float()) - loudness(clean)).abs()
+    bins = (weight * (error.abs() + error**2)).sum() / weight.sum().clamp(min=1)
+    return bins + LOUDNESS_WEIGHT * (of_frame * louder).sum() / of_frame.sum().clamp(min=1)
+
+
+def loudness(mel: Tensor) -> Tensor:
+    """The logarithm [...] of the root of all bins' power, of mels [..., M], in units of the networks' range."""
+    return torch.logsumexp(2 * LOG_SCALE * mel, dim=-1) / (2 * LOG_SCALE)
