@@ -168,7 +168,8 @@ def test_songs_of_general_midi_have_dynamics_all_drums_solos_and_silence() -> No
     assert velocity.min() < 30 and velocity.max() == 127
     keys = np.unique(np.concatenate([notes.pitch[notes.is_drum] for notes in songs]))
     assert {35, 36, 38, 42, 49} <= set(keys.tolist()) and len(keys) > 30 and keys.min() >= 27 and keys.max() <= 87
-    counts = [len(tokens) for notes in songs for tokens in encode_notes(notes, Dialect(32, "gm"))]
+    usual = [notes for index, notes in enumerate(songs) if index % SUSTAINED != SUSTAINED - 1]
+    counts = [len(tokens) for notes in usual for tokens in encode_notes(notes, Dialect(32, "gm"))]
     assert np.median(counts) > 120 and max(counts) > 700
     gaps = [np.diff(np.sort(np.append(notes.onset_s, 0.0))).max() for notes in songs]
     assert max(gaps) > 4.0

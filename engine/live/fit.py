@@ -19,17 +19,7 @@ from notewave.voice.folder import Voice
 HOPS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)  # frames, to choose among
 TRIED = 4  # hop that is measured: the time hardly depends on it
 TYPICAL_TOKENS = 200  # of a window: bands have 50 to 300 in what is told of them
-MANY_TOKENS = (
-    64,
-    128,
-    256,
-    384,
-    512,
-    768,
-    1024,
-    1536,
-    2048,
-)  # of a window, to choose among; devices make ready for each
+MANY_TOKENS = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048)  # of a window; devices make ready for each
 WARM, TIMED = 4, 8  # hops before the time is taken, as devices make themselves ready, and those of which it is
 LOAD, MOST_LOAD = 0.5, 0.8  # of a hop's length that making it may take: of a typical one, and of one of many notes
 SPARE, SPARE_SECONDS = 1.5, 0.003  # that a hop is begun earlier than it takes
