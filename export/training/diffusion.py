@@ -113,7 +113,7 @@ def predict_crops(
 
 
 def mel_loss(model: SpectrogramDiffusion, batch: MelBatch, phase: Stage, generator: torch.Generator) -> Tensor:
-    """L1 + L2 of the predicted clean mel at random crops and noise times."""
+    """``weighted_error`` of the predicted clean mel at random crops and noise times."""
     shape, device = (len(batch.mel), phase.crops), batch.mel.device
     uniform = torch.rand(shape, generator=generator)
     high = torch.rand(shape, generator=generator) < phase.high_noise
@@ -149,15 +149,15 @@ def weighted_error(predicted: Tensor, clean: Tensor, batch: MelBatch, window: Te
     A segment's first frames count more, and the last that live play knows; what is inaudible less, and nothing what it
     can't know. The loudness of frames counts beside that of their bins, of which a held note has few.
     """
-    known = batch.known[:, None, None]
-    error = predicted.float() - clean
+    known, predicted = batch.known[:, None, None], predicted.float()
+    error = predicted - clean
     is_new = (window < known) & (window >= known - NEW) & (known < FRAMES)
     weight = 1 + FIRST_WEIGHT * (torch.exp(-window / FIRST_FRAMES) + is_new / FIRST_FRAMES)[..., None]
     weight = weight * (window < known + AHEAD)[..., None]
     unheard = clean < clean.amax(dim=(2, 3), keepdim=True) - HEARD
     weight = torch.where(unheard, UNHEARD_WEIGHT * weight, weight)
     of_frame = weight.amax(dim=-1)
-    louder = (loudness(predicted.float()) - loudness(clean)).abs()
+    louder = (loudness(predicted) - loudness(clean)).abs()
     bins = (weight * (error.abs() + error**2)).sum() / weight.sum().clamp(min=1)
     return bins + LOUDNESS_WEIGHT * (of_frame * louder).sum() / of_frame.sum().clamp(min=1)
 
