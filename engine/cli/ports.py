@@ -19,6 +19,7 @@ from notewave.sound.card import pick
 VIRTUAL = "virtual"  # in the place of a port: one of our own, that others connect to
 CLIENT = "notewave"  # our name among those who have ports
 MAX_BYTES = 256  # of what comes at once that are looked at: who sends more sends no notes
+POLL_SECONDS = 0.001  # between two looks for messages
 _JACK_SERVER = "JACK_DEFAULT_SERVER"  # names one, so there is one
 _ADDRESS = re.compile(r" \d+:\d+$")  # ALSA's, in the end of a name: another one when a keyboard comes back
 _THROUGH = "Midi Through"  # ALSA's own port, nobody's keyboard
@@ -41,9 +42,12 @@ class Port:
 
 
 class MidiIn:
-    """An open port, whose messages are given away in rtmidi's thread, one at a time; a context.
+    """An open port, whose messages are given away in a thread of its own, one at a time; a context.
 
     A port that goes away is found out by ``check`` and opened again when it is back.
+
+    rtmidi is asked for messages. Given a callback, it would call from a thread of the system's, for which closing a
+    port waits while it holds Python's lock, or which JACK ends while it waits for that: either way all would stop.
     """
 
     def __init__(self, port: Port, take: Callable[[Sequence[int]], None], lost: Callable[[], None]) -> None:
@@ -53,11 +57,10 @@ class MidiIn:
         """
         self.port = port
         self._take, self._lost = take, lost
-        self._turn = threading.Lock()
         self._failure: Exception | None = None
         self._rtmidi, self._parser = _load()
-        self._input = self._open()
-        if self._input is None:
+        self._input: Any | None = None
+        if not self._open():
             raise ToolError(f"{shown(port.title)} cannot be listened to: it has gone. Connect it and try again.")
 
     def __enter__(self) -> MidiIn:
@@ -83,21 +86,29 @@ class MidiIn:
                 if _place(self.port, self._input.get_ports()) is not None:
                     return None
             self._close()
-            with self._turn:
-                self._lost()
+            self._lost()
             return f"{self.port.title} went away; its notes were ended. It is opened again when it is back."
         with contextlib.suppress(ToolError):
-            self._input = self._open()
+            self._open()
         return None if self._input is None else f"{self.port.title} is back."
 
-    def _open(self) -> Any | None:
+    def _open(self) -> bool:
+        """Listen; False where the port is not there. Raises ToolError where it cannot be opened."""
+        source = self._source()
+        if source is None:
+            return False
+        self._input, self._closing = source, threading.Event()
+        self._thread = threading.Thread(target=self._listen, args=(source, self._closing), daemon=True)
+        self._thread.start()
+        return True
+
+    def _source(self) -> Any | None:
         """rtmidi's object, open; None where the port is not there. Raises ToolError where it cannot be opened."""
         source = None
         try:
             with _silent():
                 source = self._rtmidi.MidiIn(self.port.system, name=CLIENT)
             source.ignore_types(sysex=True, timing=True, active_sense=True)
-            source.set_callback(self._hear)
             if self.port.is_virtual:
                 source.open_virtual_port(self.port.name)
                 return source
@@ -118,17 +129,19 @@ class MidiIn:
     def _close(self) -> None:
         source, self._input = self._input, None
         if source is not None:
+            self._closing.set()
+            self._thread.join()
             with contextlib.suppress(self._rtmidi.RtMidiError):
-                source.cancel_callback()
                 source.close_port()
                 source.delete()
 
-    def _hear(self, event: tuple[Sequence[int], float], data: Any = None) -> None:
-        """rtmidi's call for what came. Nothing may leave it."""
+    def _listen(self, source: Any, closing: threading.Event) -> None:
+        """Give away what comes until the port is closed, or something fails, which ``check`` tells."""
         try:
-            for message in self._messages(event[0]):
-                with self._turn:
-                    self._take(message)
+            while not closing.wait(POLL_SECONDS):
+                while not closing.is_set() and (event := source.get_message()) is not None:
+                    for message in self._messages(event[0]):
+                        self._take(message)
         except Exception as error:
             self._failure = error
 
