@@ -25,14 +25,16 @@ CONTEXT_NOISE = 0.03  # largest standard deviation of noise on a true context, i
 DRIFT = 0.1  # largest standard deviation of a drift through the end of the context, in network range
 DRIFT_FRAMES = 12.0  # in which a segment returns from the drift by a factor of e
 DRIFT_BINS = 4  # over which drifts are alike
-ASTRAY, ASTRAYS = 0.035, 0.5  # standard deviation (2.4 dB) of how far a whole context's level is off; share that are so
+ASTRAY, ASTRAYS = 0.035, 0.3  # standard deviation (2.4 dB) of how far a whole context's level is off; share that are so
 ASTRAY_FRAMES = 30.0  # in which a segment returns from that by a factor of e
-LOUDNESS_WEIGHT = 0.15  # of the error of a frame's loudness beside that of its bins
+LOUDNESS_WEIGHT = 0.3  # of the error of a frame's loudness beside that of its bins
 FIRST_WEIGHT, FIRST_FRAMES = 8.0, 5.0  # errors at a segment's start count more, by this at first, falling like this
 HEARD, UNHEARD_WEIGHT = 9.5 / LOG_SCALE, 0.3  # what is so far (83 dB) below the loudest of its crop counts less
 AHEAD = 28  # frames past what is known that the vocoder sees in live play
 NEW = 16  # frames before that which a hop may add, and which count as a segment's first do
 USUAL = 0.5  # share of live examples in which what is known ends near a window's end, as in live play
+AT_ONCE = 0.6  # share of live examples at the time where one step begins, which is all that live play takes
+AT_END = 0.04  # share of the other crops at the time where ddim and ddpm end, and silence must be known by itself
 CONTEXT_DROP = 0.15  # share of segments that are trained as the first of a song even where context is given
 
 
@@ -115,11 +117,8 @@ def predict_crops(
 def mel_loss(model: SpectrogramDiffusion, batch: MelBatch, phase: Stage, generator: torch.Generator) -> Tensor:
     """``weighted_error`` of the predicted clean mel at random crops and noise times."""
     shape, device = (len(batch.mel), phase.crops), batch.mel.device
-    uniform = torch.rand(shape, generator=generator)
-    high = torch.rand(shape, generator=generator) < phase.high_noise
-    time = torch.where(high, phase.high_noise_from + (1 - phase.high_noise_from) * uniform, uniform)
+    level = noise_levels(shape, phase, batch.known.cpu() < FRAMES, generator)
     times, bars = alpha_bars(SCHEDULE)
-    level = (time * SCHEDULE.train_steps).long().clamp(max=SCHEDULE.train_steps - 1)
     offsets = torch.randint(0, FRAMES - phase.frames + 1, shape, generator=generator)
     if phase.starts:
         offsets *= torch.rand(shape, generator=generator) >= phase.starts
@@ -133,6 +132,17 @@ def mel_loss(model: SpectrogramDiffusion, batch: MelBatch, phase: Stage, generat
     fed = torch.from_numpy(times)[level].float().to(device)
     predicted = predict_crops(model, batch, x, fed, offsets.to(device), conditioned.to(device))
     return weighted_error(predicted, clean, batch, window)
+
+
+def noise_levels(shape: tuple[int, int], phase: Stage, is_live: Tensor, generator: torch.Generator) -> Tensor:
+    """Training times int64 [B, C] of B segments' crops, of which those of live play are is_live [B]."""
+    uniform = torch.rand(shape, generator=generator)
+    high = torch.rand(shape, generator=generator) < phase.high_noise
+    time = torch.where(high, phase.high_noise_from + (1 - phase.high_noise_from) * uniform, uniform)
+    at_once = is_live & (torch.rand(shape[0], generator=generator) < AT_ONCE)
+    time[torch.rand(shape, generator=generator) < AT_END] = 0.0
+    time[at_once] = 1.0
+    return (time * SCHEDULE.train_steps).long().clamp(max=SCHEDULE.train_steps - 1)
 
 
 def normals(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
