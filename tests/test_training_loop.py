@@ -26,6 +26,7 @@ from notewave.export.training.config import Config, Stage, for_gpu, load_config
 from notewave.export.training.diffusion import (
     AHEAD,
     SCHEDULE,
+    START_FROM,
     MelBatch,
     drifts,
     mel_batch,
@@ -294,14 +295,17 @@ def test_of_live_examples_notes_are_known_up_to_a_frame(segments: Segments) -> N
     assert (mel_batch(segments, 0, 5, dataclasses.replace(stage, live=0.0)).known == FRAMES).all()
 
 
-def test_live_examples_are_mostly_of_their_one_step_and_some_others_of_the_last() -> None:
+def test_live_examples_are_mostly_of_their_one_step_and_some_others_noise_alone() -> None:
     stage, is_live = Stage(steps=1, segments=2, high_noise=0.5, high_noise_from=0.85), torch.arange(4000) % 2 == 0
-    levels = noise_levels((4000, 2), stage, is_live, torch.Generator().manual_seed(0))
+    levels, is_start = noise_levels((4000, 2), stage, is_live, torch.Generator().manual_seed(0))
     first = SCHEDULE.train_steps - 1
-    assert 0.02 < (levels[~is_live] == 0).float().mean() < 0.06
+    assert levels.min() >= 0
     assert 0.55 < (levels[is_live] == first).all(dim=1).float().mean() < 0.65
     assert (levels[~is_live] == first).float().mean() < 0.01
-    assert 0.5 < (levels[~is_live] >= 0.85 * SCHEDULE.train_steps).float().mean() < 0.65
+    assert 0.5 < (levels[~is_live & ~is_start.any(dim=1)] >= 0.85 * SCHEDULE.train_steps).float().mean() < 0.65
+    assert 0.08 < is_start[~is_live].float().mean() < 0.12
+    assert 0.7 < levels[is_start].float().mean() / SCHEDULE.train_steps < 0.8
+    assert levels[is_start].min() >= START_FROM * SCHEDULE.train_steps
 
 
 def test_what_is_not_known_does_not_count_and_what_came_last_counts_more(segments: Segments) -> None:

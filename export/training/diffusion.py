@@ -34,7 +34,8 @@ AHEAD = 28  # frames past what is known that the vocoder sees in live play
 NEW = 16  # frames before that which a hop may add, and which count as a segment's first do
 USUAL = 0.5  # share of live examples in which what is known ends near a window's end, as in live play
 AT_ONCE = 0.6  # share of live examples at the time where one step begins, which is all that live play takes
-AT_END = 0.04  # share of the other crops at the time where ddim and ddpm end, and silence must be known by itself
+AT_START, START_FROM = 0.1, 0.5  # share of the other crops that are noise alone, and from which time on: ddim and
+# ddpm begin so in few steps, and a silent mel must not be taken for a loud one since its own share is missing
 CONTEXT_DROP = 0.15  # share of segments that are trained as the first of a song even where context is given
 
 
@@ -117,7 +118,7 @@ def predict_crops(
 def mel_loss(model: SpectrogramDiffusion, batch: MelBatch, phase: Stage, generator: torch.Generator) -> Tensor:
     """``weighted_error`` of the predicted clean mel at random crops and noise times."""
     shape, device = (len(batch.mel), phase.crops), batch.mel.device
-    level = noise_levels(shape, phase, batch.known.cpu() < FRAMES, generator)
+    level, is_start = noise_levels(shape, phase, batch.known.cpu() < FRAMES, generator)
     times, bars = alpha_bars(SCHEDULE)
     offsets = torch.randint(0, FRAMES - phase.frames + 1, shape, generator=generator)
     if phase.starts:
@@ -126,7 +127,7 @@ def mel_loss(model: SpectrogramDiffusion, batch: MelBatch, phase: Stage, generat
     noise = normals((*shape, phase.frames, MELS), generator, device)
     window = offsets[..., None] + torch.arange(phase.frames)
     clean = batch.mel[torch.arange(shape[0])[:, None, None], window.to(device)]
-    bar = torch.from_numpy(bars)[level].float().to(device)[..., None, None]
+    bar = torch.from_numpy(bars)[level].masked_fill(is_start, 0.0).float().to(device)[..., None, None]
     x = bar.sqrt() * clean + (1 - bar).sqrt() * noise
     window = window.to(device)
     fed = torch.from_numpy(times)[level].float().to(device)
@@ -134,15 +135,21 @@ def mel_loss(model: SpectrogramDiffusion, batch: MelBatch, phase: Stage, generat
     return weighted_error(predicted, clean, batch, window)
 
 
-def noise_levels(shape: tuple[int, int], phase: Stage, is_live: Tensor, generator: torch.Generator) -> Tensor:
-    """Training times int64 [B, C] of B segments' crops, of which those of live play are is_live [B]."""
+def noise_levels(
+    shape: tuple[int, int], phase: Stage, is_live: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Training times int64 [B, C] of B segments' crops, and which of them are noise alone, bool [B, C].
+
+    is_live [B]: segments of live play.
+    """
     uniform = torch.rand(shape, generator=generator)
     high = torch.rand(shape, generator=generator) < phase.high_noise
     time = torch.where(high, phase.high_noise_from + (1 - phase.high_noise_from) * uniform, uniform)
     at_once = is_live & (torch.rand(shape[0], generator=generator) < AT_ONCE)
-    time[torch.rand(shape, generator=generator) < AT_END] = 0.0
+    is_start = (torch.rand(shape, generator=generator) < AT_START) & ~at_once[:, None]
+    time = torch.where(is_start, START_FROM + (1 - START_FROM) * uniform, time)
     time[at_once] = 1.0
-    return (time * SCHEDULE.train_steps).long().clamp(max=SCHEDULE.train_steps - 1)
+    return (time * SCHEDULE.train_steps).long().clamp(max=SCHEDULE.train_steps - 1), is_start
 
 
 def normals(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
