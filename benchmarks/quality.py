@@ -187,8 +187,8 @@ def save_quality_plot(result: Result, path: str) -> None:
             if points:
                 axis.plot(*zip(*points, strict=True), marker="o", label=label)
         axis.set(title=title, xlabel="denoising steps", xscale="log")
-        steps = sorted({int(case.settings["steps"] or 0) for case in result.cases})
-        axis.set_xticks(steps, labels=[str(number) for number in steps])
+        labels = sorted({str(case.settings["steps"]) for case in result.cases}, key=int)
+        axis.set_xticks([int(label) for label in labels], labels=labels)
         axis.set_xticks([], minor=True)
         axis.grid(alpha=0.3)
     axis.legend(fontsize="x-small")

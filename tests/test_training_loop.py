@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from notewave.export.material.pieces import as_notes, compose
 from notewave.export.material.segments import Segments
 from notewave.export.material.songs import SEGMENT_SAMPLES, Data, Song, load_song, save_song
 from notewave.export.networks import SpectrogramDiffusion
+from notewave.export.training import diffusion
 from notewave.export.training.config import Config, Stage, for_gpu, load_config
 from notewave.export.training.diffusion import (
     AHEAD,
@@ -30,6 +32,7 @@ from notewave.export.training.diffusion import (
     MelBatch,
     drifts,
     mel_batch,
+    mel_loss,
     noise_levels,
     predict_crops,
     until,
@@ -306,6 +309,23 @@ def test_live_examples_are_mostly_of_their_one_step_and_some_others_noise_alone(
     assert 0.08 < is_start[~is_live].float().mean() < 0.12
     assert 0.7 < levels[is_start].float().mean() / SCHEDULE.train_steps < 0.8
     assert levels[is_start].min() >= START_FROM * SCHEDULE.train_steps
+
+
+def test_noise_alone_tells_nothing_of_the_mel(segments: Segments, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    def spy(model: Any, batch: MelBatch, x: torch.Tensor, time: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return torch.zeros_like(x)
+
+    monkeypatch.setattr(diffusion, "predict_crops", spy)
+    batch, stage = mel_batch(segments, 0, 5, Stage(1, segments=4)), Stage(1, segments=4, high_noise=0.0)
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(diffusion, "AT_START", share)
+        mel_loss(cast("SpectrogramDiffusion", None), batch, stage, torch.Generator().manual_seed(0))
+    told, alone = ((x[:, 0] * batch.mel).sum(dim=(1, 2)).abs() / batch.mel.square().sum(dim=(1, 2)) for x in seen)
+    assert alone.max() < 0.05 < 0.3 < told.max(), "the mel's own share"
+    assert abs(seen[1].std() - 1) < 0.02
 
 
 def test_what_is_not_known_does_not_count_and_what_came_last_counts_more(segments: Segments) -> None:

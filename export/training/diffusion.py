@@ -118,7 +118,7 @@ def predict_crops(
 def mel_loss(model: SpectrogramDiffusion, batch: MelBatch, phase: Stage, generator: torch.Generator) -> Tensor:
     """``weighted_error`` of the predicted clean mel at random crops and noise times."""
     shape, device = (len(batch.mel), phase.crops), batch.mel.device
-    level, is_start = noise_levels(shape, phase, batch.known.cpu() < FRAMES, generator)
+    level, is_start = noise_levels(shape, phase, batch.known < FRAMES, generator)
     times, bars = alpha_bars(SCHEDULE)
     offsets = torch.randint(0, FRAMES - phase.frames + 1, shape, generator=generator)
     if phase.starts:
@@ -127,10 +127,10 @@ def mel_loss(model: SpectrogramDiffusion, batch: MelBatch, phase: Stage, generat
     noise = normals((*shape, phase.frames, MELS), generator, device)
     window = offsets[..., None] + torch.arange(phase.frames)
     clean = batch.mel[torch.arange(shape[0])[:, None, None], window.to(device)]
-    bar = torch.from_numpy(bars)[level].masked_fill(is_start, 0.0).float().to(device)[..., None, None]
+    bar = torch.from_numpy(bars).float().to(device)[level].masked_fill(is_start, 0.0)[..., None, None]
     x = bar.sqrt() * clean + (1 - bar).sqrt() * noise
     window = window.to(device)
-    fed = torch.from_numpy(times)[level].float().to(device)
+    fed = torch.from_numpy(times).float().to(device)[level]
     predicted = predict_crops(model, batch, x, fed, offsets.to(device), conditioned.to(device))
     return weighted_error(predicted, clean, batch, window)
 
@@ -140,15 +140,17 @@ def noise_levels(
 ) -> tuple[Tensor, Tensor]:
     """Training times int64 [B, C] of B segments' crops, and which of them are noise alone, bool [B, C].
 
-    is_live [B]: segments of live play.
+    is_live [B]: segments of live play, on the device where both are made; the generator is the CPU's.
     """
-    uniform = torch.rand(shape, generator=generator)
-    high = torch.rand(shape, generator=generator) < phase.high_noise
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator).to(is_live.device)
+
+    uniform, high = drawn(*shape), drawn(*shape) < phase.high_noise
     time = torch.where(high, phase.high_noise_from + (1 - phase.high_noise_from) * uniform, uniform)
-    at_once = is_live & (torch.rand(shape[0], generator=generator) < AT_ONCE)
-    is_start = (torch.rand(shape, generator=generator) < AT_START) & ~at_once[:, None]
-    time = torch.where(is_start, START_FROM + (1 - START_FROM) * uniform, time)
-    time[at_once] = 1.0
+    at_once = is_live[:, None] & (drawn(shape[0], 1) < AT_ONCE)
+    is_start = (drawn(*shape) < AT_START) & ~at_once
+    time = torch.where(is_start, START_FROM + (1 - START_FROM) * uniform, time).masked_fill(at_once, 1.0)
     return (time * SCHEDULE.train_steps).long().clamp(max=SCHEDULE.train_steps - 1), is_start
 
 
