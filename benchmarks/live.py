@@ -159,7 +159,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--songs", type=int, default=3, help="of each set at most (default 3)")
     parser.add_argument("--segments", type=int, default=3, help="of each song, 5.12 s long (default 3)")
     parser.add_argument("--hop", type=int, nargs="+", default=[2, 3, 4, 8], help="frames of 20 ms (default 2 3 4 8)")
-    parser.add_argument("--back", type=int, nargs="+", help="frames before a hop (default: all there is room for)")
+    parser.add_argument("--back", type=int, nargs="+", help="frames before a hop (default: 96, where there is room)")
     parser.add_argument("--steps", type=int, nargs="+", default=[1], help="denoising steps (default 1)")
     parser.add_argument("--minutes", type=float, default=1.0, help="to play by the clock (default 1; 0: not)")
     parser.add_argument("--clock-song", default="band", metavar="SONG.mid", help="what is played then")

@@ -243,7 +243,7 @@ def stage_work(trial: Trial, network: str) -> tuple[list[Product], int, int]:
     of the song's.
     """
     tokens, traits = len(trial.song[-1]), trial.voice.vocoder
-    sizes = {"N": tokens, "C": FRAMES, "J": tokens + FRAMES, "S": trial.steps, "B": trial.settings.batch}
+    sizes = {"N": tokens, "C": FRAMES, "T": FRAMES, "J": tokens + FRAMES, "S": trial.steps, "B": trial.settings.batch}
     if network != "vocoder" or traits is None:
         return *trace(trial.voice, network, sizes), 1
     runs = [trace(trial.voice, network, {"B": 1, "V": frames}) for frames in windows(traits, len(trial.song))]

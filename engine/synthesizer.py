@@ -167,10 +167,10 @@ class Synthesizer:
         """Be played: notes in as they come, sound out hop by hop. See ``notewave.Live``.
 
         hop: frames of 20 ms that are made at once, by default the fewest that this machine makes in time, which is
-        measured for a moment. back: frames that the networks see before them, by default as many as there is room for.
-        rate: of the sound in Hz, a multiple of 50. real_time: whether hops are made by the clock, or when they are
-        read. options: as in ``stream``, but for noise; steps and guidance are 1 if left out where the voice predicts
-        the mel itself. Errors as in ``stream``; ArgumentError for a hop, back or rate that there cannot be.
+        measured for a moment. back: frames that the networks see before them, by default 96 where there is room for as
+        many. rate: of the sound in Hz, a multiple of 50. real_time: whether hops are made by the clock, or when they
+        are read. options: as in ``stream``, but for noise; steps and guidance are 1 if left out where the voice
+        predicts the mel itself. Errors as in ``stream``; ArgumentError for a hop, back or rate that there cannot be.
         """
         if self._griffin_lim is not None:
             raise VoiceError(f"{GRIFFIN_LIM} needs the whole song: it cannot be played live. Take the voice's vocoder.")

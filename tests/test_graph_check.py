@@ -28,7 +28,7 @@ from notewave.voice.rules import RULES
 from notewave.voice.sizes import Polynomial, Ranges, Size, minus, plus, quotient, times
 
 SMALL = Dimensions(64, 2, 32, 128, 1, 1, 1)
-LETTERS = {"B": 2, "N": 5, "C": 256, "J": 261, "S": 3, "V": 7}
+LETTERS = {"B": 2, "N": 5, "C": 256, "J": 261, "S": 3, "T": 9, "V": 7}
 CONTRACT = Contract(
     (Tensor("x", "float32", ("B", 4, "V")), Tensor("n", "int64", (1,))), (Tensor("y", "float32", ("B", "V")),)
 )

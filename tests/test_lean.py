@@ -66,8 +66,8 @@ def test_encoders_give_what_they_gave(network: str, taken: str, voice: Voice, gi
 def test_a_step_gives_what_it_gave_with_notes_and_without(voice: Voice, given: dict[str, np.ndarray]) -> None:
     """From cross-attention and time embedding to the prediction, as a whole; songs attending to zeros have no notes."""
     size = voice.dimensions
-    random = np.random.default_rng(1)
-    notes, context = (random.standard_normal((BATCH, n, size.width), np.float32) for n in (TOKENS, FRAMES))
+    (notes,) = run(voice.graph("note_encoder"), {"tokens": given["tokens"]})
+    (context,) = run(voice.graph("context_encoder"), {"mel": given["mel"]})
     keys_values = run(voice.graph("cross_attention"), {"notes": notes, "context": context})
     inputs = {"notes": notes, "context": context, "mask": given["mask"]}
     *lean_keys_values, bias = run(gpu_graph(voice, "cross_attention", "fp32"), inputs)

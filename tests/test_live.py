@@ -22,7 +22,7 @@ from notewave.live.hops import Hop
 from notewave.live.pace import Pace
 from notewave.live.stitch import FADE_SECONDS, Stitch
 from notewave.sampling.loop import denoise
-from notewave.sampling.windows import LEAD, REMADE, Place, Windows
+from notewave.sampling.windows import BACK, LEAD, REMADE, Place, Windows
 from notewave.song.dialect import PUBLISHED
 from notewave.sound.mel import FRAMES, HOP, MELS, SAMPLE_RATE, FloatArray, from_network
 from notewave.sound.stream import VocoderTraits
@@ -63,21 +63,29 @@ def test_windows_without_room_are_refused(hop: int, back: int | None) -> None:
 
 
 def test_a_window_holds_what_was_played_the_hop_and_what_its_vocoder_sees() -> None:
-    windows = Windows.of(VocoderTraits(22, 21), 4)
+    windows = Windows.of(VocoderTraits(22, 21), 4, 231)
     assert windows.back + 4 + 21 == FRAMES and windows.heard == slice(231 - 22, FRAMES)
     assert windows.sounded == slice(22 - LEAD, 22 + 4 + 21)
     assert windows.given(4) == windows.back - REMADE and windows.given(12) == windows.back - REMADE - 8
     assert windows.given(FRAMES) == 0
+    assert [Windows.of(VocoderTraits(22, 21), hop).back for hop in (4, 139, 140, 200)] == [BACK, BACK, 95, 35]
+    assert Windows.of(VocoderTraits(120, 21), 4).back == 120 + REMADE, "a vocoder that sees more has it"
     near = Windows.of(VocoderTraits(0, 0), 4, 100)
     assert near.sounded.start == 0 and near.right > 0, "something is always foreseen"
 
 
+@pytest.mark.parametrize("kind", ["vocoded_voice", "whole_voice"])
 @pytest.mark.parametrize(("sampler", "guidance"), [("dpmpp-2m", 1.0), ("ddim", 2.0), ("ddpm", 1.0)])
-def test_a_run_s_windows_are_the_loop_told_what_was_played(small: Synthesizer, sampler: str, guidance: float) -> None:
+def test_a_run_s_windows_are_the_loop_told_what_was_played(
+    request: pytest.FixtureRequest, kind: str, sampler: str, guidance: float
+) -> None:
     """Against the loop written out, on networks run one by one: hops in time, one that came late, and after it."""
+    small = Synthesizer(request.getfixturevalue(kind), backend="cpu", threads=1)
     voice, backend = small.voice, small._backend
     job = small._job({"sampler": sampler, "steps": 2, "guidance": guidance, "seed": 5})
     windows = Windows.of(voice.vocoder, 4, 100)
+    frames = FRAMES if kind == "whole_voice" else windows.length
+    assert frames == FRAMES or frames < FRAMES / 2
     job = dataclasses.replace(job, windows=windows)
     networks, names = backend.networks, [tensor.name for tensor in keys_values(voice.dimensions)]
     context = x = np.full((1, FRAMES, MELS), -1.0, np.float32)
@@ -99,11 +107,12 @@ def test_a_run_s_windows_are_the_loop_told_what_was_played(small: Synthesizer, s
             for draw in range(job.table.draws):
                 for half in (0, 1):
                     philox_normal(5, first // FRAMES + half, draw, noise[draw, half * FRAMES : (half + 1) * FRAMES])
-            noise = noise[:, first % FRAMES :][:, :FRAMES]
-            x = noise[:1].copy()
+            noise = noise[:, first % FRAMES :][:, :frames]
+            x = np.concatenate([noise[:1], np.full((1, FRAMES - frames, MELS), -1.0, np.float32)], axis=1)
+            part = x[:, :frames]
             mask = np.zeros((1, 1, 1, len(tokens) + FRAMES), np.float32)
 
-            def predict(step: int, x=x, mask=mask, keys=keys) -> tuple[FloatArray, FloatArray | None]:  # type: ignore[no-untyped-def]
+            def predict(step: int, x=part, mask=mask, keys=keys) -> tuple[FloatArray, FloatArray | None]:  # type: ignore[no-untyped-def]
                 told = {"x": x, "film": networks.film(job)[step : step + 1]}
                 without = networks["unconditional_decoder"].run(told)[0] if job.guided else None
                 return networks["decoder"].run({**told, "mask": mask, **dict(zip(names, keys, strict=True))})[
@@ -111,7 +120,7 @@ def test_a_run_s_windows_are_the_loop_told_what_was_played(small: Synthesizer, s
                 ], without
 
             given = played[:, : windows.given(moved)]
-            denoise(job.table, x, predict, lambda draw, noise=noise: noise[draw][None], guidance=guidance, played=given)
+            denoise(job.table, part, predict, lambda draw, n=noise: n[draw][None], guidance=guidance, played=given)
             np.testing.assert_allclose(mel, x[0], rtol=0, atol=1e-4)
             vocoded = backend.vocode(from_network(mel[None, windows.heard]), first + windows.heard.start)[0]
             np.testing.assert_allclose(

@@ -53,7 +53,7 @@ def test_graphs_are_counted_as_they_run(reference_voice: Path) -> None:
     with torch.device("meta"):
         model = SpectrogramDiffusion(size)
     frames, keys, inner = size.frames, tokens + size.frames, size.heads * size.head_width
-    sizes = {"B": batch, "N": tokens, "C": frames, "J": keys, "S": steps}
+    sizes = {"B": batch, "N": tokens, "C": frames, "J": keys, "S": steps, "T": frames}
     expected = {  # rows of products with weights, and operations of attention
         "note_encoder": (batch * tokens, 4 * batch * tokens**2 * inner * size.note_encoder_layers),
         "context_encoder": (batch * frames, 4 * batch * frames**2 * inner * size.context_encoder_layers),

@@ -22,10 +22,12 @@ import pretty_midi
 import pytest
 
 import notewave
-from notewave import MidiError, SamplingError, Synthesizer, VoiceError
+from notewave import MidiError, Notes, SamplingError, Synthesizer, VoiceError
 from notewave.backends.ort import sessions
 from notewave.backends.ort.backend import KEPT_BUFFERS
 from notewave.checks import quoted
+from notewave.sampling.samplers import SAMPLERS
+from notewave.song.dialect import EOS
 from notewave.sound.mel import FRAMES, HOP, MELS
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "reference" / "reference.npz")
@@ -415,3 +417,14 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_a_forked_process_can_let_go_of_what_it_inherits(reference_voice: Path) -> None:
     """A session that is destroyed waits for its threads, which a forked process has not."""
     assert subprocess.run([sys.executable, "-c", FORKED, reference_voice]).returncode == 0
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_bundled_voice_is_silent_where_nothing_sounds(sampler: str) -> None:
+    """By each sampler, whose noise times differ, and after music too: some ask when all noise is gone."""
+    note = Notes(*(np.array([value]) for value in (0.0, 2.0, 60, 90, 0, False)))
+    silence = np.array([EOS], np.int32)
+    tokens = [*notewave.tokenize(note), silence, silence]
+    mel = Synthesizer(backend="cpu", threads=1).spectrogram(tokens, sampler=sampler, steps=4)
+    assert mel[:60].mean() > -5.0
+    assert mel[FRAMES + 50 :].mean() < -11.0, "nats; the floor is 11.5 below"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from notewave import Synthesizer, Voice, VoiceError
 from notewave.backends.graphs.make import gpu_graph
@@ -165,6 +166,19 @@ def test_hard_linked_voices_are_sung_exported_and_built(reference_voice: Path, t
     assert restore_voice(voice).size == voice.dimensions
     assert gpu_graph(voice, "decoder", "fp16").graph.initializer
     assert export_checkpoint(linked, tmp_path / "again", precision="fp16").precision == "fp16"
+
+
+def test_voices_whose_decoders_take_whole_segments_only(vocoded_voice: Path, whole_voice: Path, tmp_path: Path) -> None:
+    """As all did once: they sing the same, training goes on from them, and exported again they take parts too."""
+    mels = [Synthesizer(one, backend="cpu").spectrogram(SONG, **OPTIONS) for one in (vocoded_voice, whole_voice)]
+    np.testing.assert_array_equal(*mels)
+    voices = [Voice.load(one) for one in (vocoded_voice, whole_voice)]
+    ours, theirs = (restore_voice(voice).state_dict() for voice in voices)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    ours, theirs = (gpu_graph(voice, "decoder", "fp16").graph for voice in voices)
+    assert [value.type for value in ours.input] == [value.type for value in theirs.input]
+    again = export_checkpoint(whole_voice, tmp_path / "again")
+    assert {name: again.files[name] for name in again.files} == voices[0].files
 
 
 def sparse(name: str, size: int) -> Callable[[Path], None]:

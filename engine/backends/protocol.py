@@ -75,7 +75,10 @@ class LiveRun(ABC):
 
     @abstractmethod
     def mel(self) -> Pending:
-        """Ask for the mel [T, M], in the networks' range, of the window submitted last; does not wait."""
+        """Ask for the mel [T, M], in the networks' range, of the window submitted last; does not wait.
+
+        Of its frames the first ``windows.length`` count.
+        """
 
     @abstractmethod
     def sound(self) -> Pending:

@@ -18,11 +18,12 @@ from notewave.voice.folder import Voice
 
 HOPS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)  # frames, to choose among
 TRIED = 4  # hop that is measured: the time hardly depends on it
-TYPICAL_TOKENS = 200  # of a window: bands have 50 to 300 in what is told of them
+TYPICAL_TOKENS = 200  # of a window: bands have 50 to 200 in what is told of them
 MANY_TOKENS = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048)  # of a window; devices make ready for each
 WARM, TIMED = 4, 8  # hops before the time is taken, as devices make themselves ready, and those of which it is
-LOAD, MOST_LOAD = 0.5, 0.8  # of a hop's length that making it may take: of a typical one, and of one of many notes
-SPARE, SPARE_SECONDS = 1.5, 0.003  # that a hop is begun earlier than it takes
+REST_SECONDS = 0.02  # between hops, as in play: without, caches and threads are warmer and a hop takes a fifth less
+LOAD, MOST_LOAD = 0.6, 0.8  # of a hop's length that making it may take: of a typical one, and of one of many notes
+SPARE, SPARE_SECONDS = 1.5, 0.011  # that a hop is begun earlier than it takes: some take longer, and all else may work
 
 
 @dataclass(frozen=True)
@@ -42,26 +43,28 @@ def fit(backend: Backend, voice: Voice, job: Job, hop: int | None = None, back: 
     traits, most = voice.vocoder, voice.dimensions.max_tokens
     assert traits is not None, "a voice without a vocoder is refused before"
 
-    def measured(windows: Windows, tokens: int) -> tuple[float, float]:
-        return _measure(backend, dataclasses.replace(job, windows=windows), _tokens(voice.dialect, min(tokens, most)))
+    def measured(windows: Windows, tokens: int, rest_s: float = 0.0) -> tuple[float, float]:
+        told = _tokens(voice.dialect, min(tokens, most))
+        return _measure(backend, dataclasses.replace(job, windows=windows), told, rest_s)
 
     if hop is None:
-        _, all_s = measured(Windows.of(traits, TRIED), TYPICAL_TOKENS)
+        _, all_s = measured(Windows.of(traits, TRIED), TYPICAL_TOKENS, REST_SECONDS)
         hop = next((hop for hop in HOPS if all_s <= LOAD * hop * FRAME_SECONDS), HOPS[-1])
     windows = Windows.of(traits, hop, back)
-    made_s, _ = measured(windows, TYPICAL_TOKENS)
+    made_s, _ = measured(windows, TYPICAL_TOKENS, REST_SECONDS)
     in_time = itertools.takewhile(
         lambda count: measured(windows, count)[1] <= MOST_LOAD * hop * FRAME_SECONDS, MANY_TOKENS
     )
     return Fit(windows, min(max(in_time, default=TYPICAL_TOKENS), most), SPARE * made_s + SPARE_SECONDS)
 
 
-def _measure(backend: Backend, job: Job, tokens: Tokens) -> tuple[float, float]:
+def _measure(backend: Backend, job: Job, tokens: Tokens, rest_s: float) -> tuple[float, float]:
     """Median seconds of making a hop, and of that with what is done before the next."""
     assert job.windows is not None
     hop, seconds = job.windows.hop, []
     with backend.live(job) as run:
         for count in range(WARM + TIMED):
+            time.sleep(rest_s)
             place, after = (Place(FRAMES + (count + later) * hop, hop) for later in (0, 1))
             began = time.perf_counter()
             run.submit(tokens, place)

@@ -52,7 +52,7 @@ class Hops:
             return self._silence(number)
         if self._is_resting:
             self._first, self._is_resting = number, False
-        elif (number - self._made) * windows.hop > FRAMES:
+        elif (number - self._made) * windows.hop > windows.length:
             self._rest()
             self._first, self._is_resting = number, False
         place = self._place(number, number - self._made if number > self._first else 1)

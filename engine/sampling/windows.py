@@ -1,10 +1,13 @@
-"""Live play's windows: the same T frames as a segment's, but each begins a little after the one before.
+"""Live play's windows: like segments, but each begins a little after the one before.
 
 A window's frames, in their order: those that were played, which are given; ``hop`` whose sound comes next; ``right``
-that would follow if nothing happened; the rest. Half of the last played frame's analysis window lies in the sound to
-come, so that frame is not given but made once more: without, each attack at a hop's beginning would be half an attack.
-Played frames are told to the denoising loop as their clean mel, at every step (Lugmayr et al. 2022, "RePaint"): the
-networks see them with the step's noise, as any frames. To see them as they are makes networks copy their own errors.
+that would follow if nothing happened; the rest of a segment's, which nobody takes. A decoder may be given those before
+the rest alone, which is half the work and sounds no worse (benchmarks/NOTES.md, "Half a window").
+
+Half of the last played frame's analysis window lies in the sound to come, so that frame is not given but made once
+more: without, each attack at a hop's beginning would be half an attack. Played frames are told to the denoising loop as
+their clean mel, at every step (Lugmayr et al. 2022, "RePaint"): the networks see them with the step's noise, as any
+frames. To see them as they are makes networks copy their own errors.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from notewave.sound.stream import VocoderTraits
 
 REMADE = 1  # frames before the sound to come that are made once more
 LEAD = 1  # frames before the hop whose sound is made once more, for whoever filters or fades it
+BACK = 96  # frames before the hop, unless said otherwise: what sounds is told by a context that ends so recently
 AHEAD = 6  # frames after the hop that the vocoder sees, though its own reach may be less
 
 
@@ -47,10 +51,15 @@ class Windows:
 
     @classmethod
     def of(cls, traits: VocoderTraits, hop: int, back: int | None = None) -> Windows:
-        """Windows for a vocoder; ``back`` frames before the hop, or as many as there is room for."""
+        """Windows for a vocoder; ``back`` frames before the hop, by default BACK or as many as there is room for."""
         left, right = max(traits.left_frames, LEAD), max(traits.right_frames, AHEAD)
-        whole = FRAMES - right - hop if is_integer(hop, 1, FRAMES) else 0
-        return cls(hop, whole if back is None else back, left, right)
+        room = FRAMES - right - hop if is_integer(hop, 1, FRAMES) else 0
+        return cls(hop, min(max(BACK, left + REMADE), room) if back is None else back, left, right)
+
+    @property
+    def length(self) -> int:
+        """Frames of a window that are taken, given or heard; those after them may be anything."""
+        return self.back + self.hop + self.right
 
     @property
     def heard(self) -> slice:
@@ -71,4 +80,4 @@ class Place(NamedTuple):
     """Where a window lies."""
 
     first: int  # number of its first frame in the song
-    moved: int  # frames after the first frame of the window before, at most FRAMES
+    moved: int  # frames after the first frame of the window before, at most a window's ``length``

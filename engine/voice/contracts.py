@@ -3,9 +3,9 @@
 Export names its graphs by these contracts, the backends size and bind their buffers by them, the tests hold both to
 them.
 
-Letters: B batch (songs side by side), N tokens of a segment, C context frames (0 or T), J = N + C keys that the decoder
-attends to, T frames of a segment, M mel bins, D width, H heads, K head width, L decoder layers, S denoising steps, V
-frames given to the vocoder at once.
+Letters: B batch (songs side by side), N tokens of a segment, T its frames, or the first of them where no more matter, C
+context frames (0 or all of a segment), J = N + C keys that the decoder attends to, M mel bins, D width, H heads, K head
+width, L decoder layers, S denoising steps, V frames given to the vocoder at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Dimensions:
     decoder_layers: int  # L
     vocabulary: int = VOCABULARY  # rows of the token embedding table
     max_tokens: int = MAX_TOKENS  # rows of the note encoder's position table
-    frames: int = FRAMES  # T
+    frames: int = FRAMES  # of a segment, the most that T can be
     mels: int = MELS  # M
 
     def __post_init__(self) -> None:
@@ -106,9 +106,9 @@ def contracts(size: Dimensions, positional_vocoder: bool = False) -> dict[str, C
     frames, mels, width = size.frames, size.mels, size.width
     notes = Tensor("notes", "float32", ("B", "N", width))
     context = Tensor("context", "float32", ("B", "C", width))
-    x = Tensor("x", "float32", ("B", frames, mels))
+    x = Tensor("x", "float32", ("B", "T", mels))
     film = Tensor("film", "float32", (1, size.decoder_layers, 2, 2, width))
-    prediction = Tensor("prediction", "float32", ("B", frames, mels))
+    prediction = Tensor("prediction", "float32", ("B", "T", mels))
     mask = Tensor("mask", "float32", ("B", 1, 1, "J"))
     position = (Tensor("frame", "int64", (1,)),) if positional_vocoder else ()
     return {

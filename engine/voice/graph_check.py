@@ -172,6 +172,7 @@ def _letters(vocoder: VocoderTraits | None) -> dict[str, tuple[int, int]]:
         "C": (0, FRAMES),
         "J": (1, MAX_TOKENS + FRAMES),
         "S": (1, STEPS),
+        "T": (1, FRAMES),
         "V": (1, FRAMES + reach),
     }
 

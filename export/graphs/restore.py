@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from notewave.export.graphs.precision import store_half, weight_of
 from notewave.export.graphs.translate import export_graph
 from notewave.export.networks import SpectrogramDiffusion, modules
 from notewave.export.vocoders import Tonewheel
+from notewave.voice.contracts import Contract, Tensor
 from notewave.voice.folder import Voice
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -56,10 +58,11 @@ def restore_module(module: Module, voice: Voice, network: str) -> Module:
     with torch.no_grad():
         for parameter in parameters.values():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    probe = export_graph(module.eval(), voice.contracts()[network]).graph
+    graph = ir.from_proto(whole_model(voice, network)).graph
+    probe = export_graph(module.eval(), _as_declared(voice.contracts()[network], graph)).graph
     if voice.precision != "fp32" and network != "vocoder":
         store_half(probe)
-    places, stored = _weights(probe), _weights(ir.from_proto(whole_model(voice, network)).graph)
+    places, stored = _weights(probe), _weights(graph)
     for name, parameter in parameters.items():
         place, turned = _place(places, parameter.detach().numpy())
         if place not in stored:
@@ -70,6 +73,24 @@ def restore_module(module: Module, voice: Voice, network: str) -> Module:
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(weight.astype(np.float32)))
     return module
+
+
+def _as_declared(contract: Contract, graph: ir.Graph) -> Contract:
+    """A contract, whose inputs are fixed where a graph's are: decoders once took whole segments only."""
+    declared = {
+        value.name: [size if isinstance(size, int) else None for size in value.shape or ()] for value in graph.inputs
+    }
+    fixed = {
+        axis: size
+        for tensor in contract.inputs
+        for axis, size in zip(tensor.shape, declared.get(tensor.name, ()), strict=False)
+        if axis == "T" and size
+    }
+
+    def at(tensor: Tensor) -> Tensor:
+        return dataclasses.replace(tensor, shape=tuple(fixed.get(str(axis), axis) for axis in tensor.shape))
+
+    return Contract(tuple(map(at, contract.inputs)), tuple(map(at, contract.outputs)))
 
 
 def _weights(graph: ir.Graph) -> dict[Place, NDArray[np.generic]]:

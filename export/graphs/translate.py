@@ -24,7 +24,7 @@ OPSET = 23  # the first with Attention and RMSNormalization
 EMBEDDED_BYTES = 1024  # smaller tensors stay in the graph
 ALIGNMENT = 4096  # bytes: tensors start on a page, so that a runtime can map them
 
-_EXAMPLE_SIZES = {"B": 2, "N": 5, "C": 3, "J": 8, "S": 4, "V": 9}  # torch.export would take 0 and 1 for fixed
+_EXAMPLE_SIZES = {"B": 2, "N": 5, "C": 3, "J": 8, "S": 4, "T": 7, "V": 9}  # torch.export would take 0 and 1 for fixed
 
 
 def export_graph(module: nn.Module, contract: contracts.Contract) -> ir.Model:

@@ -15,6 +15,7 @@ from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.config import Stage
 from notewave.export.training.symbolic import token_batch
 from notewave.sampling.schedule import NoiseSchedule, alpha_bars
+from notewave.sampling.windows import BACK
 from notewave.song.codec import STEPS_PER_FRAME
 from notewave.song.dialect import EOS, PITCH, SHIFT, Tokens, dialect_of
 from notewave.sound.mel import FRAMES, LOG_SCALE, MELS
@@ -32,7 +33,7 @@ FIRST_WEIGHT, FIRST_FRAMES = 8.0, 5.0  # errors at a segment's start count more,
 HEARD, UNHEARD_WEIGHT = 9.5 / LOG_SCALE, 0.3  # what is so far (83 dB) below the loudest of its crop counts less
 AHEAD = 28  # frames past what is known that the vocoder sees in live play
 NEW = 16  # frames before that which a hop may add, and which count as a segment's first do
-USUAL = 0.5  # share of live examples in which what is known ends near a window's end, as in live play
+USUAL, HOPS = 0.5, 32  # share of live examples in which what is known ends a hop of up to so many frames after BACK
 AT_ONCE = 0.6  # share of live examples at the time where one step begins, which is all that live play takes
 AT_START, START_FROM = 0.1, 0.5  # share of the other crops that are noise alone, and from which time on: ddim and
 # ddpm begin so in few steps, and a silent mel must not be taken for a loud one since its own share is missing
@@ -72,7 +73,7 @@ def mel_batch(data: Segments, seed: int, step: int, phase: Stage, share: slice =
     tokens = [data.tokens[index] for index in chosen]
     known = np.full(len(chosen), FRAMES)
     for row in np.flatnonzero(rng.random(len(chosen)) < phase.live):
-        known[row] = rng.integers(FRAMES - 2 * AHEAD if rng.random() < USUAL else NEW, FRAMES)
+        known[row] = rng.integers(BACK, BACK + HOPS) if rng.random() < USUAL else rng.integers(NEW, FRAMES)
         tokens[row] = until(tokens[row], int(known[row]))
     return MelBatch(token_batch(tokens), mel, context, torch.from_numpy(keep), torch.from_numpy(known))
 

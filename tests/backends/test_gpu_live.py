@@ -36,7 +36,7 @@ from notewave.sound.mel import FRAMES, HOP, MELS, from_network
 from notewave.voice.contracts import keys_values
 from notewave.voice.folder import Voice
 
-HOP_FRAMES = 25
+HOP_FRAMES, BACK_FRAMES = 25, 225  # as many as there is room for
 LATE = 3  # hops that a late one lasts
 SIZE = FRAMES * MELS
 
@@ -67,7 +67,7 @@ def opened(request: pytest.FixtureRequest, voice: Voice, graphs: Path, monkeypat
 
 
 def job(voice: Voice, sampler: str = "ddpm", guidance: float = 1.0, seed: int = 7, **given: object) -> Job:
-    given = {"windows": Windows.of(voice.vocoder, HOP_FRAMES), **given}
+    given = {"windows": Windows.of(voice.vocoder, HOP_FRAMES, BACK_FRAMES), **given}
     return gpu_songs.job(voice, sampler, guidance, (seed,), **given)
 
 

@@ -1,8 +1,8 @@
 """What a voice's networks take and give on a GPU, where it differs from ``notewave.voice.contracts``.
 
 Keys, values and what attention adds for its mask lie as attention reads them; FiLM comes row by row, its scales folded
-into norms' weights; what passes from graph to graph does so in the precision of products. There is no unconditional
-decoder: the decoder's songs whose values are all zero are unconditional.
+into norms' weights; what passes from graph to graph does so in the precision of products. Segments are always whole.
+There is no unconditional decoder: the decoder's songs whose values are all zero are unconditional.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def gpu_contracts(voice: Voice, precision: str) -> dict[str, Contract]:
     """Contract of each network of a voice at a precision, in the order in which they run."""
     known, size, low = voice.contracts(), voice.dimensions, PRECISIONS[precision]
     merged = tuple(Tensor(tensor.name, low, ("B", "J", size.heads * size.head_width)) for tensor in keys_values(size))
-    x, _, mask, *_ = known["decoder"].inputs
+    x, _, mask, *_ = (_whole(tensor) for tensor in known["decoder"].inputs)
     bias = Tensor("bias", low, ("B", 1, FRAMES, "J"))
     rows = tuple(Tensor(film_row(row), low, (size.width,)) for row in range(film_rows(voice)))
-    (prediction,) = known["decoder"].outputs
+    (prediction,) = (_whole(tensor) for tensor in known["decoder"].outputs)
     film = Tensor("film", low, ("S", size.decoder_layers, 2, 2, film_stride(size.width)))
     return {
         "note_encoder": known["note_encoder"],
@@ -35,6 +35,11 @@ def gpu_contracts(voice: Voice, precision: str) -> dict[str, Contract]:
         "decoder": Contract((x, *rows, bias, *merged), (dataclasses.replace(prediction, dtype=low),)),
         **({"vocoder": known["vocoder"]} if "vocoder" in known else {}),
     }
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The same, of whole segments."""
+    return dataclasses.replace(tensor, shape=tuple(FRAMES if axis == "T" else axis for axis in tensor.shape))
 
 
 def film_rows(voice: Voice) -> int:

@@ -2,6 +2,7 @@
 
 - Attention takes and gives [B, T, H K] as products give and take it, without transposes; so do keys and values.
 - FiLM's scale is folded into the weight of the norm before it, once a schedule, by the time embedding: w (1 + scale).
+- Segments are whole.
 - The bias that masks keys is made once a segment, by the cross-attention.
 
 Letters as in ``notewave.voice.contracts``. Each function rewires a graph in place; what it then takes and gives is
@@ -42,6 +43,16 @@ def merge_heads(graph: onnx.GraphProto, heads: int) -> None:
         node.output[0] = reshape.output[0]
         graph.node.remove(reshape)
         node.attribute.extend(helper.make_attribute(f"{kind}_num_heads", heads) for kind in ("q", "kv"))
+
+
+def take_whole(decoder: onnx.GraphProto) -> None:
+    """Let the decoder take whole segments only, where it would take their first frames alone: all its positions."""
+    nodes = Nodes(decoder)
+    for node in [node for node in decoder.node if node.op_type == "Slice"]:
+        weight, end = nodes.constant(node.input[0]), nodes.giver(node.input[2], "Shape")
+        if weight is not None and len(weight) == FRAMES and end is not None and end.input[0] == "x":
+            decoder.node.remove(node)
+            _rename(nodes, node.output[0], node.input[0])
 
 
 def merge_keys_values(cross_attention: onnx.GraphProto) -> None:

@@ -24,6 +24,7 @@ from notewave.backends.graphs.lean import (
     merge_heads,
     merge_keys_values,
     take_bias,
+    take_whole,
 )
 from notewave.backends.graphs.typed import ELEMENTS, load_graph, type_graph
 from notewave.errors import BackendError, OutputError
@@ -46,6 +47,7 @@ def gpu_graph(voice: Voice, network: str, precision: str, narrow_norms: bool = F
     if network in ("note_encoder", "context_encoder", "decoder"):
         merge_heads(graph, size.heads)
     if network == "decoder":
+        take_whole(graph)
         take_bias(graph)
         fold_film(graph, size)
     elif network == "cross_attention":

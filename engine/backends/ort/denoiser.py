@@ -59,6 +59,9 @@ class Denoiser:
     def __init__(self, voice: Voice, networks: Networks, buffers: Buffers, job: Job) -> None:
         self._voice, self._networks, self._buffers, self._job = voice, networks, buffers, job
         self._film = networks.film(job)
+        self._frames = FRAMES  # that the decoder is given: of a window those that matter, half of them or fewer
+        if job.windows and networks["decoder"].takes_parts:
+            self._frames = job.windows.length
 
     def encode_context(self, mel: FloatArray) -> FloatArray:
         """What the songs' frames before, [B, C, M] and bounded, are to the decoder: [B, C, D]. Raises VoiceError."""
@@ -102,33 +105,37 @@ class Denoiser:
         draw: fills [B, T, M] with noise, by the draw's number. played [B, P, M]: the mel of the first frames, if known.
         """
         buffers, job = self._buffers, self._job
-        passes = [self._bind("decoder", buffers.prediction)]
+        x, noises, prediction, unconditional, x0_previous = (
+            memory[:, : self._frames]
+            for memory in (buffers.x, buffers.noise, buffers.prediction, buffers.unconditional, buffers.x0_previous)
+        )
+        passes = [self._bind("decoder", x, prediction)]
         if job.guided:
-            passes.append(self._bind("unconditional_decoder", buffers.unconditional))
+            passes.append(self._bind("unconditional_decoder", x, unconditional))
 
         def predict(step: int) -> tuple[FloatArray, FloatArray | None]:
             for network, session, binding in passes:
                 _bind(binding.bind_input, "film", self._film[step : step + 1])
                 with job.watched(network):
                     session.run_with_iobinding(binding)
-            return buffers.prediction, buffers.unconditional if job.guided else None
+            return prediction, unconditional if job.guided else None
 
         def noise(number: int) -> FloatArray:
-            draw(number, buffers.noise)
-            return buffers.noise
+            draw(number, noises)
+            return noises
 
-        draw(0, buffers.x)
+        draw(0, x)
         denoise(
             job.table,
-            buffers.x,
+            x,
             predict,
             noise,
             guidance=job.guidance,
-            x0_previous=buffers.x0_previous,
+            x0_previous=x0_previous,
             played=played,
             on_step=job.on_step,
         )
-        return buffers.x
+        return x
 
     def vocode(self, mel: FloatArray, frame: int) -> FloatArray:
         """See ``notewave.backends.protocol.Backend.vocode``, watched as the job says."""
@@ -142,12 +149,12 @@ class Denoiser:
         with self._job.watched(network):
             return opened.run(inputs)[0]
 
-    def _bind(self, network: str, prediction: FloatArray) -> tuple[str, Any, Any]:
+    def _bind(self, network: str, x: FloatArray, prediction: FloatArray) -> tuple[str, Any, Any]:
         """A decoder's name, its session, and a binding of everything but the step's FiLM."""
         buffers = self._buffers
         session = self._networks[network].session
         binding = session.io_binding()
-        _bind(binding.bind_input, "x", buffers.x)
+        _bind(binding.bind_input, "x", x)
         _bind(binding.bind_output, "prediction", prediction)
         if network == "decoder":
             _bind(binding.bind_input, "mask", buffers.mask)

@@ -107,5 +107,5 @@ class _Noise:
         self._first = first
 
     def fill(self, draw: int, out: FloatArray) -> None:
-        """One draw [1, T, M]."""
-        out[0] = self._noise[draw]
+        """One draw [1, T, M], of the window's first frames."""
+        out[0] = self._noise[draw, : out.shape[1]]

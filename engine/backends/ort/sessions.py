@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from notewave.backends.ort.providers import CPU
 from notewave.errors import VoiceError
 from notewave.sampling.job import Job
-from notewave.sound.mel import FloatArray
+from notewave.sound.mel import FRAMES, FloatArray
 from notewave.voice.contracts import Axis, Contract
 from notewave.voice.files import graph_name
 from notewave.voice.folder import Voice
@@ -52,6 +52,17 @@ class Network:
             raise VoiceError(f"{path} does not load in ONNX Runtime ({error}). Export the voice again.") from error
         self._path, self._contract = path, contract
         check_contract(path, contract, self.session)
+
+    @property
+    def takes_parts(self) -> bool:
+        """Whether its segments may be shorter; decoders once took whole ones only."""
+        frames = [
+            size
+            for tensor, node in zip(self._contract.inputs, self.session.get_inputs(), strict=True)
+            for axis, size in zip(tensor.shape, node.shape, strict=True)
+            if axis == "T"
+        ]
+        return all(isinstance(size, str) for size in frames)
 
     def run(self, inputs: dict[str, NDArray[Any]]) -> list[FloatArray]:
         """Run on host arrays, into new host arrays; raises VoiceError when these have other shapes than is due."""
@@ -205,11 +216,11 @@ _ORT_TYPES = {name: f"tensor({name})" for name in ("float16", "bfloat16", "int32
 
 
 def _fits(expected: tuple[Axis, ...], actual: list[int | str | None], kind: str) -> bool:
-    """Whether fixed axes agree, and no dynamic axis of an input is fixed, save a batch of one song."""
+    """Whether fixed axes agree, and no dynamic axis of an input is fixed, save one song or all frames of a segment."""
 
     def agree(want: Axis, have: int | str | None) -> bool:
         if isinstance(want, int):
             return want == have
-        return kind == "outputs" or not isinstance(have, int) or (want, have) == ("B", 1)
+        return kind == "outputs" or not isinstance(have, int) or (want, have) in (("B", 1), ("T", FRAMES))
 
     return len(expected) == len(actual) and all(map(agree, expected, actual))
