@@ -18,12 +18,13 @@ import notewave
 from notewave import ArgumentError, Live, SamplingError, Synthesizer, VoiceError
 from notewave.kernels.reference import advance, philox_normal
 from notewave.live.fit import _tokens, fit
-from notewave.live.hops import Hop
+from notewave.live.hops import Hop, Hops
 from notewave.live.pace import Pace
 from notewave.live.stitch import FADE_SECONDS, Stitch
 from notewave.sampling.loop import denoise
 from notewave.sampling.windows import BACK, LEAD, REMADE, Place, Windows
 from notewave.song.dialect import PUBLISHED
+from notewave.song.playing import Deed, Event, Key, Playing
 from notewave.sound.mel import FRAMES, HOP, MELS, SAMPLE_RATE, FloatArray, from_network
 from notewave.sound.stream import VocoderTraits
 from notewave.voice.contracts import keys_values
@@ -401,6 +402,25 @@ def test_a_late_hop_is_counted_and_covered_and_the_next_ones_catch_up(singer: Sy
     for join in range(1, len(heard) - 12):  # no click
         around = step[join * live.hop_samples - 5 : join * live.hop_samples + 5]
         assert around.max() <= 1.2 * step[: 2 * live.hop_samples].max()
+
+
+def test_after_a_gap_longer_than_a_window_play_begins_anew(singer: Synthesizer) -> None:
+    """What was played lies before what a window is told, and what was foreseen ends before it."""
+    windows = Windows.of(singer.voice.vocoder, 4)
+    job = dataclasses.replace(singer._job({"steps": 1, "guidance": 1.0, "seed": 0}), windows=windows)
+
+    def made(*numbers: int) -> FloatArray:
+        playing = Playing(singer.voice.dialect, 2048)
+        playing.put(Event(0, Deed.ON, Key(48, 60, False), 80))
+        playing.advance(0, 1)
+        hops = Hops(singer._backend, singer.voice, job, playing)
+        with contextlib.closing(hops):
+            return [hops.make(number) for number in numbers][-1].samples
+
+    most = windows.length // windows.hop
+    assert np.abs(made(most + 2)).max() > 0.01
+    np.testing.assert_array_equal(made(0, 1, most + 2), made(most + 2))
+    assert not np.array_equal(made(0, 1, most + 1), made(most + 1)), "as far as it was foreseen, it goes on"
 
 
 def test_what_happens_sounds_later_by_the_latency(singer: Synthesizer) -> None:

@@ -59,7 +59,7 @@ class Denoiser:
     def __init__(self, voice: Voice, networks: Networks, buffers: Buffers, job: Job) -> None:
         self._voice, self._networks, self._buffers, self._job = voice, networks, buffers, job
         self._film = networks.film(job)
-        self._frames = FRAMES  # that the decoder is given: of a window those that matter, half of them or fewer
+        self._frames = FRAMES  # that the decoder is given: of a window those that matter
         if job.windows and networks["decoder"].takes_parts:
             self._frames = job.windows.length
 
