@@ -45,32 +45,13 @@ def vocoded_voice(reference_voice: Path, tmp_path_factory: pytest.TempPathFactor
 def whole_voice(vocoded_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The vocoded voice as voices were once: its decoders take whole segments only."""
     from notewave.export import convert
-    from notewave.export.graphs.restore import restore_voice
     from notewave.sound.mel import FRAMES
-    from notewave.voice.contracts import Contract, Dimensions, Tensor, contracts
-    from notewave.voice.folder import Voice
+    from notewave.voice.contracts import contracts
 
-    def whole(tensor: Tensor) -> Tensor:
-        return dataclasses.replace(tensor, shape=tuple(FRAMES if axis == "T" else axis for axis in tensor.shape))
-
-    def once(size: Dimensions) -> dict[str, Contract]:
-        return {
-            name: Contract(tuple(map(whole, contract.inputs)), tuple(map(whole, contract.outputs)))
-            for name, contract in contracts(size).items()
-        }
-
-    voice = Voice.load(vocoded_voice)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convert, "contracts", once)
-        return convert.export_voice(
-            restore_voice(voice),
-            tmp_path_factory.mktemp("voices") / "whole",
-            name=voice.name,
-            licence=voice.licence,
-            provenance=voice.provenance,
-            prediction=voice.prediction,
-            schedule=voice.schedule,
-            sampling=voice.sampling,
-            dialect=voice.dialect,
-            vocoder=voice,
-        ).folder
+        patch.setattr(
+            convert,
+            "contracts",
+            lambda size: {name: contract.fixed({"T": FRAMES}) for name, contract in contracts(size).items()},
+        )
+        return convert.export_checkpoint(vocoded_voice, tmp_path_factory.mktemp("voices") / "whole").folder

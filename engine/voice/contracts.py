@@ -11,7 +11,7 @@ width, L decoder layers, S denoising steps, V frames given to the vocoder at onc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from notewave.checks import is_integer, quoted
 from notewave.errors import VoiceError
@@ -62,6 +62,10 @@ class Tensor:
         """Its shape when the axes of these letters have these sizes. Raises KeyError where one has none."""
         return tuple(_size(axis, sizes) for axis in self.shape)
 
+    def fixed(self, sizes: Mapping[str, int]) -> Tensor:
+        """The same, its axes of these letters being of these sizes."""
+        return replace(self, shape=tuple(sizes.get(str(axis), axis) for axis in self.shape))
+
     def takes(self, shape: Sequence[int], sizes: Mapping[str, int]) -> bool:
         """Whether an array of this shape fits; axes of letters without a size take any."""
         known = [axis if isinstance(axis, int) or axis.rpartition("*")[2] in sizes else None for axis in self.shape]
@@ -76,6 +80,10 @@ class Contract:
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+
+    def fixed(self, sizes: Mapping[str, int]) -> Contract:
+        """The same, axes of these letters being of these sizes."""
+        return Contract(*(tuple(one.fixed(sizes) for one in each) for each in (self.inputs, self.outputs)))
 
     def sizes(self, inputs: Mapping[str, Sequence[int]]) -> dict[str, int]:
         """Sizes of the dynamic axes, by letter, that inputs of these shapes give."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -18,7 +17,7 @@ from notewave.export.graphs.precision import store_half, weight_of
 from notewave.export.graphs.translate import export_graph
 from notewave.export.networks import SpectrogramDiffusion, modules
 from notewave.export.vocoders import Tonewheel
-from notewave.voice.contracts import Contract, Tensor
+from notewave.voice.contracts import Contract
 from notewave.voice.folder import Voice
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -76,21 +75,13 @@ def restore_module(module: Module, voice: Voice, network: str) -> Module:
 
 
 def _as_declared(contract: Contract, graph: ir.Graph) -> Contract:
-    """A contract, whose inputs are fixed where a graph's are: decoders once took whole segments only."""
-    declared = {
-        value.name: [size if isinstance(size, int) else None for size in value.shape or ()] for value in graph.inputs
-    }
-    fixed = {
-        axis: size
-        for tensor in contract.inputs
-        for axis, size in zip(tensor.shape, declared.get(tensor.name, ()), strict=False)
-        if axis == "T" and size
-    }
-
-    def at(tensor: Tensor) -> Tensor:
-        return dataclasses.replace(tensor, shape=tuple(fixed.get(str(axis), axis) for axis in tensor.shape))
-
-    return Contract(tuple(map(at, contract.inputs)), tuple(map(at, contract.outputs)))
+    """A contract, its segments' frames fixed where a graph's are: decoders once took whole segments only."""
+    declared = [
+        (axis, size)
+        for tensor, value in zip(contract.inputs, graph.inputs, strict=True)
+        for axis, size in zip(tensor.shape, value.shape or (), strict=False)
+    ]
+    return contract.fixed({axis: size for axis, size in declared if axis == "T" and isinstance(size, int)})
 
 
 def _weights(graph: ir.Graph) -> dict[Place, NDArray[np.generic]]:

@@ -22,10 +22,11 @@ def gpu_contracts(voice: Voice, precision: str) -> dict[str, Contract]:
     """Contract of each network of a voice at a precision, in the order in which they run."""
     known, size, low = voice.contracts(), voice.dimensions, PRECISIONS[precision]
     merged = tuple(Tensor(tensor.name, low, ("B", "J", size.heads * size.head_width)) for tensor in keys_values(size))
-    x, _, mask, *_ = (_whole(tensor) for tensor in known["decoder"].inputs)
+    decoder = known["decoder"].fixed({"T": FRAMES})
+    x, _, mask, *_ = decoder.inputs
     bias = Tensor("bias", low, ("B", 1, FRAMES, "J"))
     rows = tuple(Tensor(film_row(row), low, (size.width,)) for row in range(film_rows(voice)))
-    (prediction,) = (_whole(tensor) for tensor in known["decoder"].outputs)
+    (prediction,) = decoder.outputs
     film = Tensor("film", low, ("S", size.decoder_layers, 2, 2, film_stride(size.width)))
     return {
         "note_encoder": known["note_encoder"],
@@ -35,11 +36,6 @@ def gpu_contracts(voice: Voice, precision: str) -> dict[str, Contract]:
         "decoder": Contract((x, *rows, bias, *merged), (dataclasses.replace(prediction, dtype=low),)),
         **({"vocoder": known["vocoder"]} if "vocoder" in known else {}),
     }
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """The same, of whole segments."""
-    return dataclasses.replace(tensor, shape=tuple(FRAMES if axis == "T" else axis for axis in tensor.shape))
 
 
 def film_rows(voice: Voice) -> int:
