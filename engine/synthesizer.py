@@ -19,6 +19,7 @@ from notewave.backends.protocol import DeviceFacts
 from notewave.checks import is_integer, quoted
 from notewave.errors import ArgumentError, MidiError, SamplingError, VoiceError
 from notewave.live.live import Live, open_live
+from notewave.sampling.context import check_mel
 from notewave.sampling.job import Job, make_job
 from notewave.sampling.options import SamplingOptions, check_seed
 from notewave.session import NO_SEGMENTS, Session, Vocoder, check_numbers, check_tokens, sing_each
@@ -26,7 +27,7 @@ from notewave.song.dialect import Tokens
 from notewave.song.midi import MidiSource, tokenize
 from notewave.sound.audio import Audio
 from notewave.sound.griffin_lim import GriffinLim
-from notewave.sound.mel import FRAMES, MELS, SAMPLE_RATE, FloatArray
+from notewave.sound.mel import FRAMES, SAMPLE_RATE, FloatArray
 from notewave.sound.stream import VocoderStream
 from notewave.voice.folder import Voice
 
@@ -40,7 +41,6 @@ DEFAULT_VOICE = "band"
 GRIFFIN_LIM = "griffin-lim"
 MAX_THREADS = 1024
 ALIKE = 0.5  # of the longest song's length, that others need to be sung beside it: ended ones cost as much as it
-MAX_LOG_MEL = 50.0  # either way; the loudest magnitude is MAGNITUDE_MAX, 18 in its logarithm
 
 
 class Synthesizer:
@@ -149,7 +149,7 @@ class Synthesizer:
         Raises SamplingError for what is no such mel, VoiceError when the voice has no vocoder, or one that gives what
         is no finite number.
         """
-        mel = _check_mel(mel)
+        mel = check_mel(mel)
         vocoder = VocoderStream(*self._vocoder())
         parts = [mel[start : start + FRAMES] for start in range(0, len(mel), FRAMES)]
         chunks = [vocoder.push(part, last=index == len(parts) - 1) for index, part in enumerate(parts)]
@@ -169,14 +169,17 @@ class Synthesizer:
         hop: frames of 20 ms that are made at once, by default the fewest that this machine makes in time, which is
         measured for a moment. back: frames that the networks see before them, by default 96 where there is room for as
         many. rate: of the sound in Hz, a multiple of 50. real_time: whether hops are made by the clock, or when they
-        are read. options: as in ``stream``, but for noise; steps and guidance are 1 if left out where the voice
-        predicts the mel itself. Errors as in ``stream``; ArgumentError for a hop, back or rate that there cannot be.
+        are read. options: as in ``stream``, but for noise and context; steps and guidance are 1 if left out where the
+        voice predicts the mel itself. Errors as in ``stream``; ArgumentError for a hop, back or rate that there cannot
+        be.
         """
         if self._griffin_lim is not None:
             raise VoiceError(f"{GRIFFIN_LIM} needs the whole song: it cannot be played live. Take the voice's vocoder.")
         self._vocoder()
         if options.get("noise") is not None:
             raise SamplingError("noise was given for live play, whose length nobody knows. Give a seed.")
+        if options.get("context") is not None:
+            raise SamplingError("a context was given for live play, which begins with silence. Leave it out.")
         if self.voice.prediction == "x0":
             for name in ("steps", "guidance"):
                 options[name] = 1 if options.get(name) is None else options[name]
@@ -310,14 +313,3 @@ def _check_provider_options(options: Mapping[str, Any]) -> dict[str, Any]:
                 "boolean."
             )
     return dict(options)
-
-
-def _check_mel(mel: FloatArray) -> FloatArray:
-    if not isinstance(mel, np.ndarray) or mel.dtype.kind != "f" or mel.shape[1:] != (MELS,) or not len(mel):
-        raise SamplingError(f"the mel is {quoted(mel)}; it must be floats [frames, {MELS}], as spectrogram gives them.")
-    if not (np.abs(mel) <= MAX_LOG_MEL).all():
-        raise SamplingError(
-            f"the mel has values that are no numbers or beyond {MAX_LOG_MEL:g} either way; it must be a natural "
-            "logarithm of magnitudes, as spectrogram gives it."
-        )
-    return mel.astype(np.float32, copy=False)

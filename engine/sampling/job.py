@@ -24,6 +24,7 @@ class Job:
     guidance: float
     seeds: tuple[int, ...]  # one a song: B
     noise: FloatArray | None  # [draws, T, M] in drawing order, instead of the seeds' noise; B is 1 then
+    context: FloatArray | None = None  # [T, M] in the networks' range, that each song goes on from
     on_step: Callable[[], object] | None = None  # called after every denoising step
     on_network: Watch | None = None
     windows: Windows | None = None  # of live play, in the place of segments
@@ -68,4 +69,4 @@ def make_job(
     given = (chosen["seed"],) if seeds is None else tuple(check_seed("a seed", seed) for seed in seeds)
     if not given or (noise is not None and len(given) != 1):
         raise SamplingError(f"there are {len(given)} seeds; there must be one a song, and with given noise one song.")
-    return Job(table, chosen["guidance"], given, noise, chosen.get("on_step"), chosen.get("on_network"))
+    return Job(table, chosen["guidance"], given, noise, *map(chosen.get, ("context", "on_step", "on_network")))

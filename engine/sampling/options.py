@@ -11,6 +11,7 @@ import numpy as np
 
 from notewave.checks import as_array, is_integer, is_number, quoted, require
 from notewave.errors import SamplingError
+from notewave.sampling.context import Context, network_context
 from notewave.sampling.samplers import SAMPLERS
 from notewave.sampling.schedule import MAX_TRAIN_STEPS
 from notewave.sound.mel import FRAMES, MELS, FloatArray
@@ -45,6 +46,7 @@ class SamplingOptions(TypedDict, total=False):
     guidance: float | None  # classifier-free guidance weight; 1 is none, and costs nothing
     seed: int  # 0 (the default) to 2**64 - 1; the same seed gives the same song on every backend
     noise: FloatArray | None  # [draws, FRAMES, MELS] in drawing order, instead of the seed's noise
+    context: Context | None  # sound, a file of it or a log-mel, whose last 5.12 s the song goes on from
     on_step: Callable[[], object] | None  # called after every denoising step
     on_network: Watch | None  # by a network's name, the context that each run of it is in which the host waits for
 
@@ -91,6 +93,10 @@ def _check_guidance(name: str, guidance: Any) -> float:
     return float(guidance)
 
 
+def _check_context(name: str, context: Any) -> FloatArray:
+    return network_context(context)
+
+
 def _check_call(name: str, call: Any) -> Any:
     if not callable(call):
         takes = "without arguments" if name == "on_step" else "of a network's name"
@@ -101,6 +107,7 @@ def _check_call(name: str, call: Any) -> Any:
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "guidance": _check_guidance,
     "seed": check_seed,
+    "context": _check_context,
     "on_step": _check_call,
     "on_network": _check_call,
 }

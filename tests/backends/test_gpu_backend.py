@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import threading
 from pathlib import Path
@@ -35,6 +36,17 @@ def test_given_noise(voice: Voice, home: Path, segments: list[Tokens]) -> None:
     work = job(voice, noise=noise)
     mine, cpu = (sung(b, work, [segments]) for b in (opened(voice)[0], OrtBackend(voice, 1)))
     np.testing.assert_allclose(mine, cpu, rtol=0, atol=TOLERANCE)
+
+
+def test_songs_go_on_from_what_was_given(voice: Voice, home: Path, segments: list[Tokens]) -> None:
+    """Each of them, by every run that is given something, and none by those after it."""
+    context = np.random.default_rng(0).uniform(-1, 1, (FRAMES, MELS)).astype(np.float32)
+    given = dataclasses.replace(job(voice, seeds=(3, 4)), context=context)
+    songs, (backend, _) = [segments[:2], segments[1:]], opened(voice)
+    for work in (given, job(voice, seeds=(3, 4)), given):
+        mine, cpu = (sung(b, work, songs) for b in (backend, OrtBackend(voice, 1)))
+        np.testing.assert_allclose(mine, cpu, rtol=0, atol=TOLERANCE)
+    assert not np.allclose(mine, sung(backend, job(voice, seeds=(3, 4)), songs), atol=0.01)
 
 
 def test_songs_side_by_side_are_the_songs_alone(voice: Voice, home: Path, segments: list[Tokens]) -> None:
@@ -295,7 +307,7 @@ def test_a_gpu_that_fails_as_a_run_begins_leaks_nothing(
         def fails(*_: object) -> None:
             raise BackendError("the GPU failed")
 
-        patch.setattr(device, "clear", fails)
+        patch.setattr(device, "upload", fails)
         with pytest.raises(BackendError, match="the GPU failed"), backend.start(job(voice)):
             pass
     assert not device.memories, "buffers in a state that nobody knows are no other run's"

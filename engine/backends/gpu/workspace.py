@@ -124,13 +124,10 @@ class Workspace:
         if schedule != self._schedule:
             self._put_schedule(job.table)
             self._schedule = schedule
-        if self.shape.windows is None:
-            self.device.clear(self.address["context_mel"], self.shape.mel_bytes, self.stream)
-            return
-        silence = self.slots[0].mel
-        silence.fill(SILENCE)
-        for before in ("context_mel", "x"):
-            self.device.upload(self.address[before], silence, self.stream)
+        before, regions = self.slots[0].mel, ("context_mel", "x") if self.shape.windows else ("context_mel",)
+        before[...] = SILENCE if job.context is None else job.context
+        for region in regions:
+            self.device.upload(self.address[region], before, self.stream)
 
     def stage(self, slot: Slot, job: Job, told: Told, tokens: NDArray[np.int32]) -> None:
         """Send a segment's or window's control, tokens [B, N], mask [B, J] and given noise [draws, T, M] to the device.
@@ -145,7 +142,8 @@ class Workspace:
         mask = slot.staging.view("mask", np.float32, (batch, length + FRAMES))
         lowest = np.finfo(np.float32).min
         mask[:, :length] = np.where(tokens == PAD, lowest, 0.0)
-        mask[:, length:] = 0.0 if told.segment or windows else lowest
+        has_context = told.segment or windows or job.context is not None
+        mask[:, length:] = 0.0 if has_context else lowest
         if windows:
             slot.staging.view("frame", np.int64, (1,))[...] = told.frame + windows.heard.start
         if job.noise is not None:

@@ -125,7 +125,9 @@ class OrtRun(Run):
     def _denoise(self, tokens: Sequence[Tokens]) -> FloatArray:
         """The next segment of each song -> its mel [B, T, M], in the buffers."""
         denoiser, segment = self._denoiser, self._segment
-        context = denoiser.encode_context(mel_to_context(self._buffers.x)) if segment else None
-        denoiser.encode(tokens, context, segment)
+        before = mel_to_context(self._buffers.x) if segment else self._job.context
+        if before is not None:
+            before = denoiser.encode_context(np.broadcast_to(before, self._buffers.x.shape))
+        denoiser.encode(tokens, before, segment)
         self._segment += 1
         return denoiser.denoise(lambda number, out: self._job.draw(segment, number, out))
