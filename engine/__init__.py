@@ -21,9 +21,13 @@ if TYPE_CHECKING:
         VoiceError,
     )
     from notewave.live.live import Live, LiveStats
+    from notewave.song import edits
     from notewave.song.dialect import Dialect
+    from notewave.song.editing import Edits
     from notewave.song.midi import Reading, examine, read, tokenize
     from notewave.song.notes import Notes
+    from notewave.song.parts import parts
+    from notewave.song.writing import to_midi
     from notewave.sound.audio import Audio
     from notewave.synthesizer import Synthesizer
     from notewave.voice.folder import Voice
@@ -34,6 +38,7 @@ __all__ = [
     "Audio",
     "BackendError",
     "Dialect",
+    "Edits",
     "Live",
     "LiveStats",
     "MidiError",
@@ -48,8 +53,11 @@ __all__ = [
     "Voice",
     "VoiceError",
     "bundled_voices",
+    "edits",
     "examine",
+    "parts",
     "read",
+    "to_midi",
     "tokenize",
     "voices",
     "voices_folder",
@@ -64,12 +72,15 @@ _HOMES = {
     "voices": "voice.library",
     "voices_folder": "voice.library",
     "Dialect": "song.dialect",
+    "Edits": "song.editing",
     "Live": "live.live",
     "LiveStats": "live.live",
     "Notes": "song.notes",
     "Reading": "song.midi",
     "examine": "song.midi",
+    "parts": "song.parts",
     "read": "song.midi",
+    "to_midi": "song.writing",
     "tokenize": "song.midi",
 }
 
@@ -77,6 +88,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'notewave' has no attribute {name!r}")
+    if name == "edits":
+        return import_module("notewave.song.edits")
     return getattr(import_module(f"notewave.{_HOMES.get(name, 'errors')}"), name)
 
 

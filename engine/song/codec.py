@@ -43,6 +43,7 @@ STEPS_PER_FRAME = STEPS_PER_SECOND * HOP // SAMPLE_RATE
 SEGMENT_STEPS = round(SEGMENT_SECONDS * STEPS_PER_SECOND)
 MOST_ROWS = 1 << 16  # written at once, or those of one segment: a few hundred bytes each
 
+_Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
 _Bools = NDArray[np.bool_]
 
@@ -54,13 +55,23 @@ def encode_notes(notes: Notes, dialect: Dialect = PUBLISHED, *, most_ties: int |
     segment in which more than most_ties notes sound on from before, the others are not written.
     """
     events = _events(notes, dialect)
-    frames = int(notes.seconds * SAMPLE_RATE) // HOP + 1
+    frames = int(to_frames(np.array(notes.seconds))) + 1
     count = -(-frames // FRAMES)
     # A last step rounded up past the last frame still belongs to the last segment.
     segment = np.minimum(events.step // SEGMENT_STEPS, count - 1)
     # As in the reference, segments after the last event's step tie what sounded just before that step.
     start = np.minimum(np.arange(count) * SEGMENT_STEPS, events.step.max(initial=0))
     return _segments(events, segment, np.arange(count) * SEGMENT_STEPS, _Ties(events, start), dialect, most_ties)
+
+
+def to_steps(seconds: _Floats) -> _Ints:
+    """The step of each time."""
+    return np.rint(seconds * STEPS_PER_SECOND).astype(np.int64)
+
+
+def to_frames(seconds: _Floats) -> _Ints:
+    """The frame in which each time lies."""
+    return (seconds * SAMPLE_RATE).astype(np.int64) // HOP
 
 
 def encode_window(notes: Notes, start: int, dialect: Dialect = PUBLISHED) -> Tokens:
@@ -134,7 +145,7 @@ def _events(notes: Notes, dialect: Dialect) -> _Events:
     seconds = np.concatenate([notes.offset_s[off], notes.onset_s[on]])
     order = np.argsort(seconds, kind="stable")  # at one time, offs come before ons
     velocity = np.concatenate([np.zeros_like(off), dialect.velocity_bin(notes.velocity[on])])[order]
-    step = np.rint(seconds * STEPS_PER_SECOND).astype(np.int64)[order]
+    step = to_steps(seconds)[order]
     note = np.concatenate([off, on])[order]
     return _Events(step, program[note], notes.pitch[note], velocity, notes.is_drum[note])
 

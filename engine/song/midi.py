@@ -19,6 +19,7 @@ import numpy as np
 from notewave.checks import counted, is_integer, is_number, quoted, shown
 from notewave.errors import ArgumentError, MidiError
 from notewave.inputs import BLOCK, read_regular
+from notewave.song.beats import Beats
 from notewave.song.channels import instruments
 from notewave.song.codec import MAX_TOKENS, encode_notes, limit_tokens
 from notewave.song.dialect import PUBLISHED, Dialect, Tokens
@@ -85,7 +86,11 @@ def read(song: MidiSource, *, strict: bool = False, max_bytes: int = MAX_BYTES) 
     which something is lost, such as one that breaks off. Raises MidiError for what cannot be read, is larger than
     max_bytes, or has no note; ArgumentError where max_bytes is no number.
     """
-    reading = examine(song, max_bytes=max_bytes)
+    return heed(examine(song, max_bytes=max_bytes), strict)
+
+
+def heed(reading: Reading, strict: bool) -> Notes:
+    """A reading's notes, with a warning of what was mended. Raises MidiError where something is lost and strict."""
     if reading.lost and strict:
         raise MidiError(
             f"{reading.name} is incomplete: {'; '.join(reading.lost)}. Export it anew, or pass strict=False to have "
@@ -104,6 +109,7 @@ class Reading:
     name: str  # as messages call it
     mended: tuple[str, ...] = ()  # what was mended: short phrases
     lost: tuple[str, ...] = ()  # those of them that tell of a loss
+    beats: Beats | None = None  # where they are, if the song says it
 
 
 def examine(song: MidiSource, *, max_bytes: int = MAX_BYTES) -> Reading:
@@ -131,11 +137,11 @@ def _examine(song: MidiSource, name: str, max_bytes: int) -> Reading:
         return Reading(song, name)
     # Whoever has a PrettyMIDI object has imported its module, which reading a file does not need.
     if isinstance(song, getattr(sys.modules.get("pretty_midi"), "PrettyMIDI", ())):
-        return Reading(held(_of_pretty_midi(song)), name)
-    events, clock, mended = parse(_load(song, max_bytes))
+        return Reading(held(_of_pretty_midi(song)), name, beats=_beats_of_pretty_midi(song))
+    events, clock, beats, mended = parse(_load(song, max_bytes))
     played, unended = instruments(events, clock)
     endless = f"{counted(unended, 'note')} without an end, ended by the end of the track"
-    return Reading(held(played), name, (*mended.odd, *mended.lost, *[endless] * bool(unended)), mended.lost)
+    return Reading(held(played), name, (*mended.odd, *mended.lost, *[endless] * bool(unended)), mended.lost, beats)
 
 
 def _load(song: str | os.PathLike[str] | bytes | BinaryIO, max_bytes: int) -> bytes:
@@ -173,6 +179,14 @@ def _read_stream(song: BinaryIO, max_bytes: int) -> bytearray:
 def _too_large(max_bytes: int) -> ValueError:
     size = f"{max_bytes >> 20} MiB" if max_bytes and not max_bytes % (1 << 20) else f"{max_bytes} bytes"
     return ValueError(f"it is larger than {size}; if it is meant to be, raise max_bytes (--max-bytes)")
+
+
+def _beats_of_pretty_midi(song: pretty_midi.PrettyMIDI) -> Beats | None:
+    """Where a PrettyMIDI object's beats are; nowhere if its tempos are none."""
+    start_s, per_minute = (np.asarray(column, np.float64) for column in song.get_tempo_changes())
+    if not len(start_s) or start_s[0] != 0 or not (np.diff(start_s) >= 0).all() or not (per_minute > 0).all():
+        return None
+    return Beats(start_s, 60.0 / per_minute)
 
 
 def _of_pretty_midi(song: pretty_midi.PrettyMIDI) -> list[Instrument]:

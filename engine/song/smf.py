@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from notewave.checks import counted
+from notewave.song.beats import Beats
 
 NOTE_OFF, NOTE_ON, CONTROL, PROGRAM, BEND = 0x8, 0x9, 0xB, 0xC, 0xE  # kinds: the upper half of a status byte
 DRUM_PART = 0xF  # a kind of ours: a system exclusive message that says whether a channel plays drums
@@ -65,14 +66,14 @@ class Mended:
     lost: tuple[str, ...] = ()
 
 
-def parse(data: bytes) -> tuple[Events, Clock, Mended]:
-    """A file's events, the clock of their ticks, and what was mended.
+def parse(data: bytes) -> tuple[Events, Clock, Beats | None, Mended]:
+    """A file's events, the clock of their ticks, its beats where it has any, and what was mended.
 
     Raises ValueError for what is no such file, or one whose header cannot be used.
     """
     reader = _Reader(data)
     reader.read()
-    return reader.events(), _clock(reader.division, reader.tempos()), reader.mended()
+    return reader.events(), *_clock(reader.division, reader.tempos()), reader.mended()
 
 
 @dataclass
@@ -289,8 +290,8 @@ def _variable_length(data: bytes, at: int) -> tuple[int, int]:
             return value, place
 
 
-def _clock(division: int, tempos: Sequence[_Tempo]) -> Clock:
-    """Ticks to seconds, in pretty_midi's arithmetic.
+def _clock(division: int, tempos: Sequence[_Tempo]) -> tuple[Clock, Beats | None]:
+    """Ticks to seconds, in pretty_midi's arithmetic, and where the beats are, if time is divided by them.
 
     division is the header's: ticks to the quarter note or, if negative, SMPTE frames and ticks to the frame.
     """
@@ -298,7 +299,7 @@ def _clock(division: int, tempos: Sequence[_Tempo]) -> Clock:
         rate, ticks_per_frame = -(division >> 8), division & 0xFF
         if rate not in _SMPTE_RATES or not ticks_per_frame:
             raise ValueError(f"its header divides time into {rate} frames of {ticks_per_frame} ticks")
-        return lambda ticks: ticks / (_SMPTE_RATES[rate] * ticks_per_frame)
+        return lambda ticks: ticks / (_SMPTE_RATES[rate] * ticks_per_frame), None
     if not division or not all(tempo for _, tempo in tempos):
         raise ValueError("it has a quarter note of 0 ticks or 0 microseconds")
     ticks, seconds_per_tick = [0], [60.0 / (120.0 * division)]
@@ -317,4 +318,4 @@ def _clock(division: int, tempos: Sequence[_Tempo]) -> Clock:
         result: _Floats = start_s[tempo] + scales[tempo] * (times - start[tempo])
         return result
 
-    return seconds
+    return seconds, Beats(start_s, scales * division)
