@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from notewave.benchmarks import live, peer, peer_gpu, quality, roofline, speed
+from notewave.benchmarks import context, live, peer, peer_gpu, quality, roofline, speed, stems
 
 SUBCOMMANDS = {  # summary, and the extras that have what it needs beside the runtime
     roofline: ("this machine's ceilings, and how near each stage comes", "export,plot"),
     peer: ("the same weights in diffusers' pipeline, in turn", "export,plot"),
     live: ("live play: latency, hops in time, and what it costs in quality", "evaluate"),
+    stems: ("the sum of a song's parts beside the mix", "evaluate"),
+    context: ("what a voice takes up of the sound that it goes on from", "evaluate"),
     quality: ("what each sampler, step count and guidance weight costs and gives", "evaluate"),
 }
 

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from notewave.errors import ToolError
 from notewave.song.notes import Notes
+from notewave.sound.distance import DB, in_range, mel_error, silence_of
 from notewave.sound.mel import FRAMES, HOP, SAMPLE_RATE
 
 ONSET_TOLERANCE_S = 0.05
 OVERLAP_FRAMES = 30  # that basic-pitch's windows share
 ONSET_THRESHOLD, FRAME_THRESHOLD, MIN_NOTE_FRAMES = 0.5, 0.3, 11  # basic-pitch's defaults
-DB = math.log(10) / 20  # nats of a decibel
-RANGE_DB = 78.0  # below a song's loudest value: what is softer is silence
 MOST_DB = 60  # by which a voice's level may differ from FluidSynth's
 PATCH_FRAMES, PATCH_STEP = 16, 8  # 0.32 s of mel, every 0.16 s
 PATCH_COSINES = (4, 64)  # slowest cosines along time and along mels that the embedding keeps
@@ -119,26 +118,6 @@ def drum_f1(mel: _Mel, notes: Notes) -> float:
     )
     found = librosa.onset.onset_detect(onset_envelope=flux, sr=SAMPLE_RATE, hop_length=HOP, units="time")
     return float(f_measure(strokes_s, found, window=ONSET_TOLERANCE_S)[0])
-
-
-def silence_of(mel: _Mel) -> float:
-    """The log-mel, in nats, at and below which a song with this true mel [T, M] is silent."""
-    return float(mel.max() - RANGE_DB * DB)
-
-
-def in_range(mel: _Mel, floor: float, level: float = 0.0) -> _Mel:
-    """A log-mel [T, M] that many nats louder, what is below the floor raised to it."""
-    return np.maximum(mel + np.float32(level), np.float32(floor))
-
-
-def mel_error(ours: _Mel, theirs: _Mel, level: float = 0.0) -> float:
-    """Mean absolute difference in nats of two log-mels [T, M], ours and the true one, over the frames that both have.
-
-    Ours is taken ``level`` nats louder. What the true one's range leaves out is silence in both.
-    """
-    frames, floor = min(len(ours), len(theirs)), silence_of(theirs)
-    difference = in_range(ours[:frames], floor, level) - in_range(theirs[:frames], floor)
-    return float(np.abs(difference).mean(dtype=np.float64))
 
 
 def best_level(ours: Sequence[_Mel], theirs: Sequence[_Mel]) -> float:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from notewave.benchmarks.jack import JackServer
 from notewave.benchmarks.jack_latency import FLUIDSYNTH, Instrument, measure
-from notewave.benchmarks.judges import best_level, mel_error, seam_score
+from notewave.benchmarks.judges import best_level, seam_score
 from notewave.benchmarks.live_play import HELD_SECONDS, SETTLED_SECONDS, beat, loudness_db, play, play_by_the_clock
 from notewave.benchmarks.quality import Judge
 from notewave.benchmarks.report import (
@@ -42,6 +42,7 @@ from notewave.benchmarks.songs import song_notes
 from notewave.export.material.fluidsynth import SOUNDFONT, fluidsynth
 from notewave.export.material.pieces import VELOCITY
 from notewave.song.notes import Notes
+from notewave.sound.distance import mel_error
 from notewave.sound.mel import FRAME_SECONDS, FRAMES, SAMPLE_RATE, FloatArray, log_mel
 from notewave.synthesizer import DEFAULT_VOICE, Synthesizer
 

@@ -13,13 +13,14 @@ import numpy as np
 import pretty_midi
 from numpy.typing import NDArray
 
-from notewave.benchmarks.judges import in_range, loudness_db, mel_error, silence_of
+from notewave.benchmarks.judges import loudness_db
 from notewave.benchmarks.songs import play_notes, play_song
 from notewave.export.material.ensembles import FIRST_KEY, LAST_KEY
 from notewave.sampling.options import SamplingOptions
 from notewave.song.dialect import Dialect, Tokens
 from notewave.song.midi import tokenize
 from notewave.song.notes import Notes
+from notewave.sound.distance import in_range, mel_error, silence_of
 from notewave.sound.mel import log_mel
 from notewave.synthesizer import Synthesizer
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from notewave.benchmarks.clock import add_clock_arguments, set_clock
-from notewave.benchmarks.judges import Transcriber, best_level, mel_error, seam_score
+from notewave.benchmarks.judges import Transcriber, best_level, seam_score
 from notewave.benchmarks.report import (
     Case,
     Result,
@@ -37,6 +37,7 @@ from notewave.export.material.fluidsynth import SOUNDFONT, check_fluidsynth
 from notewave.sampling.options import SamplingOptions
 from notewave.sampling.samplers import SAMPLERS
 from notewave.song.dialect import Dialect, Tokens
+from notewave.sound.distance import mel_error
 from notewave.sound.mel import SEGMENT_SECONDS
 from notewave.synthesizer import DEFAULT_VOICE, GRIFFIN_LIM, Synthesizer
 

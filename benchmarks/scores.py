@@ -11,22 +11,18 @@ from numpy.typing import NDArray
 
 from notewave.benchmarks.embedding import Musicnn
 from notewave.benchmarks.judges import (
-    DB,
     PitchedNotes,
     Transcriber,
     drum_f1,
     frechet_distance,
-    in_range,
-    mel_error,
     note_f1,
     patches,
     seam_score,
     silence_error,
-    silence_of,
 )
 from notewave.benchmarks.second_judge import PianoTranscriber, can_judge, written
 from notewave.benchmarks.songs import PlayedSong, Rendering
-from notewave.sound.distance import stft_loss
+from notewave.sound.distance import DB, in_range, mel_error, silence_of, stft_loss
 from notewave.sound.griffin_lim import GriffinLim
 from notewave.sound.mel import SEGMENT_SECONDS
 from notewave.synthesizer import Synthesizer

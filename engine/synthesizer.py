@@ -24,11 +24,12 @@ from notewave.sampling.job import Job, make_job
 from notewave.sampling.options import SamplingOptions, check_seed
 from notewave.session import NO_SEGMENTS, Session, Vocoder, check_numbers, check_tokens, sing_each
 from notewave.song.dialect import Tokens
-from notewave.song.midi import MidiSource, tokenize
+from notewave.song.midi import MAX_SECONDS, MidiSource, read, tokenize
 from notewave.sound.audio import Audio
 from notewave.sound.griffin_lim import GriffinLim
 from notewave.sound.mel import FRAMES, SAMPLE_RATE, FloatArray
 from notewave.sound.stream import VocoderStream
+from notewave.stems import Stems, stem_tokens
 from notewave.voice.folder import Voice
 
 if TYPE_CHECKING:
@@ -136,6 +137,17 @@ class Synthesizer:
             with self._open(group_job, mel=len(group[-1]) < len(group[0]), sound=True) as session:
                 sung.update(zip(places, map(Audio, sing_each(session, group, vocoder)), strict=True))
         return [sung[place] for place in range(len(songs))]
+
+    def stems(self, song: MidiSource, **options: Unpack[SamplingOptions]) -> Stems:
+        """Each part of a song alone, by its name, with the same options, and the mix: see ``notewave.stems.Stems``.
+
+        Arguments and errors as in ``stream``; tokens are no song here, since they are not told apart.
+        """
+        notes, dialect = read(song), self.voice.dialect
+        mix = tokenize(notes, dialect=dialect)
+        told = stem_tokens(notes, mix, dialect, MAX_SECONDS)
+        first, *others = self.render_batch([mix, *told.values()], **options)
+        return Stems(dict(zip(told, others, strict=True)), first)
 
     def spectrogram(self, song: Song, **options: Unpack[SamplingOptions]) -> FloatArray:
         """Log-mel float32 [256 frames a segment, 128 bins]; arguments and errors as in ``stream``, vocoder apart."""

@@ -13,6 +13,7 @@ from notewave.errors import ArgumentError, MidiError, OutputError, ToolError
 from notewave.export.material.excerpts import HELD_OUT
 from notewave.export.material.fluidsynth import SOUNDFONT, as_midi, fluidsynth
 from notewave.song.notes import Notes
+from notewave.sound import distance
 from notewave.sound.mel import FRAMES, MELS, SAMPLE_RATE, log_mel
 
 MIDI = Path(__file__).parent / "data" / "midi"
@@ -105,18 +106,18 @@ def random_mel(seed=0, frames=FRAMES):
 
 def test_mel_error_is_the_mean_difference_over_common_frames():
     mel = random_mel()
-    assert judges.mel_error(mel, mel) == 0.0
-    assert judges.mel_error(mel + np.float32(0.5), mel[:100]) == pytest.approx(0.5, abs=1e-6)
-    assert judges.mel_error(mel + np.float32(0.5), mel, level=-0.5) == pytest.approx(0.0, abs=1e-6)
+    assert distance.mel_error(mel, mel) == 0.0
+    assert distance.mel_error(mel + np.float32(0.5), mel[:100]) == pytest.approx(0.5, abs=1e-6)
+    assert distance.mel_error(mel + np.float32(0.5), mel, level=-0.5) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_one_level_is_found_for_all_songs():
     songs = [random_mel(seed) for seed in range(3)]
-    shifts = np.array([7, 7, 9]) * judges.DB
+    shifts = np.array([7, 7, 9]) * distance.DB
     sung = [song + np.float32(shift) for song, shift in zip(songs, shifts, strict=True)]
     level = judges.best_level(sung, songs)
-    assert level / judges.DB == pytest.approx(-7, abs=0.03)
-    errors_db = [judges.mel_error(*pair, level) / judges.DB for pair in zip(sung, songs, strict=True)]
+    assert level / distance.DB == pytest.approx(-7, abs=0.03)
+    errors_db = [distance.mel_error(*pair, level) / distance.DB for pair in zip(sung, songs, strict=True)]
     assert errors_db == pytest.approx([0, 0, 2], abs=0.05)
 
 
@@ -129,14 +130,14 @@ def test_what_lies_below_the_range_does_not_count():
     true = random_mel() - np.float32(20)
     true[0, 0] = 0.0  # the loudest, far above all others
     deaf = true + np.where(true < -10, np.float32(3), np.float32(0))
-    assert judges.mel_error(deaf, true) == 0.0
+    assert distance.mel_error(deaf, true) == 0.0
     audible = true.copy()
-    audible[1] = -judges.RANGE_DB * judges.DB + 2.0
-    assert judges.mel_error(audible, true) == pytest.approx(2.0 / FRAMES, rel=1e-5)
+    audible[1] = -distance.RANGE_DB * distance.DB + 2.0
+    assert distance.mel_error(audible, true) == pytest.approx(2.0 / FRAMES, rel=1e-5)
 
 
 def test_silence_error_is_what_sounds_where_nothing_should():
-    floor = -judges.RANGE_DB * judges.DB
+    floor = -distance.RANGE_DB * distance.DB
     true = np.full((FRAMES, MELS), floor - 1, np.float32)
     true[: FRAMES // 4] = 0.0
     ours = np.full_like(true, floor + 3)  # in all cells; those that should sound are another judge's
@@ -152,7 +153,7 @@ def test_silence_error_is_what_sounds_where_nothing_should():
 def test_loudness_is_mean_power_in_decibels():
     mel = np.log(np.array([[1.0, 1.0], [3.0, 1.0]], np.float32))
     assert judges.loudness_db(mel) == pytest.approx(10 * np.log10(3.0), abs=1e-5)
-    assert judges.loudness_db(mel + np.float32(judges.DB)) == pytest.approx(10 * np.log10(3.0) + 1, abs=1e-4)
+    assert judges.loudness_db(mel + np.float32(distance.DB)) == pytest.approx(10 * np.log10(3.0) + 1, abs=1e-4)
 
 
 def test_seam_score_is_the_jump_at_joins_over_the_jump_elsewhere():
