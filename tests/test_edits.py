@@ -16,10 +16,10 @@ from notes_at_random import columns, songs
 
 from notewave import ArgumentError, MidiError, Notes, examine, read, tokenize
 from notewave.song.beats import Beats
-from notewave.song.editing import Edits
+from notewave.song.editing import EDITS, Edits
 from notewave.song.edits import cut, merge, mute, quantise, remap, shift, solo, tempo, transpose, velocity
-from notewave.song.writing import to_midi
 from notewave.song.parts import find_parts, find_program, part_name, parts
+from notewave.song.writing import to_midi
 
 
 def song(*rows: tuple[float, float, int, bool]) -> Notes:
@@ -366,6 +366,23 @@ def test_grids_are_said_as_lengths_of_notes(said: str, step: float, midi_folder:
 def test_words_that_say_no_edit(name: str, word: str, fault: str) -> None:
     with pytest.raises(ArgumentError, match=fault):
         Edits.parse({name: [word]})
+
+
+WORDS = st.one_of(
+    st.text(st.characters(codec="latin-1")),
+    st.text("0123456789/.=-:,ts drums"),
+    st.one_of(st.floats(), st.integers()).map(str),
+)
+
+
+@given(songs(most=3), st.dictionaries(st.sampled_from(EDITS), st.lists(WORDS, max_size=2), max_size=3))
+def test_any_words_are_edits_or_are_refused(notes: Notes, words: dict[str, list[str]]) -> None:
+    try:
+        edited = Edits.parse(words).apply(notes)
+    except (ArgumentError, MidiError) as error:
+        assert str(error)
+    else:
+        assert len(edited)
 
 
 def test_what_is_strict_and_mended_stays_so(caplog: pytest.LogCaptureFixture, midi_folder: Any) -> None:

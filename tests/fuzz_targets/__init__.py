@@ -15,6 +15,7 @@ CORPUS = DATA / "fuzz"  # a folder for each target that has inputs which no code
 
 TARGETS = {  # name: module
     "midi": "fuzz_targets.midi",
+    "sound": "fuzz_targets.sound",
     "description": "fuzz_targets.description",
     "graph": "fuzz_targets.graph",
     "shapes": "fuzz_targets.shapes",
