@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from notewave.benchmarks import context, live, peer, peer_gpu, quality, roofline, speed, stems
+from notewave.benchmarks import context, live, page, peer, peer_gpu, quality, roofline, serve, speed, stems
 
 SUBCOMMANDS = {  # summary, and the extras that have what it needs beside the runtime
     roofline: ("this machine's ceilings, and how near each stage comes", "export,plot"),
@@ -12,6 +12,8 @@ SUBCOMMANDS = {  # summary, and the extras that have what it needs beside the ru
     live: ("live play: latency, hops in time, and what it costs in quality", "evaluate"),
     stems: ("the sum of a song's parts beside the mix", "evaluate"),
     context: ("what a voice takes up of the sound that it goes on from", "evaluate"),
+    serve: ("a server under many clients at once, good and bad ones: is every answer right?", "cpu,serve,plot"),
+    page: ("from the drop of a song on the page of a server to its first sound", "cpu,serve,plot"),
     quality: ("what each sampler, step count and guidance weight costs and gives", "evaluate"),
 }
 

@@ -36,6 +36,7 @@ ROOMS = (  # from the ground up; a module belongs to the first that its name beg
     ("notewave.backends.choose",),
     ("notewave.session",),
     ("notewave.live",),
+    ("notewave.stems",),
     ("notewave.synthesizer",),
     ("notewave.export.networks", "notewave.export.vocoders", "notewave.export.hub"),
     ("notewave.export.checkpoints",),
@@ -43,6 +44,8 @@ ROOMS = (  # from the ground up; a module belongs to the first that its name beg
     ("notewave.export.plans",),
     ("notewave.export.convert",),
     ("notewave.export.library",),
+    ("notewave.pipeline",),
+    ("notewave.serve",),
     ("notewave.export.material",),
     ("notewave.export.training",),
     ("notewave.benchmarks",),
@@ -136,7 +139,7 @@ def locked(name: str) -> dict[tuple[str, str], str]:
 def test_the_locks_hold_what_is_asked_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     render = ["cpu", "plot"]
-    extras = {"cpu": ["cpu"], "render": render, "develop": [*render, "rtx", "export", "train", "evaluate", "dev"]}
+    extras = {"cpu": ["cpu"], "render": render, "develop": [*render, "serve", "rtx", "export", "train", "evaluate", "dev"]}
     develop, torch = locked("develop"), locked("torch-cpu")
     for lock, names in extras.items():
         there = locked(lock)

@@ -93,12 +93,15 @@ def _fill_render(parser: argparse.ArgumentParser) -> None:
     )
     _add_voice(parser)
     _add_synthesis(parser)
-    _add_part(parser)
+    _add_context(parser)
+    _add_edits(parser)
     parser.add_argument(
         "--rate", metavar="HZ", type=int, default=SAMPLE_RATE, help=f"of the sound (default {SAMPLE_RATE})"
     )
     parser.add_argument("--play", action="store_true", help="on the sound card as it is made; -o writes a file, too")
     parser.add_argument("--plot", metavar="OUT.png", help="also draw the mel of what was rendered; or a folder/")
+    parser.add_argument("--stems", metavar="FOLDER", help="also each part alone, and the mix, a file each")
+    parser.add_argument("--midi-out", metavar="OUT.mid", help="also write the song as it was sung; or a folder/")
     _add_reading(parser)
     parser.set_defaults(run=render, card=None)
 
@@ -108,12 +111,13 @@ def _fill_play(parser: argparse.ArgumentParser) -> None:
     _add_device(parser)
     _add_voice(parser)
     _add_synthesis(parser)
-    _add_part(parser)
+    _add_context(parser)
+    _add_edits(parser)
     parser.add_argument(
         "--rate", metavar="HZ", type=int, help=f"of the sound (default {SAMPLE_RATE}, or one that the sound card takes)"
     )
     _add_reading(parser)
-    parser.set_defaults(run=play, out=None, plot=None, play=True)
+    parser.set_defaults(run=play, out=None, plot=None, stems=None, midi_out=None, play=True)
 
 
 def _fill_live(parser: argparse.ArgumentParser) -> None:
@@ -149,6 +153,19 @@ def _fill_live(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=live, vocoder=None)
 
 
+def _fill_serve(parser: argparse.ArgumentParser) -> None:
+    from notewave.cli.serve import add_arguments, serve
+
+    parser.add_argument(
+        "--voice",
+        action="append",
+        help=f"a voice's name or folder; may be repeated, and requests say which (default {DEFAULT_VOICE})",
+    )
+    _add_machine(parser)
+    add_arguments(parser)
+    parser.set_defaults(run=serve)
+
+
 def _add_voice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voice", default=DEFAULT_VOICE, help=f"a voice's name or folder (default {DEFAULT_VOICE})")
 
@@ -162,10 +179,16 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_part(parser: argparse.ArgumentParser) -> None:
-    """Which part of a song is meant."""
-    parser.add_argument("--start", metavar="S", type=float, default=0.0, help="begin there in the song, in seconds")
-    parser.add_argument("--end", metavar="S", type=float, help="end there in the song, in seconds")
+def _add_edits(parser: argparse.ArgumentParser) -> None:
+    """What is to be changed in a song."""
+    group = parser.add_argument_group(
+        "edits",
+        "Parts of a song are named by program (0 to 127), by General MIDI's name or family, as violin or strings, or "
+        "drums; several by commas, or by saying the option again.",
+    )
+    for name, (metavar, what) in _EDITS.items():
+        group.add_argument(f"--{name}", metavar=metavar, action="append", help=what)
+    group.add_argument("--merge", metavar="SONG.mid", action="append", default=[], help="another song, sung beside it")
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
@@ -299,6 +322,10 @@ def _add_synthesis(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vocoder", choices=[GRIFFIN_LIM], help="in the place of the voice's own")
 
 
+def _add_context(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--context", metavar="SOUND.wav", help="go on from the last 5.12 s of a sound")
+
+
 def _add_steps(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="denoising steps (default: the voice's)")
     parser.add_argument("--guidance", type=float, help="guidance weight, 1 for none (default: the voice's)")
@@ -315,10 +342,24 @@ def _capability(text: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
+_EDITS = {  # of ``notewave.Edits``: what is said to each, and what it does
+    "start": ("S", "begin there in the song, in seconds"),
+    "end": ("S", "end there in the song, in seconds"),
+    "mute": ("PART", "leave parts out"),
+    "solo": ("PART", "only these parts"),
+    "remap": ("PART=PROGRAM", "play a part by another program, as 0=48; or drum keys by others, as drums:38=40"),
+    "transpose": ("N", "semitones higher, or lower"),
+    "tempo": ("X", "times as fast"),
+    "quantise": ("STEP", "begin notes on the nearest 1/16 of the song's own beats, 1/8t for triplets, or of 0.1s"),
+    "shift": ("S", "seconds later; or earlier, and what is before 0 is cut off"),
+    "velocity": ("X", "strike all notes so many times as hard, for voices with dynamics"),
+}
+
 _COMMANDS = {  # summary, grammar, and the extras that have what it needs beside the runtime
     "render": ("turn MIDI files into sound", _fill_render, "cpu"),
     "play": ("play MIDI files on the sound card, as they are made", _fill_play, "cpu,live"),
     "live": ("play a voice from a MIDI keyboard", _fill_live, "cpu,live"),
+    "serve": ("serve voices over HTTP, with a page to hear them on", _fill_serve, "cpu,serve"),
     "info": ("say what a voice is and check its files, or what a song is", _fill_info, "cpu"),
     "voices": ("list the voices that have a name, or add one", _fill_voices, "cpu"),
     "export": ("make a voice of a checkpoint", _fill_export, "export"),

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, cast
 
 from notewave.errors import MidiError
 from notewave.files import named_descriptor
+from notewave.song.editing import EDITS, Edits
 
 STANDARD = "-"  # in the place of a path: standard input, or standard output
 
@@ -23,7 +24,13 @@ def synthesizer_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
     """Arguments of its ``stream``, beside the song."""
-    return {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "seed")}
+    return {name: getattr(options, name, None) for name in ("sampler", "steps", "guidance", "seed", "context")}
+
+
+def edits_of(options: argparse.Namespace) -> Edits:
+    """What is to be changed in the songs. Raises ArgumentError."""
+    given = {name: getattr(options, name) for name in EDITS}
+    return Edits.parse({name: words if isinstance(words, list) else [words] for name, words in given.items() if words})
 
 
 def song_source(song: str) -> str | BinaryIO:

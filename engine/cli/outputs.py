@@ -13,9 +13,10 @@ from pathlib import Path
 from notewave.checks import shown
 from notewave.cli.options import STANDARD
 from notewave.errors import ArgumentError, OutputError
-from notewave.files import STANDARD_OUTPUT, descriptor_of, identity, is_stream
+from notewave.files import STANDARD_OUTPUT, check_writable, descriptor_of, identity, is_stream
 from notewave.sound.audio import check_sound
 from notewave.sound.plot import check_picture
+from notewave.stems import MIX
 
 _HERE = ""
 _SEPARATORS = ("/", os.sep)
@@ -28,6 +29,8 @@ class Task:
     song: str  # a path, or STANDARD
     out: str | None  # its sound's path; None where it is only played
     plot: str | None  # its picture's
+    stems: str | None = None  # the folder of its parts, as as_folder says it
+    midi: str | None = None  # of the notes as they are sung
 
     @property
     def name(self) -> str:
@@ -41,18 +44,27 @@ def plan(options: argparse.Namespace) -> list[Task]:
     Raises ArgumentError where songs and outputs do not go together, OutputError for what cannot be written, or would be
     written over a song or over another output.
     """
-    songs, out = options.songs, options.out
-    if out is None and not options.play:
+    songs, out, stems = options.songs, options.out, as_folder(options.stems)
+    if out is None and not options.play and options.stems is None:
         out = STANDARD if songs == [STANDARD] else _HERE
-    for option, given in (("-o", out), ("--plot", options.plot)):
+    for option, given in (("-o", out), ("--plot", options.plot), ("--midi-out", options.midi_out)):
         if given is not None and len(songs) > 1 and not _is_folder(given):
             raise ArgumentError(
                 f"{len(songs)} songs do not go into one file, {given} of {option}. Give a folder, which ends with "
                 f"{os.sep} unless it is there."
             )
     out = STANDARD_OUTPUT if out == STANDARD else out
-    tasks = [Task(song, _place(out, song, ".wav"), _place(options.plot, song, ".png")) for song in songs]
-    _check_apart(tasks)
+    tasks = [
+        Task(
+            song,
+            _place(out, song, ".wav"),
+            _place(options.plot, song, ".png"),
+            _place(stems, song, os.sep) if len(songs) > 1 else stems,
+            _place(options.midi_out, song, ".mid"),
+        )
+        for song in songs
+    ]
+    _check_apart(tasks, [*options.merge, *[options.context] * (options.context is not None)])
     for task in tasks:
         _check(task, options.rate)
     return tasks
@@ -78,9 +90,14 @@ def folders(*paths: str | None) -> Iterator[None]:
                 folder.rmdir()
 
 
+def as_folder(path: str | None) -> str | None:
+    """A path that is meant as a folder's, so that it says it."""
+    return path if path is None or path.endswith(_SEPARATORS) else path + os.sep
+
+
 def is_shown(task: Task) -> bool:
     """Whether a task's output is standard output, where nothing else must then be printed."""
-    return any(descriptor_of(path) == 1 for path in (task.out, task.plot) if path is not None)
+    return any(descriptor_of(path) == 1 for path in (task.out, task.plot, task.midi) if path is not None)
 
 
 def _place(given: str | None, song: str, suffix: str) -> str | None:
@@ -98,11 +115,12 @@ def _is_folder(path: str) -> bool:
     return False
 
 
-def _check_apart(tasks: Sequence[Task]) -> None:
-    """Refuse outputs that are one of the songs, or each other."""
-    taken = {identity(task.song): f"it is the song {task.song}" for task in tasks if task.song != STANDARD}
+def _check_apart(tasks: Sequence[Task], others: Sequence[str]) -> None:
+    """Refuse outputs that are one of the songs or other inputs, or each other."""
+    taken = {identity(other): f"{other} is read" for other in others}
+    taken |= {identity(task.song): f"it is the song {task.song}" for task in tasks if task.song != STANDARD}
     for task in tasks:
-        for path, what in ((task.out, "sound"), (task.plot, "picture")):
+        for path, what in ((task.out, "sound"), (task.plot, "picture"), (task.midi, "notes"), (task.stems, "parts")):
             if path is None or is_stream(path):
                 continue
             if (key := identity(path)) in taken:
@@ -123,3 +141,7 @@ def _check(task: Task, rate: int) -> None:
         check_sound(task.out, rate)
     if task.plot is not None:
         check_picture(task.plot)
+    if task.midi is not None:
+        check_writable(task.midi)
+    if task.stems is not None and Path(task.stems).is_dir():
+        check_writable(Path(task.stems, MIX))
