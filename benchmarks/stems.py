@@ -50,7 +50,8 @@ def measure(singer: Synthesizer, judge: Judge) -> list[Case]:
             Case({"song": name, "parts": len(stems)}, {key: Spread.of([value]) for key, value in figures.items()})
         )
     if cases:
-        means = {key: Spread.of([float(np.mean([case.figures[key].median for case in cases]))]) for key in cases[0].figures}
+        every = {key: [case.figures[key].median for case in cases] for key in cases[0].figures}
+        means = {key: Spread.of([float(np.mean(values))]) for key, values in every.items()}
         cases.append(Case({"song": "mean", "parts": None}, means))
     return cases
 
