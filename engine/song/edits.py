@@ -96,7 +96,9 @@ def transpose(notes: Notes, semitones: int) -> Notes:
     MidiError where no note is left.
     """
     if not is_integer(semitones, -KEYS, KEYS):
-        raise ArgumentError(f"semitones is {quoted(semitones)}; it must be a whole number from {-KEYS} to {KEYS}.")
+        raise ArgumentError(
+            f"transpose is {quoted(semitones)}; it must be a whole number of semitones from {-KEYS} to {KEYS}."
+        )
     pitch = np.where(notes.is_drum, notes.pitch, notes.pitch + int(semitones))
     inside = (pitch >= 0) & (pitch < KEYS)
     if not inside.any():
