@@ -338,7 +338,12 @@ def test_other_paths_and_methods_are_refused(client: httpx.Client) -> None:
     )
     refused = client.get("/render")
     assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+    assert sentence(refused) == "/render takes POST, not GET."
+    assert sentence(client.put("/health")) == "/health takes GET, HEAD, not PUT."
+    assert client.post("/render/", content=BAND).status_code == 404, "nobody is sent elsewhere"
     assert client.post("/health", content=b"x").status_code == 405
     assert client.request("OPTIONS", "/render").status_code == 405
+    for answer in (refused, client.get("/nothing"), client.post("/notes", content=b"x"), client.get("/metrics")):
+        assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["cache-control"] == "no-store"
     head = client.head("/health")
     assert (head.status_code, head.content) == (200, b"")

@@ -172,6 +172,16 @@ def test_a_session_ends_when_its_client_vanishes(alone: Server, served: tuple[Se
         wait_for_metric(served[1], "notewave_live_sessions", 0)
 
 
+def test_who_leaves_before_the_voice_is_open_leaves_nothing_behind(singer: Synthesizer) -> None:
+    key = "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13"
+    head = "GET /live HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade"
+    with serving(singer) as (server, client):
+        with socket.create_connection((server.host, server.port)) as hasty:
+            hasty.sendall(f"{head}\r\n{key}\r\n\r\n".encode())
+        wait_for_metric(client, "notewave_requests_total{/live,gone}", 1)
+        wait_for_metric(client, "notewave_live_sessions", 0)
+
+
 def test_a_client_that_does_not_take_its_sound_is_let_go(
     alone: Server, served: tuple[Server, httpx.Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,19 +6,24 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, Router, WebSocketRoute
+from starlette.types import Receive, Scope, Send
 
 from notewave.checks import shown
 from notewave.errors import NotewaveError
 from notewave.sampling.samplers import SAMPLERS
 from notewave.serve import orders
-from notewave.serve.asgi import Receive, Scope, Send
-from notewave.serve.exchange import Exchange, to_json
+from notewave.serve.exchange import Exchange, Sent, body_of
 from notewave.serve.files import page_files
 from notewave.serve.guard import Guard
-from notewave.serve.live import Stage
+from notewave.serve.live import PATH, Stage
 from notewave.serve.metrics import CONTENT_TYPE, Metrics
 from notewave.serve.openapi import description
 from notewave.serve.query import Table
@@ -58,26 +63,37 @@ class App:
         most_steps = max(settings.max_steps, *(singer.voice.sampling.steps for singer in singers.values()))
         self._table = Table(settings, singers, most_steps)
         self._stage = Stage(settings.live, singers, self._table, self.metrics)
-        self._page = page_files()
         self._requests = 0  # that are worked at
         self.is_ending = False
-        self._routes: dict[str, dict[str, Callable[[Exchange], Awaitable[None]]]] = {
-            "/health": {"GET": self._health},
-            "/voices": {"GET": self._constant(self._voices(most_steps))},
-            "/metrics": {"GET": self._metrics},
-            "/openapi.json": {"GET": self._constant(description(self._table, settings))},
-            "/notes": {"POST": self._notes},
-            "/midi": {"POST": self._midi},
-            "/render": {"POST": self._render},
-            "/stems": {"POST": self._stems},
+        self._page = page_files()
+        told: dict[str, Callable[..., Any]] = {
+            "/health": self._health,
+            "/voices": JSONResponse(self._voices(most_steps)),
+            "/metrics": self._metrics,
+            "/openapi.json": JSONResponse(description(self._table, settings)),
         }
+        made = {"/notes": self._notes, "/midi": self._midi, "/render": self._render, "/stems": self._stems}
+        self._router = Router(redirect_slashes=False, default=_nothing)
+        self._router.routes += [Route(path, get, methods=["GET"]) for path, get in (told | self._page).items()]
+        self._router.routes += [Route(path, post, methods=["POST"]) for path, post in made.items()]
+        self._router.routes += [WebSocketRoute(PATH, self._stage.serve)]
+        self._named = {*told, *made, PATH}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI: a request, or a connection of WebSocket."""
-        if scope["type"] == "http":
-            await self._answer(Exchange(scope, receive, send), scope)
-        elif scope["type"] == "websocket":
-            await self._stage.serve(scope, receive, send, self._guard)
+        began, exchange = time.monotonic(), Exchange(scope, receive, send)
+        method, path = scope.get("method", "WebSocket"), scope["path"]
+        self._requests += method == "POST"
+        try:
+            async with exchange.attended():
+                await self._served(exchange, scope)
+        except Gone:
+            exchange.abort()
+        finally:
+            self._requests -= method == "POST"
+            status = "gone" if exchange.status is None else str(exchange.status)
+            self.metrics.requests.labels(self._route(path), status).inc()
+            log.info("%s %s: %s in %.2f s", method, shown(path[:100]), status, time.monotonic() - began)
 
     @property
     def is_idle(self) -> bool:
@@ -95,80 +111,39 @@ class App:
         for reading in self._reading.values():
             reading.shutdown(cancel_futures=True)
 
-    async def _answer(self, exchange: Exchange, scope: Scope) -> None:
-        began, route = time.monotonic(), self._route(exchange.path)
-        self._requests += exchange.method == "POST"
-        try:
-            await self._served(exchange, scope)
-        except Gone:
-            exchange.abort()
-        finally:
-            self._requests -= exchange.method == "POST"
-            status = "gone" if exchange.status is None else str(exchange.status)
-            self.metrics.requests.labels(route, status).inc()
-            seconds = time.monotonic() - began
-            log.info("%s %s: %s in %.2f s", exchange.method, shown(exchange.path[:100]), status, seconds)
-
     async def _served(self, exchange: Exchange, scope: Scope) -> None:
         """Answer a request, whatever comes. Raises Gone where nobody is to be answered."""
+        path, most_s = scope["path"], self._settings.max_time
+        scope["app"] = self  # so the router raises HTTPException for a method, instead of an answer of its own
         try:
-            self._guard.check(scope, exchange.path in OPEN or exchange.path in self._page)
-            handler = self._handler(exchange)
-            async with asyncio.timeout(self._settings.max_time):
-                await handler(exchange)
+            self._guard.check(HTTPConnection(scope), path in OPEN or path in self._page)
+            async with asyncio.timeout(most_s if scope["type"] == "http" else None):
+                await self._router(scope, exchange.receive, exchange.send)
         except Refusal as refusal:
             await exchange.refuse(refusal)
         except NotewaveError as error:
             await exchange.refuse(refusal_of(error))
+        except HTTPException as error:
+            allowed = ", ".join(sorted((error.headers or {})["Allow"].split(", ")))
+            sentence = f"{path} takes {allowed}, not {shown(scope['method'][:20])}."
+            await exchange.refuse(Refusal(error.status_code, sentence, allow=allowed))
         except TimeoutError:
-            await exchange.refuse(
-                Refusal(503, f"this took longer than {self._settings.max_time:g} s, the most. Try again.", retry_s=60)
-            )
+            await exchange.refuse(Refusal(503, f"this took longer than {most_s:g} s, the most. Try again.", retry_s=60))
         except Gone:
             raise
         except Exception as error:
-            log.error("%s %s failed: %r", exchange.method, self._route(exchange.path), error)
+            log.error("%s failed: %r", self._route(path), error)
             await exchange.refuse(Refusal(500, _FAILED))
 
     def _route(self, path: str) -> str:
         """A path as it is counted: none that a client makes up."""
-        return path if path in self._routes else "page" if path in self._page else "other"
+        return path if path in self._named else "page" if path in self._page else "other"
 
-    def _handler(self, exchange: Exchange) -> Callable[[Exchange], Awaitable[None]]:
-        if exchange.path in self._page:
-            methods: Mapping[str, Callable[[Exchange], Awaitable[None]]] = {"GET": self._page_file}
-        elif (methods := self._routes.get(exchange.path, {})) == {}:
-            raise Refusal(404, f"there is no {shown(exchange.path[:100])} here. GET /openapi.json says what there is.")
-        method = "GET" if exchange.method == "HEAD" else exchange.method
-        if method not in methods:
-            allowed = ", ".join(methods)
-            raise Refusal(405, f"{exchange.path} takes {allowed}, not {shown(exchange.method[:20])}.", allow=allowed)
-        if method == "POST" and self.is_ending:
-            self.metrics.refused.labels("ending").inc()
-            raise Refusal(503, _ENDING, retry_s=RETRY_ENDING_S)
-        return methods[method]
+    async def _health(self, _: Request) -> Response:
+        return JSONResponse({"status": "draining"}, 503) if self.is_ending else JSONResponse({"status": "ok"})
 
-    async def _page_file(self, exchange: Exchange) -> None:
-        data, kind = self._page[exchange.path]
-        await exchange.answer(data, kind, cache_control="no-cache")
-
-    @staticmethod
-    def _constant(value: Any) -> Callable[[Exchange], Awaitable[None]]:
-        data = to_json(value)
-
-        async def answer(exchange: Exchange) -> None:
-            await exchange.answer(data, "application/json")
-
-        return answer
-
-    async def _health(self, exchange: Exchange) -> None:
-        if self.is_ending:
-            await exchange.answer_json({"status": "draining"}, 503)
-        else:
-            await exchange.answer_json({"status": "ok"})
-
-    async def _metrics(self, exchange: Exchange) -> None:
-        await exchange.answer(self.metrics.text(), CONTENT_TYPE)
+    async def _metrics(self, _: Request) -> Response:
+        return Response(self.metrics.text(), media_type=CONTENT_TYPE)
 
     def _voices(self, most_steps: int) -> dict[str, Any]:
         first = next(iter(self._singers))
@@ -186,67 +161,55 @@ class App:
         limits = {"max_bytes": settings.max_bytes, "max_seconds": settings.max_seconds, "max_steps": most_steps}
         return {"voices": voices, "samplers": list(SAMPLERS), "programs": list(titles()), "limits": limits}
 
-    async def _notes(self, exchange: Exchange) -> None:
-        values = self._table.read("/notes", exchange.query)
-        await self._send_made(exchange, values, lambda score: to_json(score.described()), "application/json")
+    async def _notes(self, request: Request) -> Response:
+        return await self._made(request, "/notes", lambda score: JSONResponse(score.described()))
 
-    async def _midi(self, exchange: Exchange) -> None:
-        values = self._table.read("/midi", exchange.query)
-        named = 'attachment; filename="song.mid"'
-        await self._send_made(exchange, values, orders.Score.file, "audio/midi", content_disposition=named)
+    async def _midi(self, request: Request) -> Response:
+        headers = {"content-type": "audio/midi", "content-disposition": 'attachment; filename="song.mid"'}
+        return await self._made(request, "/midi", lambda score: Response(score.file(), headers=headers))
 
-    async def _send_made(
-        self,
-        exchange: Exchange,
-        values: Mapping[str, Any],
-        made: Callable[[orders.Score], bytes],
-        kind: str,
-        **headers: str,
-    ) -> None:
-        """Answer with what is made of the song that is sent."""
-        most = self._settings.max_seconds
-        data = await self._read(exchange, lambda body: made(orders.Score.of(body, values, most)))
-        with _spool() as spool:  # whoever takes it slowly keeps no memory
-            spool.write(data)
-            size = len(data)
-            del data
+    async def _made(self, request: Request, route: str, made: Callable[[orders.Score], Response]) -> Response:
+        """An answer that is made of the song that is sent."""
+        values, most = self._table.read(route, request.scope["query_string"]), self._settings.max_seconds
+        whole = await self._read(request, lambda body: made(orders.Score.of(body, values, most)))
+        with contextlib.ExitStack() as held:
+            spool = held.enter_context(contextlib.closing(Spool()))  # whoever takes it slowly keeps no memory
+            spool.write(bytes(whole.body))
             spool.finish()
-            async with exchange.attended():
-                await exchange.stream(spool.parts(), kind, size, **headers)
+            return Sent(spool.parts(), held.pop_all(), whole.headers)
 
-    async def _render(self, exchange: Exchange) -> None:
-        await self._sing(exchange, "/render", orders.rendering)
+    async def _render(self, request: Request) -> Response:
+        return await self._sung(request, "/render", orders.rendering)
 
-    async def _stems(self, exchange: Exchange) -> None:
-        await self._sing(exchange, "/stems", stems)
+    async def _stems(self, request: Request) -> Response:
+        return await self._sung(request, "/stems", stems)
 
-    async def _sing(self, exchange: Exchange, route: str, order: Callable[..., orders.Rendering]) -> None:
-        """Answer with the sound of the song that is sent, as it is made."""
-        values = self._table.read(route, exchange.query)
+    async def _sung(self, request: Request, route: str, order: Callable[..., orders.Rendering]) -> Response:
+        """The sound of the song that is sent, as it is made."""
+        values, most = self._table.read(route, request.scope["query_string"]), self._settings.max_seconds
         singer = self._singers[values["voice"]]
         if singer.voice.vocoder is None:
             raise Refusal(400, f"voice {values['voice']!r} has no vocoder: it makes no sound. Take another.")
-        with _spool() as spool:
-            most = self._settings.max_seconds
-            asked = await self._read(exchange, lambda body: order(body, values, singer, most, spool))
+        with contextlib.ExitStack() as held:
+            spool = held.enter_context(contextlib.closing(Spool()))
+            asked = await self._read(request, lambda body: order(body, values, singer, most, spool))
             song = Song(asked.steps, asked.count, spool)
-            with self._held(asked.size):
-                self._workshop.put(song)
-                try:
-                    async with exchange.attended():
-                        size = asked.size if asked.is_exact else None
-                        await exchange.stream(spool.parts(), asked.kind, size, **_told(asked, values))
-                finally:
-                    self._workshop.drop(song)
+            held.enter_context(self._held(asked.size))
+            self._workshop.put(song)
+            held.callback(self._workshop.drop, song)
+            return Sent(spool.parts(), held.pop_all(), _told(asked, values))
 
-    async def _read(self, exchange: Exchange, work: Callable[[bytes], T]) -> T:
+    async def _read(self, request: Request, work: Callable[[bytes], T]) -> T:
         """Do what takes a while, but not long, with a request's body, beside the event loop."""
-        async with exchange.body(self._settings.max_bytes, self._bodies) as body, exchange.attended():
+        if self.is_ending:
+            self.metrics.refused.labels("ending").inc()
+            raise Refusal(503, _ENDING, retry_s=RETRY_ENDING_S)
+        async with body_of(request, self._settings.max_bytes, self._bodies) as body:
             reading = self._reading[len(body) > LARGE_BYTES]
             return await asyncio.get_running_loop().run_in_executor(reading, work, body)
 
     @contextlib.contextmanager
-    def _held(self, size: int) -> Any:
+    def _held(self, size: int) -> Iterator[None]:
         """Keep room for so many bytes of sound in the block. Raises Refusal where there is none."""
         if size > self._settings.max_spool:
             raise Refusal(413, f"this comes to {size} bytes of sound, more than is kept here. Ask for less at once.")
@@ -259,21 +222,18 @@ class App:
             self._spools.give(size)
 
 
-@contextlib.contextmanager
-def _spool() -> Any:
-    spool = Spool()
-    try:
-        yield spool
-    finally:
-        spool.close()
+async def _nothing(scope: Scope, _receive: Receive, _send: Send) -> None:
+    raise Refusal(404, f"there is no {shown(scope['path'][:100])} here. GET /openapi.json says what there is.")
 
 
 def _told(asked: orders.Rendering, values: Mapping[str, Any]) -> dict[str, str]:
     """What an answer's headers say of its sound."""
-    return {
-        "x_notewave_seconds": f"{asked.samples / SAMPLE_RATE:.6g}",
-        "x_notewave_rate": str(values["rate"]),
-        "x_notewave_voice": values["voice"],
-        "x_notewave_seed": str(values["seed"]),
-        "content_disposition": f'attachment; filename="{asked.filename}"',
+    told = {
+        "content-type": asked.kind,
+        "x-notewave-seconds": f"{asked.samples / SAMPLE_RATE:.6g}",
+        "x-notewave-rate": str(values["rate"]),
+        "x-notewave-voice": values["voice"],
+        "x-notewave-seed": str(values["seed"]),
+        "content-disposition": f'attachment; filename="{asked.filename}"',
     }
+    return {**told, "content-length": str(asked.size)} if asked.is_exact else told

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import socket
 import time
 from typing import Any, Protocol, cast
 
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from notewave.serve.asgi import ABORT, Application, Receive, Scope, Send
-from notewave.serve.exchange import to_json
+from notewave.serve.exchange import ABORT
 
 HEAD_SECONDS = 10.0  # in which a request's head must be there, from the connection on or since the last answer
 LOOK_SECONDS = 0.5  # between two looks
@@ -86,7 +87,7 @@ class Connection(H11Protocol):
     def __init__(self, door: Door, **given: Any) -> None:
         super().__init__(**given)
         self._door, self._turned = door, time.monotonic()
-        self.app = cast(Any, _abortable(cast(Application, self.app), self))
+        self.app = cast(Any, _abortable(cast(ASGIApp, self.app), self))
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take it in, or say that there are too many."""
@@ -124,7 +125,7 @@ class LiveConnection(WebSocketsSansIOProtocol):
     def __init__(self, door: Door, **given: Any) -> None:
         super().__init__(**given)
         self._door, self._made = door, time.monotonic()
-        self.app = cast(Any, _abortable(cast(Application, self.app), self))
+        self.app = cast(Any, _abortable(cast(ASGIApp, self.app), self))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take it in; there was room for it when it was one of HTTP."""
@@ -145,13 +146,13 @@ class LiveConnection(WebSocketsSansIOProtocol):
 
 def _dismiss(transport: asyncio.Transport, status: str, message: str) -> None:
     """Answer what has not come to the application, and end the connection."""
-    body = to_json({"error": message})
+    body = json.dumps({"error": message}).encode("ascii")
     head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
     transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
     transport.close()
 
 
-def _abortable(app: Application, connection: _Watched) -> Application:
+def _abortable(app: ASGIApp, connection: _Watched) -> ASGIApp:
     """An application that is told how to end its connection."""
 
     @functools.wraps(app)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import secrets
-from urllib.parse import parse_qs
 
-from notewave.serve.asgi import Scope, header
+from starlette.requests import HTTPConnection
+
 from notewave.serve.refusal import Refusal
 from notewave.serve.settings import LOOPBACK_NAMES, Settings
 
@@ -21,9 +21,9 @@ class Guard:
         self._names = {*LOOPBACK_NAMES, own.lower()}
         self._token = settings.token
 
-    def check(self, scope: Scope, is_open: bool) -> None:
+    def check(self, request: HTTPConnection, is_open: bool) -> None:
         """Raise Refusal for a request that may not be made. is_open: whether what it asks for needs no token."""
-        host = (header(scope, b"host") or "").lower()
+        host = request.headers.get("host", "").lower()
         found = _HOST.fullmatch(host)
         if self._token is None and (found is None or found[1] not in self._names):
             raise Refusal(
@@ -31,24 +31,23 @@ class Guard:
                 "the request is for another host: whoever asks must name this server as localhost or by its own "
                 "address. Open it by that, or set a token to have it under any name.",
             )
-        origin = header(scope, b"origin")
+        origin = request.headers.get("origin")
         if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
             raise Refusal(
                 403, "the request comes from another site's page, which may not use this server. Use its own."
             )
-        if self._token is not None and not is_open and not self._is_known(scope, self._token):
+        if self._token is not None and not is_open and not self._is_known(request, self._token):
             raise Refusal(
                 401,
                 "the server's token is needed, and this is not it. Send Authorization: Bearer TOKEN.",
                 www_authenticate="Bearer",
             )
 
-    def _is_known(self, scope: Scope, token: str) -> bool:
+    def _is_known(self, request: HTTPConnection, token: str) -> bool:
         """Whether a request knows the token; a browser's WebSocket can say it in its address only."""
-        kind, _, given = (header(scope, b"authorization") or "").partition(" ")
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer":
             given = ""
-        if scope["type"] == "websocket" and not given:
-            query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=None)
-            given = query.get("token", [""])[0]
+        if request.scope["type"] == "websocket" and not given:
+            given = request.query_params.get("token", "")
         return secrets.compare_digest(given.strip().encode("utf-8"), token.encode("utf-8"))

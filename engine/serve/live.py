@@ -10,15 +10,15 @@ import math
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from starlette.websockets import WebSocket
+
 from notewave.checks import quoted
 from notewave.errors import NotewaveError
 from notewave.live.live import Live
-from notewave.serve.asgi import ABORT, Message, Receive, Scope, Send, header_lines
-from notewave.serve.exchange import to_json
-from notewave.serve.guard import Guard
+from notewave.serve.exchange import ABORT
 from notewave.serve.metrics import Metrics
 from notewave.serve.query import Table
-from notewave.serve.refusal import Gone, Refusal
+from notewave.serve.refusal import Refusal
 from notewave.sound.audio import pcm16
 from notewave.synthesizer import Synthesizer
 
@@ -56,34 +56,14 @@ class Stage:
         for session in self._sessions:
             session.cancel()
 
-    async def serve(self, scope: Scope, receive: Receive, send: Send, guard: Guard) -> None:
-        """A connection of WebSocket, from its beginning to its end."""
-        status = "gone"
-        try:
-            if (await receive())["type"] != "websocket.connect":
-                return
-            guard.check(scope, is_open=False)
-            if scope["path"] != PATH:
-                raise Refusal(404, f"there is nothing to play here. Connect to {PATH}.")
-            values = self._table.read(PATH, scope["query_string"])
-            status = "101"
-            await self._admit(values, scope, receive, send)
-        except Refusal as refusal:
-            status = str(refusal.status)
-            await _refuse(send, refusal)
-        except Gone:
-            pass
-        finally:
-            self._metrics.requests.labels(PATH if scope["path"] == PATH else "other", status).inc()
-            log.info("WebSocket %s: %s", PATH, status)
-
-    async def _admit(self, values: Mapping[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a client play, where there is room."""
+    async def serve(self, websocket: WebSocket) -> None:
+        """Let a client play, where there is room, until one of both ends it. Raises Refusal before it is let in."""
+        values = self._table.read(PATH, websocket.scope["query_string"])
         reason = "the server ends" if self._is_over else "others play; try again later"
         if self._is_over or len(self._sessions) >= self._most:
             self._metrics.refused.labels("live").inc()
-            await send({"type": "websocket.accept"})
-            await _close(send, _BUSY, reason)
+            await websocket.accept()
+            await _close(websocket, _BUSY, reason)
             return
         session = asyncio.current_task()
         assert session is not None
@@ -91,13 +71,13 @@ class Stage:
         self._metrics.live.set(len(self._sessions))
         try:
             async with self._opened(values) as played:
-                await send({"type": "websocket.accept"})
-                await _Session(played, scope, receive, send).play()
+                await websocket.accept()
+                await _Session(played, websocket).play()
         except asyncio.CancelledError:
             if not self._is_over:
                 raise
             session.uncancel()
-            await _close(send, _GOING_AWAY, "the server ends")
+            await _close(websocket, _GOING_AWAY, "the server ends")
         finally:
             self._sessions.discard(session)
             self._metrics.live.set(len(self._sessions))
@@ -123,8 +103,8 @@ class Stage:
 class _Session:
     """A client that plays."""
 
-    def __init__(self, played: Live, scope: Scope, receive: Receive, send: Send) -> None:
-        self._played, self._scope, self._receive, self._send = played, scope, receive, send
+    def __init__(self, played: Live, websocket: WebSocket) -> None:
+        self._played, self._websocket = played, websocket
 
     async def play(self) -> None:
         """Send sound and heed keys until the client goes away, or is too slow."""
@@ -142,10 +122,10 @@ class _Session:
             for task in done:
                 task.result()
         except TimeoutError:
-            self._scope[ABORT]()  # it takes nothing: no farewell either
+            self._websocket.scope[ABORT]()  # it takes nothing: no farewell either
         except NotewaveError as error:
             log.error("live play failed: %s", error)
-            await _close(self._send, _FAILED, "the voice failed")
+            await _close(self._websocket, _FAILED, "the voice failed")
 
     async def _sound(self) -> None:
         """Send the sound, hop by hop, by the clock. Raises TimeoutError where the client does not take it."""
@@ -155,7 +135,7 @@ class _Session:
             samples = played.read().samples
             played.check()
             async with asyncio.timeout(BEHIND_SECONDS):
-                await self._send({"type": "websocket.send", "bytes": pcm16(samples).astype("<i2").tobytes()})
+                await self._websocket.send_bytes(pcm16(samples).astype("<i2").tobytes())
             due = max(due + hop_s, clock() - BEHIND_SECONDS)
             await asyncio.sleep(due - clock())
 
@@ -163,12 +143,12 @@ class _Session:
         """Do what the client says, until it goes away or says too much."""
         clock = asyncio.get_running_loop().time
         second, count = math.floor(clock()), 0
-        while (message := await self._receive())["type"] != "websocket.disconnect":
+        while (message := await self._websocket.receive())["type"] != "websocket.disconnect":
             if (now := math.floor(clock())) != second:
                 second, count = now, 0
             count += 1
             if count > MESSAGES_A_SECOND:
-                await _close(self._send, _TOO_MANY, "too many messages")
+                await _close(self._websocket, _TOO_MANY, "too many messages")
                 return
             try:
                 do(self._played, message.get("text"))
@@ -177,7 +157,7 @@ class _Session:
 
     async def _tell(self, value: Any) -> None:
         async with asyncio.timeout(BEHIND_SECONDS):
-            await self._send({"type": "websocket.send", "text": to_json(value).decode("utf-8")})
+            await self._websocket.send_json(value)
 
 
 def do(played: Live, text: str | None) -> None:
@@ -205,20 +185,11 @@ def do(played: Live, text: str | None) -> None:
 _WORDS = {int: "a whole number", bool: "true or false"}
 
 
-async def _refuse(send: Send, refusal: Refusal) -> None:
-    """Answer in HTTP that there will be no WebSocket."""
-    body = to_json({"error": str(refusal)})
-    headers = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers}
-    started: Message = {"type": "websocket.http.response.start", "status": refusal.status}
-    await send({**started, "headers": header_lines(headers)})
-    await send({"type": "websocket.http.response.body", "body": body})
-
-
-async def _close(send: Send, code: int, reason: str) -> None:
+async def _close(websocket: WebSocket, code: int, reason: str) -> None:
     """Close a connection; one that is gone already is let be."""
     with contextlib.suppress(Exception):
         async with asyncio.timeout(BEHIND_SECONDS):
-            await send({"type": "websocket.close", "code": code, "reason": reason})
+            await websocket.close(code, reason)
 
 
 def _close_opened(opening: asyncio.Future[Live]) -> None:

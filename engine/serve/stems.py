@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from notewave.serve.encode import FORMATS, Encoder
-from notewave.serve.exchange import to_json
 from notewave.serve.orders import Rendering, Score, Steps, sampling, sung_tokens, written
 from notewave.serve.spool import Spool
 from notewave.sound.mel import FloatArray
@@ -46,7 +46,7 @@ def stems(data: bytes, values: Mapping[str, Any], singer: Synthesizer, most_seco
                     made_s = yield from written(song, score, samples, heard, file.write)
                 yield made_s
             told = {"error_nats": sum_error(sums[False], sums[True]), "parts": list(songs)[1:]}
-            archive.writestr(zipfile.ZipInfo(DESCRIPTION), to_json(told))
+            archive.writestr(zipfile.ZipInfo(DESCRIPTION), json.dumps(told))
         return 0.0
 
     return Rendering(steps(), len(songs) * len(mix), samples, size, False, "application/zip", "stems.zip")
