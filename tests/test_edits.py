@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import re
@@ -16,7 +17,7 @@ from notes_at_random import columns, songs
 
 from notewave import ArgumentError, MidiError, Notes, examine, read, tokenize
 from notewave.song.beats import Beats
-from notewave.song.editing import EDITS, Edits
+from notewave.song.editing import EDITS, SEVERAL, Edits
 from notewave.song.edits import cut, merge, mute, quantise, remap, shift, solo, tempo, transpose, velocity
 from notewave.song.parts import find_parts, find_program, part_name, parts
 from notewave.song.writing import to_midi
@@ -333,6 +334,11 @@ def test_edits_are_read_from_words_and_made_in_their_order(midi_folder: Any) -> 
     assert columns(found.apply(midi_folder / "ensemble.mid")) == columns(expected)
 
 
+def test_every_edit_has_its_line() -> None:
+    assert list(EDITS) == [field.name for field in dataclasses.fields(Edits)]
+    assert {name for name in EDITS if isinstance(getattr(Edits(), name), tuple)} == SEVERAL.keys()
+
+
 @pytest.mark.parametrize(
     ("said", "step"), [("1/16", 0.25), ("1/8t", 1 / 3), ("1/4", 1.0), ("3/8", 1.5), ("1/12", 1 / 3)]
 )
@@ -375,7 +381,7 @@ WORDS = st.one_of(
 )
 
 
-@given(songs(most=3), st.dictionaries(st.sampled_from(EDITS), st.lists(WORDS, max_size=2), max_size=3))
+@given(songs(most=3), st.dictionaries(st.sampled_from(list(EDITS)), st.lists(WORDS, max_size=2), max_size=3))
 def test_any_words_are_edits_or_are_refused(notes: Notes, words: dict[str, list[str]]) -> None:
     try:
         edited = Edits.parse(words).apply(notes)

@@ -19,6 +19,7 @@ from notewave.cli.play import play
 from notewave.cli.render import render
 from notewave.cli.show import info, list_voices
 from notewave.errors import ToolError
+from notewave.song.editing import EDITS
 from notewave.song.midi import MAX_BYTES, MAX_SECONDS
 from notewave.sound.mel import SAMPLE_RATE
 from notewave.synthesizer import DEFAULT_VOICE, GRIFFIN_LIM
@@ -186,7 +187,7 @@ def _add_edits(parser: argparse.ArgumentParser) -> None:
         "Parts of a song are named by program (0 to 127), by General MIDI's name or family, as violin or strings, or "
         "drums; several by commas, or by saying the option again.",
     )
-    for name, (metavar, what) in _EDITS.items():
+    for name, (metavar, what) in EDITS.items():
         group.add_argument(f"--{name}", metavar=metavar, action="append", help=what)
     group.add_argument("--merge", metavar="SONG.mid", action="append", default=[], help="another song, sung beside it")
 
@@ -341,19 +342,6 @@ def _capability(text: str) -> tuple[int, int]:
     major, _, minor = text.partition(".")
     return int(major), int(minor)
 
-
-_EDITS = {  # of ``notewave.Edits``: what is said to each, and what it does
-    "start": ("S", "begin there in the song, in seconds"),
-    "end": ("S", "end there in the song, in seconds"),
-    "mute": ("PART", "leave parts out"),
-    "solo": ("PART", "only these parts"),
-    "remap": ("PART=PROGRAM", "play a part by another program, as 0=48; or drum keys by others, as drums:38=40"),
-    "transpose": ("N", "semitones higher, or lower"),
-    "tempo": ("X", "times as fast"),
-    "quantise": ("STEP", "begin notes on the nearest 1/16 of the song's own beats, 1/8t for triplets, or of 0.1s"),
-    "shift": ("S", "seconds later; or earlier, and what is before 0 is cut off"),
-    "velocity": ("X", "strike all notes so many times as hard, for voices with dynamics"),
-}
 
 _COMMANDS = {  # summary, grammar, and the extras that have what it needs beside the runtime
     "render": ("turn MIDI files into sound", _fill_render, "cpu"),

@@ -14,7 +14,7 @@ from notewave.sampling.samplers import SAMPLERS
 from notewave.serve.encode import FORMATS
 from notewave.serve.refusal import Refusal
 from notewave.serve.settings import Settings
-from notewave.song.editing import EDITS
+from notewave.song.editing import EDITS, SEVERAL
 from notewave.sound.audio import MAX_SAMPLE_RATE
 from notewave.sound.mel import SAMPLE_RATE
 
@@ -130,21 +130,6 @@ class Parameter:
     repeats: bool = False  # may come several times
 
 
-_EDITS_SAY = {
-    "start": "begin there in the song, in seconds",
-    "end": "end there in the song, in seconds",
-    "mute": "parts that are left out: drums, a program's number or name (several: repeated, or with commas)",
-    "solo": "parts that are kept, all others left out; as in mute",
-    "remap": "another instrument, as 0=48, piano=strings or drums:38=40 (several: repeated, or with commas)",
-    "transpose": "semitones up, or down where below 0; drums stay",
-    "velocity": "how many times as loud the notes are struck",
-    "quantise": "onsets to the nearest of a grid, as 1/16",
-    "tempo": "how many times as fast",
-    "shift": "seconds by which all is later",
-}
-_REPEATED = ("mute", "solo", "remap")
-
-
 class Table:
     """The parameters of a server's routes."""
 
@@ -168,7 +153,7 @@ class Table:
                 "refuse damaged files and segments of too many tokens, mend and cut none", Flag(), False
             )
         }
-        edits = {name: Parameter(_EDITS_SAY[name], Text(), repeats=name in _REPEATED) for name in EDITS}
+        edits = {name: Parameter(what, Text(), repeats=name in SEVERAL) for name, (_, what) in EDITS.items()}
         form = Parameter("of the answer: files, or samples one after another, mono", Choice(tuple(FORMATS)), "wav")
         files = Parameter("of each part", Choice(("wav", "flac")), "wav")
         hop = Parameter(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from notewave.checks import quoted
@@ -51,7 +51,7 @@ class Edits:
         for name, given in words.items():
             if name not in _READ:
                 raise ArgumentError(f"there is no edit {quoted(name)}. Known: {', '.join(EDITS)}.")
-            if name in _SEVERAL:
+            if name in SEVERAL:
                 parts = [part.strip() for text in given for part in text.split(",")]
                 said[name] = tuple(_READ[name](part, name) for part in parts if part)
             elif given:
@@ -161,11 +161,26 @@ def _step(text: str) -> tuple[float, bool]:
     )
 
 
-_SEVERAL = {"mute": _part, "solo": _part, "remap": _pair}
+SEVERAL = {  # edits that may be said several times
+    "mute": _part,
+    "solo": _part,
+    "remap": _pair,
+}
 _READ: dict[str, Callable[[str, str], Any]] = {
-    **_SEVERAL,
+    **SEVERAL,
     **dict.fromkeys(("start", "end", "velocity", "tempo", "shift"), _number),
     "transpose": _whole,
     "quantise": _grid,
 }
-EDITS = tuple(field.name for field in fields(Edits))
+EDITS = {  # by name, in the order in which they are made: what is said to each, and what it does
+    "quantise": ("STEP", "begin notes on the nearest 1/16 of the song's own beats, 1/8t for triplets, or of 0.1s"),
+    "start": ("S", "begin there in the song, in seconds"),
+    "end": ("S", "end there in the song, in seconds"),
+    "solo": ("PART", "only these parts: programs, names or families of General MIDI, or drums"),
+    "mute": ("PART", "leave these parts out"),
+    "remap": ("PART=PROGRAM", "play a part by another program, as 0=48; or drum keys by others, as drums:38=40"),
+    "transpose": ("N", "semitones higher, or lower; drums stay"),
+    "velocity": ("X", "strike all notes so many times as hard, for voices with dynamics"),
+    "tempo": ("X", "times as fast"),
+    "shift": ("S", "seconds later; or earlier, and what is before 0 is cut off"),
+}
