@@ -292,6 +292,15 @@ def test_given_noise_is_denoised_as_on_the_cpu(
     assert worst(mine, theirs) < SEGMENT_RMS[machine.precision]
 
 
+def test_songs_go_on_from_a_mel_as_on_the_cpu(
+    machine: Machine, voice: Voice, cpu: OrtBackend, segments: list[Tokens]
+) -> None:
+    context = np.random.default_rng(0).uniform(-1, 1, (FRAMES, MELS)).astype(np.float32)
+    work = dataclasses.replace(job(voice), context=context)
+    mine, theirs = (sung(backend, work, [segments[:1]]) for backend in (machine.backend(), cpu))
+    assert worst(mine, theirs) < SEGMENT_RMS[machine.precision]
+
+
 def test_graphs_give_what_eager_launches_give(
     machine: Machine, voice: Voice, segments: list[Tokens], caplog: pytest.LogCaptureFixture
 ) -> None:
