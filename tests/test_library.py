@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import pytest
+from small_hub import SHA, Hub, serving_hub
 
 from notewave import ArgumentError, NotewaveError, OutputError, Voice, VoiceError, bundled_voices
 from notewave.export.library import _copy, add_voice
@@ -208,63 +204,14 @@ def test_a_voice_is_taken_as_it_is(folder: Path, source: Path, tmp_path: Path) -
     assert not folder.exists()
 
 
-class Hub(BaseHTTPRequestHandler):
-    """The few endpoints of the Hugging Face hub that fetching needs, over folders at ``root/owner/name``."""
-
-    root: Path
-    sha = "0123456789abcdef0123456789abcdef01234567"
-    asked: list[str]  # paths of files
-
-    def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path).strip("/")
-        if path.startswith("api/models/"):
-            owner, name, *what = path.split("/")[2:]
-            folder = self.root / owner / name
-            if not folder.is_dir():
-                return self._reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-            files = [
-                {"type": "file", "path": (where := str(file.relative_to(folder))), "rfilename": where, "oid": "0" * 40}
-                | {"size": file.stat().st_size}
-                for file in sorted(folder.rglob("*"))
-                if file.is_file()
-            ]
-            content = files if what[:1] == ["tree"] else {"id": f"{owner}/{name}", "sha": self.sha, "siblings": files}
-            return self._reply(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
-        owner, name, _, _, *parts = path.split("/")
-        file = self.root.joinpath(owner, name, *parts)
-        if not file.is_file():
-            return self._reply(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.sha})
-        self.asked.append(path)
-        body = file.read_bytes()
-        return self._reply(200, body, {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X-Repo-Commit": self.sha})
-
-    do_HEAD = do_GET
-
-    def _reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
-    """A hub over ``tmp_path/hub``."""
-    Hub.root, Hub.asked = tmp_path / "hub", []
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A hub over ``tmp_path/hub``; the environment of its clients."""
+    with serving_hub(tmp_path / "hub") as environment:
+        yield environment
 
 
-def add_from(hub: ThreadingHTTPServer, *sources: str) -> list[str]:
+def add_from(hub: dict[str, str], *sources: str) -> list[str]:
     """What came of adding each, in a process of its own: the hub's client reads its settings once, on import."""
     program = (
         "import sys\nfrom notewave import NotewaveError\nfrom notewave.export.library import add_voice\n"
@@ -272,21 +219,12 @@ def add_from(hub: ThreadingHTTPServer, *sources: str) -> list[str]:
         "    try:\n        print(add_voice(source).folder, 'torch' in sys.modules)\n"
         "    except NotewaveError as error:\n        print(type(error).__name__, ' '.join(str(error).split()))\n"
     )
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-        "HF_HOME": str(Hub.root.parent / "cache"),
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
-    }
-    environment.pop("HF_HUB_OFFLINE", None)
     command = [sys.executable, "-c", program, *sources]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    return subprocess.run(command, env=hub, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def test_a_voice_is_fetched_from_the_hub_without_torch(
-    folder: Path, reference_voice: Path, hub: ThreadingHTTPServer
+    folder: Path, reference_voice: Path, hub: dict[str, str]
 ) -> None:
     published = Path(shutil.copytree(reference_voice, Hub.root / "owner" / "sweet.voice"))
     (published / "README.md").write_text("not listed")
@@ -296,10 +234,10 @@ def test_a_voice_is_fetched_from_the_hub_without_torch(
     assert {path.name for path in voice.folder.iterdir()} == {DESCRIPTION, *voice.files}
     assert not any(path.is_symlink() or path.stat().st_nlink > 1 for path in voice.folder.iterdir())
     assert {path.rpartition("/")[2] for path in Hub.asked} == {DESCRIPTION, *voice.files}
-    assert all(f"/resolve/{Hub.sha}/" in path for path in Hub.asked), "all of one revision"
+    assert all(f"/resolve/{SHA}/" in path for path in Hub.asked), "all of one revision"
 
 
-def test_what_is_no_voice_on_the_hub_is_taken_for_a_checkpoint(folder: Path, hub: ThreadingHTTPServer) -> None:
+def test_what_is_no_voice_on_the_hub_is_taken_for_a_checkpoint(folder: Path, hub: dict[str, str]) -> None:
     """A crooked one, which the export refuses: it would take its time."""
     published = Path(shutil.copytree(CHECKPOINT, Hub.root / "owner" / "checkpoint"))
     (published / "scheduler" / "scheduler_config.json").write_text('{"beta_schedule": "linear"}')
@@ -314,7 +252,7 @@ def _describe(published: Path, files: dict[str, Any]) -> None:
     (published / DESCRIPTION).write_text(json.dumps({**content, "files": content["files"] | files}))
 
 
-def test_what_a_hub_may_not_give(folder: Path, reference_voice: Path, hub: ThreadingHTTPServer) -> None:
+def test_what_a_hub_may_not_give(folder: Path, reference_voice: Path, hub: dict[str, str]) -> None:
     names = ("large", "long", "path", "bytes", "endless", "changed", "broken")
     at = {name: Path(shutil.copytree(reference_voice, Hub.root / "owner" / name)) for name in names}
     record = {"sha256": "0" * 64}
@@ -341,10 +279,9 @@ def test_what_a_hub_may_not_give(folder: Path, reference_voice: Path, hub: Threa
     assert all(path.startswith("owner/changed/") for path in asked), "nothing of the others was fetched"
 
 
-def test_a_hub_that_has_no_such_voice_or_is_not_there(folder: Path, hub: ThreadingHTTPServer) -> None:
+def test_a_hub_that_has_no_such_voice_or_is_not_there(folder: Path, hub: dict[str, str]) -> None:
     (absent,) = add_from(hub, "owner/absent")
-    hub.server_close()
-    (unreachable,) = add_from(hub, "owner/voice")
+    (unreachable,) = add_from({**hub, "HF_ENDPOINT": "http://127.0.0.1:9"}, "owner/voice")
     for line, name in ((absent, "absent"), (unreachable, "voice")):
         assert line.startswith(f"VoiceError 'owner/{name}' is no folder here, and could not be fetched")
     assert not folder.exists()

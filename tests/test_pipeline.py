@@ -13,19 +13,17 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from small_hub import Hub, serving_hub
 
 import notewave
 from notewave import ArgumentError, BackendError, Dialect, MidiError, SamplingError, Synthesizer, Voice, VoiceError
@@ -513,67 +511,18 @@ def test_a_checkpoint_s_scheduler_that_there_is_not_here() -> None:
             scheduler_from(config)
 
 
-class Hub(BaseHTTPRequestHandler):
-    """The few endpoints of the Hugging Face hub that fetching needs: commits of owner/name, folders at ``root``."""
-
-    root: Path
-    revisions: dict[str, str]  # branches to commits
-    asked: list[str]
-
-    def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path).strip("/")
-        self.asked.append(path)
-        if path.startswith("api/models/owner/name"):
-            what = path.split("/")[4:]
-            revision = what[1] if what else "main"
-            commit = self.revisions.get(revision, revision)
-            folder = self.root / commit
-            if not folder.is_dir():
-                return self._reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-            files = [
-                {"type": "file", "path": (where := str(file.relative_to(folder))), "rfilename": where, "oid": "0" * 40}
-                | {"size": file.stat().st_size}
-                for file in sorted(folder.rglob("*"))
-                if file.is_file()
-            ]
-            content = files if what[:1] == ["tree"] else {"id": "owner/name", "sha": commit, "siblings": files}
-            return self._reply(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
-        _, _, _, commit, *parts = path.split("/")
-        file = self.root.joinpath(commit, *parts)
-        if not file.is_file():
-            return self._reply(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
-        return self._reply(200, file.read_bytes(), {"ETag": f'"{commit}-{"-".join(parts)}"', "X-Repo-Commit": commit})
-
-    do_HEAD = do_GET
-
-    def _reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
-    """A hub with two commits of a checkpoint, the older of which lacks weights."""
-    Hub.root, Hub.revisions, Hub.asked = tmp_path / "hub", {"main": NEW, "old": OLD}, []
+def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A hub with two commits of a checkpoint, the older of which lacks weights; the environment of its clients."""
+    repository = tmp_path / "hub" / "owner" / "name"
     for commit in (NEW, OLD):
-        shutil.copytree(CHECKPOINT, Hub.root / commit)
-    (Hub.root / OLD / "decoder" / "diffusion_pytorch_model.safetensors").unlink()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+        shutil.copytree(CHECKPOINT, repository / commit)
+    (repository / OLD / "decoder" / "diffusion_pytorch_model.safetensors").unlink()
+    with serving_hub(tmp_path / "hub", {"main": NEW, "old": OLD}) as environment:
+        yield {**environment, "NOTEWAVE_CACHE": str(tmp_path / "exported")}
 
 
-def load_from(hub: ThreadingHTTPServer, *loads: dict[str, Any], **settings: str) -> list[list[str]]:
+def load_from(hub: dict[str, str], *loads: dict[str, Any], **settings: str) -> list[list[str]]:
     """What came of loading owner/name with each keywords, in a process of its own, whose hub is ours."""
     program = (
         "import json, sys\nfrom notewave import NotewaveError\n"
@@ -585,23 +534,12 @@ def load_from(hub: ThreadingHTTPServer, *loads: dict[str, Any], **settings: str)
         "    except NotewaveError as error:\n"
         "        print(json.dumps([type(error).__name__, str(error)]))"
     )
-    folder = Hub.root.parent
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-        "HF_HOME": str(folder / "hub-cache"),
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
-        "NOTEWAVE_CACHE": str(folder / "exported"),
-    }
-    environment.pop("HF_HUB_OFFLINE", None)
     command = [sys.executable, "-c", program, json.dumps(loads)]
-    out = subprocess.run(command, env=environment | settings, capture_output=True, text=True, check=True, timeout=100)
+    out = subprocess.run(command, env=hub | settings, capture_output=True, text=True, check=True, timeout=100)
     return list(map(json.loads, out.stdout.splitlines()))
 
 
-def test_a_revision_of_the_hub_is_exported_once(hub: ThreadingHTTPServer) -> None:
+def test_a_revision_of_the_hub_is_exported_once(hub: dict[str, str]) -> None:
     (new, old) = load_from(hub, {}, {"revision": "old"})
     folder = Path(new[0])
     assert new[1] == f"Exported from the checkpoint owner/name of the Hugging Face hub, at {NEW}."
@@ -610,10 +548,10 @@ def test_a_revision_of_the_hub_is_exported_once(hub: ThreadingHTTPServer) -> Non
     assert kept(Hub.root.parent / "exported") == [folder.parent.name]
     Hub.asked.clear()
     assert load_from(hub, {}) == [new]
-    assert not any("resolve" in path for path in Hub.asked), "what is kept is not fetched again"
-    Hub.asked.clear()
+    assert not Hub.asked, "what is kept is not fetched again"
+    Hub.heard.clear()
     assert load_from(hub, {"local_files_only": True}) == [new]
-    assert not Hub.asked
+    assert not Hub.heard
     gone = {"HF_ENDPOINT": "http://127.0.0.1:9"}
     assert load_from(hub, {}, **gone) == [new], "what was fetched will do"
     shutil.rmtree(Hub.root.parent / "hub-cache")
@@ -625,7 +563,7 @@ def test_a_revision_of_the_hub_is_exported_once(hub: ThreadingHTTPServer) -> Non
     assert kind == "VoiceError"
 
 
-def test_a_voice_on_the_hub_is_to_be_added(hub: ThreadingHTTPServer) -> None:
-    (Hub.root / NEW / "voice.json").write_text("{}")
+def test_a_voice_on_the_hub_is_to_be_added(hub: dict[str, str]) -> None:
+    (Hub.root / "owner" / "name" / NEW / "voice.json").write_text("{}")
     ((kind, error),) = load_from(hub, {})
     assert kind == "VoiceError" and "`notewave voices add owner/name`" in error
