@@ -145,8 +145,7 @@ def requests(singer: Synthesizer) -> list[Request]:
         edits = Edits.parse({key: [value] for key, value in query.items() if key != "seed"})
         reading = examine(body)
         sound = singer.render(edits.change(reading.notes, reading.beats), seed=int(query.get("seed", 0))).samples
-        is_filled = (edits.end or 0.0) <= reading.notes.seconds
-        whole = np.concatenate(list(fitted([sound], edits.seconds, is_filled)))
+        whole = np.concatenate(list(fitted([sound], edits.seconds, edits.is_filled(reading.notes))))
         resampler = Resampler(SAMPLE_RATE, rate)
         samples = np.concatenate([resampler.push(whole, last=False), resampler.push(whole[:0], last=True)])
         made.append(Request(body, {"format": form, "rate": str(rate), **query}, samples))

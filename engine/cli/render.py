@@ -46,11 +46,11 @@ Fit = Callable[[Iterable[FloatArray]], Iterator[FloatArray]]  # a song's chunks,
 def render(options: argparse.Namespace) -> int:
     """Render each song; 1 where some of several could not be, which does not stop the others."""
     check_rate(options.rate)
-    edits_of(options)  # what they cannot be is said before anything is done
+    edits = edits_of(options)  # what they cannot be is said before anything is done
     with folders(options.out, options.plot, options.midi_out, as_folder(options.stems)):
         tasks = plan(options)
         report = sys.stderr if any(map(is_shown, tasks)) else sys.stdout
-        renderer, failed = _Renderer(options, report), 0
+        renderer, failed = _Renderer(options, edits, report), 0
         for task in tasks:
             try:
                 with folders(task.stems):
@@ -70,9 +70,8 @@ def render(options: argparse.Namespace) -> int:
 class _Renderer:
     """Renders songs one after another with one voice, which is opened when the first song has been read."""
 
-    def __init__(self, options: argparse.Namespace, report: TextIO) -> None:
-        self._options, self._report = options, report
-        self._edits = edits_of(options)
+    def __init__(self, options: argparse.Namespace, edits: notewave.Edits, report: TextIO) -> None:
+        self._options, self._edits, self._report = options, edits, report
 
     @functools.cached_property
     def _synthesizer(self) -> notewave.Synthesizer:
@@ -87,8 +86,7 @@ class _Renderer:
         if edits.velocity != 1 and dialect.velocities == 1:
             log.warning("%s sings soft and loud alike: --velocity changes nothing.", self._synthesizer.voice.name)
         tokens = notewave.tokenize(notes, strict=options.strict, max_seconds=options.max_seconds, dialect=dialect)
-        # As long as was asked, silence included, but for what lies beyond the song.
-        fit = functools.partial(fitted, seconds=edits.seconds, is_filled=(edits.end or 0.0) <= whole.seconds)
+        fit = functools.partial(fitted, seconds=edits.seconds, is_filled=edits.is_filled(whole))
         parts = stem_tokens(notes, tokens, dialect, options.max_seconds) if task.stems else {}
         mel, taps = MelStream(), list[Callable[[FloatArray], None]]()
         mels, mix = list[FloatArray](), list[FloatArray]()

@@ -49,8 +49,7 @@ class Score:
                 413,
                 f"the song lasts {longest:.0f} s: {most_seconds:g} s are the most that is sung here. Cut it by end.",
             )
-        is_filled = edits.end is not None and edits.end <= reading.notes.seconds
-        return cls(reading.notes, notes, tuple(reading.mended), seconds, is_filled)
+        return cls(reading.notes, notes, tuple(reading.mended), seconds, edits.is_filled(reading.notes))
 
     def samples(self, segments: int) -> int:
         """How many its sound has, at 16 kHz, of which so many segments are made. Raises Refusal where it has none."""

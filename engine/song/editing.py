@@ -67,6 +67,10 @@ class Edits:
         """How long the song is to sound, silence included, where its end is said."""
         return None if self.end is None else max((self.end - self.start) / self.tempo + self.shift, 0.0)
 
+    def is_filled(self, whole: Notes) -> bool:
+        """Whether silence follows up to ``seconds`` where the sound is shorter: its end lies within the whole song."""
+        return self.end is not None and self.end <= whole.seconds
+
     def apply(self, song: MidiSource, *, strict: bool = False, max_bytes: int = MAX_BYTES) -> Notes:
         """The notes of a song, changed; arguments and errors as ``notewave.read``.
 
