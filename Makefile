@@ -20,7 +20,7 @@ GPU_ONLY := .venv/gpu-* .venv/lib/*/site-packages/system.pth
 FOLDERS := $(shell find engine export kernels benchmarks -type d -not -name __pycache__ -not -path "engine/bundled/*")
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' locks/torch-cpu.txt)
 BASIC_PITCH := basic-pitch==0.4.0
-EXTRAS := cpu plot serve rtx export train evaluate dev
+EXTRAS := cpu plot serve corpus ray rtx export train evaluate dev
 
 # The locks name everything that is to be installed; elsewhere than where they hold, pip finds releases by itself.
 LOCKED := $(shell $(PYTHON) -c 'import platform as p, sys; print("yes" * (p.system() == "Linux" and \
@@ -131,7 +131,7 @@ else
 
 .venv/develop: .venv/bin/python pyproject.toml $(FOLDERS)
 	rm -f $(GPU_ONLY)
-	$(PIP) install 'setuptools>=77' $(TORCH) -e '.[cpu,plot,serve,rtx,export,train,evaluate,dev]'
+	$(PIP) install 'setuptools>=77' $(TORCH) -e '.[cpu,plot,serve,corpus,ray,rtx,export,train,evaluate,dev]'
 	$(PIP) install --no-deps $(BASIC_PITCH)
 	touch $@ .venv/render
 endif

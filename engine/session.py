@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,12 +110,18 @@ class Session:
         return Made(from_network(mel.result()) if mel else None, sound.result() if sound else None)
 
 
-def sing_each(session: Session, songs: Sequence[Sequence[Tokens]], vocoder: Vocoder) -> list[FloatArray]:
+def sing_each(
+    session: Session,
+    songs: Sequence[Sequence[Tokens]],
+    vocoder: Vocoder,
+    on_mel: Callable[[int, FloatArray], None] | None = None,
+) -> list[FloatArray]:
     """Sing B whole songs side by side -> the audio [n] of each, which ends where the song does.
 
     A song that has ended goes on with segments of no notes until the longest has, which is not to be heard: not by the
     vocoder either, which looks ahead. What it holds back when a song ends is sounded after all have, from the song's
-    own last frames. vocoder: what sounds the session, which gives mels too unless the songs are of one length.
+    own last frames. vocoder: what sounds the session, which gives mels too unless the songs are of one length. on_mel:
+    called with each song's place, and with its mel [T, M] of a segment, which the session gives then.
     """
     vocode, traits = vocoder
     frames = [FRAMES * len(song) for song in songs]
@@ -129,6 +135,8 @@ def sing_each(session: Session, songs: Sequence[Sequence[Tokens]], vocoder: Voco
         if made.mel is not None:
             recent.append(made.mel)
         for song, length in enumerate(frames):
+            if on_mel is not None and made.mel is not None and sung <= length:
+                on_mel(song, made.mel[song])
             if sung <= length:
                 audio[song][HOP * first : HOP * sounded] = made.samples[song]
             if sung == length > sounded:

@@ -99,6 +99,11 @@ class Synthesizer:
         """The GPU that runs, and what is known of it by now; None on the CPU."""
         return self._backend.device_facts()
 
+    @property
+    def side_by_side(self) -> int:
+        """How many songs ``render_batch`` best sings at once."""
+        return self._backend.side_by_side
+
     def render(self, song: Song, **options: Unpack[SamplingOptions]) -> Audio:
         """The whole song as one Audio. Arguments and errors as in ``stream``."""
         return Audio(np.concatenate([chunk.samples for chunk in self.stream(song, **options)]))
@@ -115,12 +120,18 @@ class Synthesizer:
         return self._stream(*self._prepare(song, options))
 
     def render_batch(
-        self, songs: Sequence[Song], *, seeds: Sequence[int] | None = None, **options: Unpack[SamplingOptions]
+        self,
+        songs: Sequence[Song],
+        *,
+        seeds: Sequence[int] | None = None,
+        on_mel: Callable[[int, FloatArray], None] | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> list[Audio]:
         """The Audio of each song of a list, as ``render`` gives it; side by side where that is faster.
 
         songs: of any lengths; those most alike in length are sung together. An iterator among them is read to its end
-        first. seeds: one a song, in the place of the option, which is every song's.
+        first. seeds: one a song, in the place of the option, which is every song's. on_mel: called with a song's place
+        in the list and with its log-mel [256, 128] of each segment, one after another.
         Errors as in ``stream``, all before anything is sung; of a song that cannot be read its place in the list is
         named, from 0 on. ArgumentError for what is no list; SamplingError where seeds are not one a song, and for
         noise, which is one song's.
@@ -134,8 +145,10 @@ class Synthesizer:
         for places in _groups(list(map(len, segments)), self._backend.side_by_side):
             group = [segments[place] for place in places]
             group_job = dataclasses.replace(job, seeds=tuple(job.seeds[place] for place in places))
-            with self._open(group_job, mel=len(group[-1]) < len(group[0]), sound=True) as session:
-                sung.update(zip(places, map(Audio, sing_each(session, group, vocoder)), strict=True))
+            hear = None if on_mel is None else functools.partial(_of_group, on_mel, places)
+            needs_mel = hear is not None or len(group[-1]) < len(group[0])
+            with self._open(group_job, mel=needs_mel, sound=True) as session:
+                sung.update(zip(places, map(Audio, sing_each(session, group, vocoder, hear)), strict=True))
         return [sung[place] for place in range(len(songs))]
 
     def stems(self, song: MidiSource, **options: Unpack[SamplingOptions]) -> Stems:
@@ -278,6 +291,11 @@ class Synthesizer:
         if seeds is None:
             return dataclasses.replace(job, seeds=job.seeds * songs)
         return dataclasses.replace(job, seeds=_check_seeds(seeds, songs))
+
+
+def _of_group(on_mel: Callable[[int, FloatArray], None], places: Sequence[int], song: int, mel: FloatArray) -> None:
+    """Hand on the mel of a group's song by its place in the list."""
+    on_mel(places[song], mel)
 
 
 def _groups(lengths: Sequence[int], most: int) -> list[list[int]]:

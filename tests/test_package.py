@@ -46,6 +46,7 @@ ROOMS = (  # from the ground up; a module belongs to the first that its name beg
     ("notewave.export.library",),
     ("notewave.pipeline",),
     ("notewave.serve",),
+    ("notewave.corpus",),
     ("notewave.export.material",),
     ("notewave.export.training",),
     ("notewave.benchmarks",),

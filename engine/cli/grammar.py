@@ -96,6 +96,7 @@ def _fill_render(parser: argparse.ArgumentParser) -> None:
     _add_synthesis(parser)
     _add_context(parser)
     _add_edits(parser)
+    _add_merge(parser)
     parser.add_argument(
         "--rate", metavar="HZ", type=int, default=SAMPLE_RATE, help=f"of the sound (default {SAMPLE_RATE})"
     )
@@ -114,6 +115,7 @@ def _fill_play(parser: argparse.ArgumentParser) -> None:
     _add_synthesis(parser)
     _add_context(parser)
     _add_edits(parser)
+    _add_merge(parser)
     parser.add_argument(
         "--rate", metavar="HZ", type=int, help=f"of the sound (default {SAMPLE_RATE}, or one that the sound card takes)"
     )
@@ -148,6 +150,7 @@ def _fill_live(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--back", metavar="FRAMES", type=int, help="of 20 ms before them that they are made with")
     _add_steps(parser)
+    parser.add_argument("--seed", type=int, default=0)
     _add_machine(parser)
     parser.add_argument("--record", metavar="OUT.wav", help="also write what is heard; kept however play ends")
     parser.add_argument("--seconds", metavar="S", type=float, help="end by itself after so long")
@@ -165,6 +168,17 @@ def _fill_serve(parser: argparse.ArgumentParser) -> None:
     _add_machine(parser)
     add_arguments(parser)
     parser.set_defaults(run=serve)
+
+
+def _fill_corpus(parser: argparse.ArgumentParser) -> None:
+    from notewave.cli.corpus import add_arguments, corpus
+
+    add_arguments(parser)
+    _add_sampling(parser)
+    _add_machine(parser)
+    _add_edits(parser)
+    _add_reading(parser)
+    parser.set_defaults(run=corpus)
 
 
 def _add_voice(parser: argparse.ArgumentParser) -> None:
@@ -189,7 +203,10 @@ def _add_edits(parser: argparse.ArgumentParser) -> None:
     )
     for name, (metavar, what) in EDITS.items():
         group.add_argument(f"--{name}", metavar=metavar, action="append", help=what)
-    group.add_argument("--merge", metavar="SONG.mid", action="append", default=[], help="another song, sung beside it")
+
+
+def _add_merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--merge", metavar="SONG.mid", action="append", default=[], help="another song, sung beside it")
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
@@ -317,9 +334,14 @@ def _fill_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _add_synthesis(parser: argparse.ArgumentParser) -> None:
     """Options that choose how a song is sampled, and where."""
+    _add_sampling(parser)
+    parser.add_argument("--seed", type=int, default=0)
+    _add_machine(parser)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", help="ddpm, ddim, dpmpp-2m or ancestral (default: the voice's)")
     _add_steps(parser)
-    _add_machine(parser)
     parser.add_argument("--vocoder", choices=[GRIFFIN_LIM], help="in the place of the voice's own")
 
 
@@ -330,7 +352,6 @@ def _add_context(parser: argparse.ArgumentParser) -> None:
 def _add_steps(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="denoising steps (default: the voice's)")
     parser.add_argument("--guidance", type=float, help="guidance weight, 1 for none (default: the voice's)")
-    parser.add_argument("--seed", type=int, default=0)
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -348,6 +369,7 @@ _COMMANDS = {  # summary, grammar, and the extras that have what it needs beside
     "play": ("play MIDI files on the sound card, as they are made", _fill_play, "cpu,live"),
     "live": ("play a voice from a MIDI keyboard", _fill_live, "cpu,live"),
     "serve": ("serve voices over HTTP, with a page to hear them on", _fill_serve, "cpu,serve"),
+    "corpus": ("turn a folder of MIDI files into a folder of music, with a manifest", _fill_corpus, "cpu,corpus"),
     "info": ("say what a voice is and check its files, or what a song is", _fill_info, "cpu"),
     "voices": ("list the voices that have a name, or add one", _fill_voices, "cpu"),
     "export": ("make a voice of a checkpoint", _fill_export, "export"),
