@@ -58,6 +58,13 @@ def test_blocks_are_heard_as_one_sound(rate: int, seconds: float) -> None:
     assert loudness(sound, rate) == pytest.approx(expected, abs=1e-4)
 
 
+def test_what_the_filters_hold_passes_from_block_to_block() -> None:
+    """A constant is heard where it begins, and never again."""
+    sound = np.full(20 * 16000, 0.5, np.float32) + noise(16000, 20) / 1000
+    found = loudness(sound, 16000)
+    assert found == pytest.approx(pyloudnorm.Meter(16000, "DeMan").integrated_loudness(sound), abs=1e-4)
+
+
 def test_a_window_that_is_not_whole_does_not_count() -> None:
     sound = noise(16000, 5)
     assert loudness(np.concatenate([sound, np.ones(1599, np.float32)]), 16000) == loudness(sound, 16000)

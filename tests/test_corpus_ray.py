@@ -28,19 +28,21 @@ from notewave.errors import BackendError, OutputError, VoiceError
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
+from notewave.corpus import on_ray  # noqa: E402
 from notewave.corpus.on_ray import RayPool  # noqa: E402
 
 PATIENCE_S = 60.0
 STORE_BYTES = 80 << 20  # the least that Ray takes
 HEALTH = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
 MAKING = Making(steps=2, guidance=1.0)
-SLOW = Making(steps=100, guidance=1.0)  # by which a song takes seconds
+SLOW = Making(steps=50, guidance=1.0)  # by which a song takes seconds
 LOCAL = """
-import signal, sys, psutil
+import signal, sys
 from pathlib import Path
 from notewave.corpus.messages import Work
 from notewave.corpus.on_ray import RayPool
 from notewave.corpus.settings import Machine, Making
+import ray, psutil  # which Ray brings
 
 before = signal.getsignal(signal.SIGTERM)
 pool = RayPool(Work(Making(), sys.argv[2], Machine(backend="cpu", threads=1, workers=1), (sys.argv[1],)), "local")
@@ -63,6 +65,7 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")  # else the user's own token may be asked for
         patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setattr(on_ray, "LOOK_SECONDS", 0.5)
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES, "_system_config": HEALTH}
         made = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
         yield made
@@ -100,7 +103,7 @@ def open_pool(cluster: Any, vocoded_voice: Path, tmp_path: Path) -> Iterator[Cal
 
 
 def take(voice: Path, number: int, data: bytes | None = None) -> Take:
-    data = song(1 + number % 3, 50 + number) if data is None else data
+    data = song(1 + number % 2, 50 + number) if data is None else data
     return Take(f"{number}.mid", hashlib.sha256(data).hexdigest(), data, f"{number}", "train", str(voice), number)
 
 
@@ -207,9 +210,8 @@ def test_a_node_that_is_killed_under_work_loses_nothing(
         pool.give([one])
     assert pool.wanted() == 0, "two that are sung, and two that wait"
     outcomes = wait_for(pool, lambda: under_way(tmp_path / "out") == 2)
-    assert outcomes == []
     cluster.remove_node(doomed, allow_graceful=False)
-    outcomes = wait_for(pool, lambda: pool.workers == 1)
+    outcomes += wait_for(pool, lambda: pool.workers == 1)
     add()
     while sum(len(outcome.takes) for outcome in outcomes) < len(takes):
         outcomes += pool.wait(1.0)
@@ -249,7 +251,7 @@ def test_a_worker_for_each_gpu(
     pool = open_pool(backend="auto", threads=1)
     wait_for(pool, lambda: pool.workers == 2)
     assert pool.wait(PATIENCE_S) == [] and pool.workers == 2
-    takes = [take(vocoded_voice, number) for number in range(6)]
+    takes = [take(vocoded_voice, number) for number in range(4)]
     check_files(rows_of(give_all(pool, takes)), takes, tmp_path / "out", vocoded_voice)
 
 
@@ -305,7 +307,7 @@ def test_another_notewave_on_a_node_is_refused(
     ("module", "says"),
     [
         ("raise ModuleNotFoundError('No module named notewave')", "No module named notewave.*Install"),
-        ("import os; os._exit(1)", "end before they are ready, all"),
+        ("import os; os._exit(1)", "before they are ready"),
     ],
     ids=["not there", "ends at once"],
 )

@@ -186,6 +186,13 @@ def test_likeness_is_the_share_of_runs_in_common() -> None:
         assert abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / VALUES)
 
 
+def test_runs_are_of_one_part() -> None:
+    """Also where one ends on the key and at the time with which the next begins."""
+    one, other = few(*range(30), pitch=60), few(*range(29, 60), pitch=65, program=1)
+    both = {*_runs(merge(one, other)).tolist()}
+    assert both == {*_runs(one).tolist(), *_runs(other).tolist()}
+
+
 def test_a_sketch_is_the_same_everywhere() -> None:
     """Corpora keep them."""
     made = sketch(examine(ROOT / "engine/bundled/songs/band.mid").notes)
