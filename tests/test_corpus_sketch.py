@@ -188,7 +188,8 @@ def test_likeness_is_the_share_of_runs_in_common() -> None:
 
 def test_runs_are_of_one_part() -> None:
     """Also where one ends on the key and at the time with which the next begins."""
-    one, other = few(*range(30), pitch=60), few(*range(29, 60), pitch=65, program=1)
+    one = replace(few(*range(30)), pitch=np.arange(40, 70))
+    other = replace(few(*range(29, 60), program=1), pitch=np.arange(69, 100))
     both = {*_runs(merge(one, other)).tolist()}
     assert both == {*_runs(one).tolist(), *_runs(other).tolist()}
 
