@@ -255,3 +255,29 @@ def test_near_copies_are_left_out(songs: Path, tmp_path: Path, vocoded_voice: Pa
     assert rows_of(out)["slower"]["duplicate_of"] == "original.mid"
     assert make(songs, out, vocoded_voice, dedupe=True).duplicates == 1
     assert make(songs, out, vocoded_voice).sung == 1, "not asked for any more, it is sung"
+
+
+def test_a_corpus_may_be_elsewhere(
+    songs: Path, tmp_path: Path, vocoded_voice: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    there, given = tmp_path / "there", {"voices": [str(vocoded_voice)], "making": QUICK}
+    url = f"file://{there}"
+    summary = make_corpus([str(songs)], url, machine=TWO, **given)
+    assert (summary.sung, summary.failed) == (3, 1)
+    rows = rows_of(there)
+    for row in rows.values():
+        for file in row["files"]:
+            assert hashlib.sha256((there / file["path"]).read_bytes()).hexdigest() == file["sha256"]
+    assert parquet.read_table(there / "manifest.parquet").num_rows == 4
+    assert not [path for path in there.rglob("*") if path.is_file() and ".making" in path.parts]
+    assert make_corpus([str(songs)], url, machine=HERE, **given).kept == 3
+
+    shutil.rmtree(tmp_path / "state")  # as on another machine: what is there says what was done
+    (there / rows["tune"]["audio"]).unlink()
+    summary = make_corpus([str(songs)], url, machine=HERE, verify=True, **given)
+    assert (summary.sung, summary.kept, summary.failed) == (1, 2, 1)
+    with pytest.raises(ArgumentError, match="begun with steps"):
+        make_corpus([str(songs)], url, machine=HERE, voices=[str(vocoded_voice)], making=Making(form="wav", steps=2))
+    with pytest.raises(OutputError, match="Protocol not known"):
+        make_corpus([str(songs)], "nowhere://bucket", machine=HERE, **given)
