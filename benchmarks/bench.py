@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from notewave.benchmarks import context, live, page, peer, peer_gpu, quality, roofline, serve, speed, stems
+from notewave.benchmarks import context, corpus, live, page, peer, peer_gpu, quality, roofline, serve, speed, stems
 
 SUBCOMMANDS = {  # summary, and the extras that have what it needs beside the runtime
     roofline: ("this machine's ceilings, and how near each stage comes", "export,plot"),
@@ -14,6 +14,10 @@ SUBCOMMANDS = {  # summary, and the extras that have what it needs beside the ru
     context: ("what a voice takes up of the sound that it goes on from", "evaluate"),
     serve: ("a server under many clients at once, good and bad ones: is every answer right?", "cpu,serve,plot"),
     page: ("from the drop of a song on the page of a server to its first sound", "cpu,serve,plot"),
+    corpus: (
+        "many songs by several workers: how much faster, at what cost, and through all trouble?",
+        "cpu,corpus,plot",
+    ),
     quality: ("what each sampler, step count and guidance weight costs and gives", "evaluate"),
 }
 

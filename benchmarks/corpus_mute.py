@@ -1,4 +1,4 @@
-"""Worker processes that sing nothing: each waits as long as a song takes, and writes small files in the place of sounds.
+"""Worker processes that sing nothing: each waits as long as a song takes, and writes small files in place of sounds.
 
 All else is as it is where songs are sung: the pool, its processes, what they say to the driver, the rows. Started as
 ``python -m notewave.benchmarks.corpus_mute``.
@@ -97,12 +97,14 @@ class MutePool(Processes):
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "notewave.benchmarks.corpus_mute", str(theirs.fileno())]
         with theirs:
-            parent = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
+            parent = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True
+            )
         with Connection(os.dup(ours.fileno())) as first:
             first.send(self._work)
         return parent, ours
 
 
 if __name__ == "__main__":
-    worker.Singer = Mute  # type: ignore[assignment, misc]
+    worker.Singer = Mute  # type: ignore[assignment, attr-defined]
     worker.main(int(sys.argv[1]))

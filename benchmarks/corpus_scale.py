@@ -1,4 +1,4 @@
-"""Many workers, simulated: what keeps them from their songs is the driver, which does one thing at a time, and the disk.
+"""Many workers, simulated: they wait for the driver, which does one thing at a time, and for the disk.
 
 It does as ``notewave.corpus.corpus.make_corpus`` and ``notewave.corpus.processes.Processes`` do: who has room is given
 a take first, then what is done is settled. Songs take as long as was measured of one worker by itself: that cores

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from notewave.errors import MidiError
 from notewave.export.material.pieces import as_notes
 from notewave.export.material.scores import PART_MUSIC, corpus_paths, score_notes
 from notewave.song.edits import transpose, velocity
 from notewave.song.midi import MAX_BYTES, read
-from notewave.song.notes import Notes
 from notewave.song.writing import to_midi
 
 KEYS = 12  # in which a song is written
@@ -36,7 +34,7 @@ def write_varied(folder: Path, count: int) -> None:
 
 def write_numbered(folder: Path, count: int) -> None:
     """Write so many files of a note each, no two alike: a chunk that no reader knows holds their number."""
-    note = to_midi(Notes([0.0], [0.5], [60], [90], [0], [False]))
+    note = to_midi(as_notes([(0.0, 0.5, 60, 0, False)]))
     for number in range(count):
         inner = folder / f"{number // TO_A_FOLDER:04}"
         if not number % TO_A_FOLDER:
@@ -45,7 +43,7 @@ def write_numbered(folder: Path, count: int) -> None:
 
 
 def excerpts(seed: int) -> Iterator[tuple[str, bytes]]:
-    """Names and MIDI files of the beginnings of scores of several parts, without end. Raises ToolError for no music21."""
+    """Names and MIDI files of beginnings of scores, without end. Raises ToolError where music21 is missing."""
     rng = np.random.default_rng(seed)
     scores = [path for folder in PART_MUSIC for path in corpus_paths()[folder]]
     number = 0

@@ -255,6 +255,7 @@ def test_near_copies_are_left_out(songs: Path, tmp_path: Path, vocoded_voice: Pa
     assert rows_of(out)["slower"]["duplicate_of"] == "original.mid"
     assert make(songs, out, vocoded_voice, dedupe=True).duplicates == 1
     assert make(songs, out, vocoded_voice).sung == 1, "not asked for any more, it is sung"
+    assert make(songs, out, vocoded_voice, dedupe=True).kept == 5, "and what was sung stays"
 
 
 def test_a_corpus_may_be_elsewhere(

@@ -204,7 +204,7 @@ def test_a_node_that_is_killed_under_work_loses_nothing(
     doomed = add()
     pool = open_pool(SLOW)
     wait_for(pool, lambda: pool.workers == 2)
-    takes = [take(vocoded_voice, number) for number in range(4)]
+    takes = [take(vocoded_voice, number) for number in range(0, 8, 2)]
     for one in takes:
         assert pool.wanted() == 1
         pool.give([one])
@@ -261,17 +261,17 @@ def test_a_worker_that_dies_is_replaced(
     add()
     pool = open_pool(SLOW)
     (row,) = rows_of(give_all(pool, [take(vocoded_voice, 0)])).values()
-    pool.give([take(vocoded_voice, 1)])
-    pool.give([take(vocoded_voice, 2)])
+    for number in (2, 4):
+        pool.give([take(vocoded_voice, number)])
     wait_for(pool, lambda: under_way(tmp_path / "out") == 1)
     os.kill(process_of(row), signal.SIGKILL)
     outcomes = wait_for(pool, lambda: pool.workers == 0)
     while len(outcomes) < 2:
         outcomes += pool.wait(1.0)
     lost, sung = outcomes
-    assert [one.source for one in lost.takes] == ["1.mid"]
+    assert [one.source for one in lost.takes] == ["2.mid"]
     assert lost.lost is not None and "worker process has died" in lost.lost
-    assert [row["status"] for row in sung.rows] == [SUNG] and sung.takes[0].source == "2.mid"
+    assert [row["status"] for row in sung.rows] == [SUNG] and sung.takes[0].source == "4.mid"
 
 
 def test_a_voice_that_is_not_there_is_said_once(

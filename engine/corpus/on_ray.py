@@ -307,7 +307,7 @@ def _join(address: str, quiet: Mapping[str, Any]) -> bool:
     except (OSError, ImportError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if named == AUTO and isinstance(error, OSError):
             return False
-        reason = shown(" ".join(str(error).split())[:MOST_TOLD])
+        reason = shown(" ".join(str(error).split())[:MOST_TOLD]).rstrip(".")
         raise BackendError(
             f"there is no way to the Ray cluster at {quoted(named)}: {reason}. Check the address, as host:6379, and "
             "that Python and Ray are the same there as here."

@@ -70,7 +70,7 @@ class Plan:
             split = split_of(sha256, self._making.splits)
             for key, known, voice in self._keys(source):
                 is_same = known is not None and known.sha256 == sha256 and known.is_done
-                if known is not None and is_same and (known.status == DUPLICATE) == (original is not None):
+                if known is not None and is_same and (known.status != DUPLICATE or original is not None):
                     settle(known.status, None)
                     continue
                 name = known.name if known is not None else self._names.name(song.label, key.voice, key.seed)
