@@ -119,9 +119,7 @@ def test_a_missing_package_is_named(
 
     monkeypatch.setattr(corpus, "PACKAGES", ("pyarrow", "no_such_package"))
     assert main(words) == 1
-    assert (
-        "no_such_package is not installed, which a corpus needs. Install notewave[corpus]." in capsys.readouterr().err
-    )
+    assert "no_such_package is not installed, which this needs. Install notewave[corpus]." in capsys.readouterr().err
 
 
 def test_no_songs_and_no_room_are_said(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

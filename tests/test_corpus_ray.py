@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import signal
@@ -17,7 +18,8 @@ import pytest
 from serving import song
 
 import notewave
-from notewave.corpus.ledger import ABOUT
+from notewave.corpus.corpus import make_corpus
+from notewave.corpus.ledger import ABOUT, MANIFEST
 from notewave.corpus.messages import Work
 from notewave.corpus.pool import Outcome
 from notewave.corpus.rows import FAILED, SUNG, Row
@@ -35,7 +37,7 @@ PATIENCE_S = 60.0
 STORE_BYTES = 80 << 20  # the least that Ray takes
 HEALTH = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
 MAKING = Making(steps=2, guidance=1.0)
-SLOW = Making(steps=50, guidance=1.0)  # by which a song takes seconds
+SLOW, LONG = Making(steps=20, guidance=1.0), 8  # steps and segments, with which a song takes seconds
 LOCAL = """
 import signal, sys
 from pathlib import Path
@@ -102,15 +104,15 @@ def open_pool(cluster: Any, vocoded_voice: Path, tmp_path: Path) -> Iterator[Cal
     assert not ray.is_initialized()
 
 
-def take(voice: Path, number: int, data: bytes | None = None) -> Take:
-    data = song(1 + number % 2, 50 + number) if data is None else data
+def take(voice: Path, number: int, segments: int = 1, data: bytes | None = None) -> Take:
+    data = song(segments, 50 + number) if data is None else data
     return Take(f"{number}.mid", hashlib.sha256(data).hexdigest(), data, f"{number}", "train", str(voice), number)
 
 
 def give_all(pool: RayPool, takes: Sequence[Take]) -> list[Outcome]:
     """Have takes sung, and wait for what becomes of each."""
     left, outcomes, end = list(takes), list[Outcome](), time.monotonic() + PATIENCE_S
-    while sum(len(outcome.takes) for outcome in outcomes) < len(takes):
+    while told(outcomes) < len(takes):
         while left and (count := pool.wanted()):
             pool.give(left[:count])
             del left[:count]
@@ -119,8 +121,14 @@ def give_all(pool: RayPool, takes: Sequence[Take]) -> list[Outcome]:
     return outcomes
 
 
-def wait_for(pool: RayPool, happens: Callable[[], bool]) -> list[Outcome]:
-    outcomes, end = list[Outcome](), time.monotonic() + PATIENCE_S
+def told(outcomes: Sequence[Outcome]) -> int:
+    """Of how many takes it is known what became of them."""
+    return sum(len(outcome.takes) for outcome in outcomes)
+
+
+def wait_for(pool: RayPool, happens: Callable[[], bool], outcomes: list[Outcome] | None = None) -> list[Outcome]:
+    """Wait until something is so -> what became of takes meanwhile, after what did before."""
+    outcomes, end = [] if outcomes is None else outcomes, time.monotonic() + PATIENCE_S
     while not happens():
         outcomes += pool.wait(0.1)
         assert time.monotonic() < end
@@ -179,8 +187,8 @@ def test_actors_of_two_nodes_sing_what_is_sung_here(
     add(), add()
     pool = open_pool()
     assert wait_for(pool, lambda: pool.workers == 2) == []
-    takes = [take(vocoded_voice, number) for number in range(6)]
-    rows = rows_of(give_all(pool, [*takes, take(vocoded_voice, 6, b"no song")]))
+    takes = [take(vocoded_voice, number, 1 + number % 2) for number in range(6)]
+    rows = rows_of(give_all(pool, [*takes, take(vocoded_voice, 6, data=b"no song")]))
     failed = rows.pop("6.mid")
     assert (failed["status"], failed["error_kind"]) == (FAILED, "MidiError")
     check_files(rows, takes, tmp_path / "out", vocoded_voice)
@@ -204,17 +212,16 @@ def test_a_node_that_is_killed_under_work_loses_nothing(
     doomed = add()
     pool = open_pool(SLOW)
     wait_for(pool, lambda: pool.workers == 2)
-    takes = [take(vocoded_voice, number) for number in range(0, 8, 2)]
+    takes = [take(vocoded_voice, number, segments) for number, segments in enumerate((LONG, LONG, 1, 1))]
     for one in takes:
         assert pool.wanted() == 1
         pool.give([one])
     assert pool.wanted() == 0, "two that are sung, and two that wait"
     outcomes = wait_for(pool, lambda: under_way(tmp_path / "out") == 2)
     cluster.remove_node(doomed, allow_graceful=False)
-    outcomes += wait_for(pool, lambda: pool.workers == 1)
+    wait_for(pool, lambda: pool.workers == 1, outcomes)
     add()
-    while sum(len(outcome.takes) for outcome in outcomes) < len(takes):
-        outcomes += pool.wait(1.0)
+    wait_for(pool, lambda: told(outcomes) == len(takes), outcomes)
     (lost,) = [outcome for outcome in outcomes if outcome.lost]
     assert len(lost.takes) == 1 and not lost.rows, "only what was sung, not what waited"
     rows = rows_of(outcomes)
@@ -222,6 +229,35 @@ def test_a_node_that_is_killed_under_work_loses_nothing(
     rows |= rows_of(give_all(pool, lost.takes))
     assert [row["status"] for row in rows.values()] == [SUNG] * 4
     assert all((tmp_path / "out" / row["audio"]).is_file() for row in rows.values())
+
+
+def test_a_corpus_is_whole_though_a_node_is_killed(
+    add: Callable[..., Any], cluster: Any, vocoded_voice: Path, tmp_path: Path
+) -> None:
+    add()
+    doomed = [add()]
+    (tmp_path / "songs").mkdir()
+    for number in range(6):
+        (tmp_path / "songs" / f"{number}.mid").write_bytes(song(2, 50 + number))
+
+    def kill(_: Row | None) -> None:
+        if doomed:
+            cluster.remove_node(doomed.pop(), allow_graceful=False)
+
+    made = make_corpus(
+        [str(tmp_path / "songs")],
+        str(tmp_path / "out"),
+        voices=[str(vocoded_voice)],
+        making=SLOW,
+        machine=Machine("cpu"),
+        ray=cluster.address,
+        on_take=kill,
+    )
+    assert not doomed and (made.sung, made.failed) == (6, 0)
+    rows = [json.loads(text) for text in (tmp_path / "out" / MANIFEST).read_text().splitlines()]
+    assert [(row["source"], row["status"]) for row in rows] == [(f"{number}.mid", SUNG) for number in range(6)]
+    for row in rows:
+        assert hashlib.sha256((tmp_path / "out" / row["audio"]).read_bytes()).hexdigest() == row["sha256"]
 
 
 def test_a_node_that_is_added_later_is_used(add: Callable[..., Any], open_pool: Callable[..., RayPool]) -> None:
@@ -239,6 +275,15 @@ def test_as_many_workers_as_are_asked_for(add: Callable[..., Any], open_pool: Ca
     assert pool.wait(PATIENCE_S) == [] and pool.workers == 1, "all that were asked for have answered"
     pool.close()
     pool = open_pool(threads=3)
+    wait_for(pool, lambda: pool.workers == 2)
+    assert pool.wait(PATIENCE_S) == [] and pool.workers == 2
+
+
+def test_where_memory_is_short_workers_get_more_cores(
+    add: Callable[..., Any], open_pool: Callable[..., RayPool]
+) -> None:
+    add(num_cpus=4, memory=on_ray.VOICE_BYTES * 2)
+    pool = open_pool()
     wait_for(pool, lambda: pool.workers == 2)
     assert pool.wait(PATIENCE_S) == [] and pool.workers == 2
 
@@ -261,17 +306,16 @@ def test_a_worker_that_dies_is_replaced(
     add()
     pool = open_pool(SLOW)
     (row,) = rows_of(give_all(pool, [take(vocoded_voice, 0)])).values()
-    for number in (2, 4):
-        pool.give([take(vocoded_voice, number)])
+    pool.give([take(vocoded_voice, 1, LONG)])
+    pool.give([take(vocoded_voice, 2)])
     wait_for(pool, lambda: under_way(tmp_path / "out") == 1)
     os.kill(process_of(row), signal.SIGKILL)
     outcomes = wait_for(pool, lambda: pool.workers == 0)
-    while len(outcomes) < 2:
-        outcomes += pool.wait(1.0)
+    wait_for(pool, lambda: told(outcomes) == 2, outcomes)
     lost, sung = outcomes
-    assert [one.source for one in lost.takes] == ["2.mid"]
+    assert [one.source for one in lost.takes] == ["1.mid"]
     assert lost.lost is not None and "worker process has died" in lost.lost
-    assert [row["status"] for row in sung.rows] == [SUNG] and sung.takes[0].source == "4.mid"
+    assert [row["status"] for row in sung.rows] == [SUNG] and sung.takes[0].source == "2.mid"
 
 
 def test_a_voice_that_is_not_there_is_said_once(
@@ -307,7 +351,7 @@ def test_another_notewave_on_a_node_is_refused(
     ("module", "says"),
     [
         ("raise ModuleNotFoundError('No module named notewave')", "No module named notewave.*Install"),
-        ("import os; os._exit(1)", "before they are ready"),
+        ("import os; os._exit(1)", "before they are ready, again"),
     ],
     ids=["not there", "ends at once"],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import logging
@@ -13,8 +12,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import notewave
 from notewave.checks import quoted, shown
+from notewave.corpus.about import hold_to, named_voices
 from notewave.corpus.dedupe import Originals
 from notewave.corpus.fit import open_pool
 from notewave.corpus.layouts import LAYOUTS
@@ -25,7 +24,7 @@ from notewave.corpus.pool import Outcome, Pool
 from notewave.corpus.rows import FAILED, SUNG, Row, write_parquet
 from notewave.corpus.settings import Machine, Making
 from notewave.corpus.singer import voice_name
-from notewave.corpus.songs import Names, find_songs
+from notewave.corpus.songs import Names, Song, find_songs
 from notewave.corpus.store import Store, open_store
 from notewave.corpus.takes import Take, failure
 from notewave.errors import ArgumentError, BackendError, ToolError
@@ -33,7 +32,6 @@ from notewave.files import atomic_file
 from notewave.inputs import BLOCK
 from notewave.sampling.options import check_seed
 from notewave.synthesizer import DEFAULT_VOICE
-from notewave.voice.folder import Voice
 
 log = logging.getLogger(__name__)
 
@@ -82,14 +80,8 @@ def make_corpus(
     be, or a corpus that was begun otherwise; VoiceError, BackendError where no voice can be opened; ToolError where a
     package is missing. Whatever ended a run, the same call goes on.
     """
-    for package in PACKAGES:
-        if find_spec(package) is None:
-            raise ToolError(f"{package} is not installed, which a corpus needs. Install notewave[corpus].")
-    making, machine = making or Making(), machine or Machine()
-    named = _named(voices)
-    checked = [check_seed("a seed", seed) for seed in seeds]
-    if not checked or len(set(checked)) < len(checked):
-        raise ArgumentError(f"seeds are {quoted(seeds)}; give one or more, each once.")
+    _check_installed(*PACKAGES, *["ray"] * (ray is not None))
+    making, machine, named, checked = making or Making(), machine or Machine(), named_voices(voices), _checked(seeds)
     is_remote = "://" in out
     folder = _ledger_folder(out) if is_remote else Path(out).absolute()
     found = find_songs(songs, apart=None if is_remote else folder)
@@ -97,7 +89,7 @@ def make_corpus(
         store = open_store(out if is_remote else str(folder))
         if is_remote:
             _fetch_ledger(store, ledger)
-        first = _hold_to(ledger, making, named, checked[0])
+        first = hold_to(ledger, making, named, checked[0])
         plan = Plan(
             whole_rows(ledger.rows(), store, verify),
             making,
@@ -112,7 +104,7 @@ def make_corpus(
         run = _Run(ledger, on_take)
         opened = pool or functools.partial(_open_pool, making, store.url, machine, list(named.values()), ray)
         with _swept(store, is_remote):
-            run.sing(plan.takes(found, run.settle), functools.partial(opened, total))
+            run.sing(plan.takes(_drained(found), run.settle), functools.partial(opened, total))
             if run.has_written or store.size(TABLE) is None:
                 _finish(ledger, store, making, folder, is_remote)
         return run.summary
@@ -201,58 +193,26 @@ class _Run:
                 self.settle(FAILED, failure(take, voice_name(take.voice), error))
 
 
-def _named(voices: Sequence[str]) -> dict[str, str]:
-    """Voices by their names, as they are to be opened on any machine. Raises ArgumentError, VoiceError."""
-    named: dict[str, str] = {}
-    for voice in voices:
-        if voice_name(voice) in named:
-            raise ArgumentError(f"there are two voices {quoted(voice_name(voice))}, which rows know by that. Give one.")
-        folder = Voice.load(voice).folder
-        named[voice_name(voice)] = str(folder.absolute()) if folder == Path(voice) else voice
-    if not named:
-        raise ArgumentError("no voice is given. Give the name or the folder of one.")
-    return named
+def _check_installed(*packages: str) -> None:
+    for package in packages:
+        if find_spec(package) is None:
+            extra = "ray" if package == "ray" else "corpus"
+            raise ToolError(f"{package} is not installed, which this needs. Install notewave[{extra}].")
 
 
-def _hold_to(ledger: Ledger, making: Making, voices: dict[str, str], seed: int) -> tuple[str, int]:
-    """The voice and seed of the corpus' first run, whose making this one must have; it is said if this is the first.
-
-    Raises ArgumentError where it differs, in its making or in what a voice is.
-    """
-    digests = {name: _digest(Voice.load(voice)) for name, voice in voices.items()}
-    said = ledger.about()
-    if said is None:
-        first = next(iter(voices)), seed
-        about = {"notewave": notewave.__version__, "making": making.as_json(), "first": first, "voices": digests}
-        ledger.say(about)
-        return first
-    try:
-        held, (voice, seed), known = Making.of_json(said["making"]), said["first"], dict(said["voices"])
-        first = str(voice), int(seed)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArgumentError(f"{ABOUT} there says no corpus ({error}). Choose another folder.") from error
-    for field in dataclasses.fields(Making):
-        was, now = getattr(held, field.name), getattr(making, field.name)
-        if was != now:
-            raise ArgumentError(
-                f"the corpus there was begun with {field.name} {quoted(was)}, not {quoted(now)}. Say the same, or make "
-                "another corpus in another folder."
-            )
-    for name, digest in digests.items():
-        if known.setdefault(name, digest) != digest:
-            raise ArgumentError(
-                f"voice {quoted(name)} is another one than that which the corpus there was begun with. Give it another "
-                "name, or make another corpus in another folder."
-            )
-    if known != said["voices"]:
-        ledger.say({**said, "voices": known})
-    return first
+def _checked(seeds: Sequence[int]) -> list[int]:
+    """Seeds. Raises ArgumentError for what are none, or not different ones."""
+    checked = [check_seed("a seed", seed) for seed in seeds]
+    if not checked or len(set(checked)) < len(checked):
+        raise ArgumentError(f"seeds are {quoted(seeds)}; give one or more, each once.")
+    return checked
 
 
-def _digest(voice: Voice) -> str:
-    """What a voice is, by the checksums of its files."""
-    text = "\n".join(f"{record.sha256} {name}" for name, record in sorted(voice.files.items()))
-    return hashlib.sha256(text.encode()).hexdigest()
+def _drained(songs: list[Song]) -> Iterator[Song]:
+    """Songs one after another, each let go: what is known of those that were met takes no more than they did."""
+    songs.reverse()
+    while songs:
+        yield songs.pop()
 
 
 def _open_pool(making: Making, out: str, machine: Machine, voices: Sequence[str], ray: str | None, takes: int) -> Pool:

@@ -99,11 +99,11 @@ class RayPool:
         end = time.monotonic() + seconds
         while True:
             self._look()
-            first = {worker.calls[0].answer: worker for worker in self._workers if worker.calls}
-            ready = self._ready(list(first), min(end, self._looks_s) - time.monotonic()) if first else []
-            outcomes = [outcome for answer in ready if (outcome := self._take_in(first[answer])) is not None]
+            asked = {call.answer: (worker, call) for worker in self._workers for call in worker.calls}
+            ready = self._ready(list(asked), min(end, self._looks_s) - time.monotonic()) if asked else []
+            outcomes = [outcome for answer in ready if (outcome := self._take_in(*asked[answer])) is not None]
             self._hand_out()
-            if outcomes or not first or self.wanted() or time.monotonic() >= end:
+            if outcomes or not asked or self.wanted() or time.monotonic() >= end:
                 return outcomes
 
     def close(self) -> None:
@@ -135,7 +135,7 @@ class RayPool:
         # One is asked for in any case: clusters that grow by themselves do so when they are asked.
         for _ in range(len(self._workers), int(min(max(room, 1), self._most))):
             actor = self._class.remote()
-            self._workers.append(_Worker(actor, deque([_Call(actor.open.remote(*self._told))])))
+            self._workers.append(_Worker(actor, [_Call(actor.open.remote(*self._told))]))
 
     def _freest(self) -> _Worker | None:
         """The worker that has the least to do and takes another group."""
@@ -153,17 +153,19 @@ class RayPool:
             return []
         return list(self._ray.wait(answers, num_returns=len(answers), timeout=0)[0])
 
-    def _take_in(self, worker: _Worker) -> Outcome | None:
-        """Take a worker's first answer -> what became of takes, if it says that."""
-        call = worker.calls.popleft()
+    def _take_in(self, worker: _Worker, call: _Call) -> Outcome | None:
+        """Take an answer in -> what became of takes, if it says that."""
+        if worker not in self._workers:  # another answer said that it is no more
+            return None
         try:
             answer = self._ray.get(call.answer)
         except self._ray.exceptions.RayError as error:
             what = _told(error)
             if call.takes or not _is_raised(error):  # whatever was raised, another process does not have it
-                return self._bury(worker, call, f"its worker on {worker.host} ended: {what}")
+                return self._bury(worker, f"its worker on {worker.host} ended: {what}")
             cure = f"Install notewave[corpus] {notewave.__version__} on all nodes."
             answer = BackendError(f"a worker on Ray cannot start: {what}. {cure}")
+        worker.calls.remove(call)
         if isinstance(answer, Outcome):
             return dataclasses.replace(answer, takes=call.takes)
         if isinstance(answer, NotewaveError):
@@ -172,23 +174,20 @@ class RayPool:
         self._stillborn = 0
         return None
 
-    def _bury(self, worker: _Worker, call: _Call, reason: str) -> Outcome | None:
+    def _bury(self, worker: _Worker, reason: str) -> Outcome | None:
         """Take a worker that is no more out. What it had begun is lost; what waited goes to others."""
         self._kill(worker)  # Ray may have lost sight of it
         self._workers.remove(worker)
-        if not worker.group:
-            log.info("%s", reason)
-            self._stillborn += self._counted_s != self._looks_s
-            self._counted_s = self._looks_s
-            if self._stillborn < STILLBORN or self.workers:
-                return None
-            cure = "Ray's logs on the nodes say more; they may have too little memory for the voice."
-            return self._over(
-                BackendError(f"workers on Ray end again and again before they are ready: {reason}. {cure}")
-            )
-        calls = [call, *worker.calls]
-        self._left.extend(waiting.takes for waiting in calls[self._hands :])
-        return Outcome(tuple(take for begun in calls[: self._hands] for take in begun.takes), lost=reason)
+        if worker.group:
+            self._left.extend(call.takes for call in worker.calls[self._hands :])
+            return Outcome(tuple(take for call in worker.calls[: self._hands] for take in call.takes), lost=reason)
+        log.info("%s", reason)
+        self._stillborn += self._counted_s != self._looks_s
+        self._counted_s = self._looks_s
+        if self._stillborn < STILLBORN or self.workers:
+            return None
+        cure = "Ray's logs on the nodes say more; they may have too little memory for the voice."
+        return self._over(BackendError(f"workers on Ray end before they are ready, again and again: {reason}. {cure}"))
 
     def _over(self, error: NotewaveError) -> Outcome | None:
         """Say once that nothing more can be sung."""
@@ -202,7 +201,7 @@ class RayPool:
             self._ray.kill(worker.actor)
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class _Call:
     """What a worker was asked."""
 
@@ -215,7 +214,7 @@ class _Worker:
     """An actor, as it is seen from here."""
 
     actor: Any  # Ray's handle
-    calls: deque[_Call]  # that are not answered, in their order
+    calls: list[_Call]  # that are not answered, in their order
     host: str = "Ray"  # the name of its node
     group: int = 0  # takes that it is best given at once; 0 until its voices are open
 
@@ -284,6 +283,8 @@ def _connect(address: str, machine: Machine) -> bool:
     is_verbose = log.isEnabledFor(logging.INFO)
     level = logging.INFO if is_verbose else logging.ERROR
     quiet: dict[str, Any] = {"log_to_driver": is_verbose, "logging_level": level}
+    if address == AUTO:
+        address = os.environ.get("RAY_ADDRESS") or AUTO
     with _own_signals():
         if address == LOCAL or not _join(address, quiet):
             with _on_loopback():
@@ -298,18 +299,17 @@ def _join(address: str, quiet: Mapping[str, Any]) -> bool:
     import ray
     from ray._private.services import canonicalize_bootstrap_address
 
-    named = os.environ.get("RAY_ADDRESS", AUTO) if address == AUTO else address
     try:
-        where = str(canonicalize_bootstrap_address(AUTO)) if named == AUTO else named
+        where = str(canonicalize_bootstrap_address(AUTO)) if address == AUTO else address
         host, _, port = where.rpartition("/")[2].rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()  # Ray itself tries for minutes
         ray.init(address, **quiet)
     except (OSError, ImportError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        if named == AUTO and isinstance(error, OSError):
+        if address == AUTO and isinstance(error, OSError):
             return False
         reason = shown(" ".join(str(error).split())[:MOST_TOLD]).rstrip(".")
         raise BackendError(
-            f"there is no way to the Ray cluster at {quoted(named)}: {reason}. Check the address, as host:6379, and "
+            f"there is no way to the Ray cluster at {quoted(address)}: {reason}. Check the address, as host:6379, and "
             "that Python and Ray are the same there as here."
         ) from error
     return True
@@ -323,7 +323,7 @@ def _own_signals() -> Iterator[None]:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 @contextlib.contextmanager

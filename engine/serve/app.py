@@ -80,7 +80,10 @@ class App:
         self._named = {*told, *made, PATH}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI: a request, or a connection of WebSocket."""
+        """ASGI: a request, a connection of WebSocket, or the life of the server around it."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
         began, exchange = time.monotonic(), Exchange(scope, receive, send)
         method, path = scope.get("method", "WebSocket"), scope["path"]
         self._requests += method == "POST"
@@ -110,6 +113,14 @@ class App:
         self._workshop.close()
         for reading in self._reading.values():
             reading.shutdown(cancel_futures=True)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """End when the server does."""
+        while (await receive())["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        self.end()
+        await asyncio.to_thread(self.close)
+        await send({"type": "lifespan.shutdown.complete"})
 
     async def _served(self, exchange: Exchange, scope: Scope) -> None:
         """Answer a request, whatever comes. Raises Gone where nobody is to be answered."""

@@ -91,8 +91,11 @@ class Exchange:
         await answer(self._scope, self.receive, self.send)
 
     def abort(self) -> None:
-        """End the connection at once."""
-        self._scope[ABORT]()
+        """End the connection at once. A server that is not ours does so where its application fails: by Gone."""
+        if ABORT in self._scope:
+            self._scope[ABORT]()
+        elif not self._is_gone:
+            raise Gone
 
     async def _send_body(self, message: Message) -> None:
         if self._start is not None:
