@@ -172,6 +172,17 @@ def test_songs_of_like_length_go_together(singer: Synthesizer, monkeypatch: pyte
     assert runs == [(1,), (0, 2)], "one that ends early would be sung for nothing"
 
 
+def test_mels_are_given_to_whoever_asks(singer: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [singer.spectrogram(one, seed=seed, **QUICK) for one, seed in zip(SONGS, SEEDS, strict=True)]
+    for together, tolerance in ((1, 0.0), (4, 1e-3)):
+        monkeypatch.setattr(singer._backend, "side_by_side", together)
+        mels: list[list[np.ndarray]] = [[] for _ in SONGS]
+        singer.render_batch(SONGS, seeds=SEEDS, on_mel=lambda place, mel: mels[place].append(mel.copy()), **QUICK)  # noqa: B023
+        for found, mel in zip(mels, expected, strict=True):
+            assert {len(segment) for segment in found} == {FRAMES}
+            np.testing.assert_allclose(np.concatenate(found), mel, rtol=0, atol=tolerance)
+
+
 def test_without_seeds_every_song_has_the_option_s(singer: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = started(singer, monkeypatch)
     singer.render_batch([song(1), song(1)], seed=9, **QUICK)

@@ -62,8 +62,13 @@ def test_a_corpus_of_good_and_broken_files_comes_through_all_trouble(
     assert code == 0, capsys.readouterr().out
     (found,) = figures_of(tmp_path / "trial.json").values()
     assert (found["files"], found["broken"], found["sung_good"]) == (COUNT * 5 // 4, COUNT // 4, COUNT)
-    assert found["failed_broken"] + found.get("sung_broken", 0) == COUNT // 4 and found["failed_broken"] >= 8
+    assert found["failed_broken"] + found["sung_broken"] == COUNT // 4 and found["failed_broken"] >= 8
     assert found["workers_killed"] >= 2
+
+
+def test_a_trial_of_few_songs_is_refused(songs: Path, vocoded_voice: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "corpus", str(songs), "--trial", "10", "--voice", str(vocoded_voice)]) == 1
+    assert "8 songs are too few" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +129,7 @@ TAMPERED: dict[str, Callable[[Path], object]] = {
 def test_what_is_right_passes(corpus: tuple[Path, Path, Files], singer: Synthesizer) -> None:
     trial = compare(*corpus, lambda data: sung(singer, data, 1, 2.0))
     assert trial.wrong == [] and trial.figures["sung_good"] == 2
-    assert trial.figures["failed_broken"] + trial.figures.get("sung_broken", 0) == trial.figures["broken"] >= 9
+    assert trial.figures["failed_broken"] + trial.figures["sung_broken"] == trial.figures["broken"] >= 9
 
 
 @pytest.mark.parametrize("complaint", TAMPERED)

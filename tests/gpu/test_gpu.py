@@ -46,6 +46,10 @@ from notewave.backends.protocol import Backend
 from notewave.backends.trt import backend as trt_backend
 from notewave.backends.trt.backend import open_tensorrt
 from notewave.backends.trt.modules import tensorrt_modules
+from notewave.corpus.settings import Machine as Workers
+from notewave.corpus.settings import Making
+from notewave.corpus.singer import Singer
+from notewave.corpus.takes import Take
 from notewave.errors import BackendError
 from notewave.export.plans.build import TURING, build_plans, buildable_precisions
 from notewave.sampling.job import Job
@@ -417,6 +421,27 @@ def played(backend: Backend, work: Job, tokens: list[Tokens]) -> tuple[np.ndarra
             mels.append(mel.result())
             audio.append(sound.result())
     return np.stack(mels), np.stack(audio)
+
+
+def test_songs_of_a_corpus_are_sung_side_by_side(machine: Machine, tmp_path: Path) -> None:
+    pytest.importorskip("pyloudnorm")
+    soundfile = pytest.importorskip("soundfile")
+    songs = [notewave.Notes([0.0], [7.0 * count], [60 + count], [90], [0], [False]) for count in (1, 3, 2)]
+    data = [notewave.to_midi(song) for song in songs]
+    synthesizer, making = (
+        machine.synthesizer(),
+        Making(form="wav", sampler="ddpm", steps=STEPS, guidance=1.0, mels=True),
+    )
+    singer = Singer(making, str(tmp_path), Workers(), {"voice": synthesizer})
+    assert singer.together("voice") == MAX_BATCH
+    takes = [Take(str(seed), "0" * 64, song, str(seed), "train", "voice", seed) for seed, song in enumerate(data)]
+    for take, row in zip(takes, singer.sing(takes), strict=True):
+        choices: Any = {"sampler": "ddpm", "steps": STEPS, "guidance": 1.0, "seed": take.seed}
+        heard = soundfile.read(tmp_path / row["audio"], dtype="float32")[0]
+        alone, mel = synthesizer.render(take.data, **choices).samples, synthesizer.spectrogram(take.data, **choices)
+        assert worst(heard[None], alone[None]) < HEARD * SEGMENT_RMS[machine.precision]
+        made = np.load(tmp_path / "mels" / f"{take.seed}.npy")
+        assert worst(made[None], mel[None]) < LOG_SCALE * SEGMENT_RMS[machine.precision]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
