@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 from notewave.corpus.processes import AHEAD
 
-ROUNDS = 50  # songs for each worker
-
 
 @dataclass(frozen=True)
 class Costs:
@@ -28,10 +26,10 @@ class Costs:
     sing_s: Sequence[float]  # of the worker: one of these
 
 
-def efficiency(workers: int, costs: Costs, takes: int | None = None, seed: int = 0) -> float:
-    """The share of their time that so many workers sing, over takes (default: ROUNDS for each worker)."""
+def efficiency(workers: int, costs: Costs, takes: int, seed: int = 0) -> float:
+    """The share of their time that so many workers sing, from the first of so many takes to the last."""
     chance = random.Random(seed)
-    songs = [chance.choice(costs.sing_s) for _ in range(takes or ROUNDS * workers)]
+    songs = [chance.choice(costs.sing_s) for _ in range(takes)]
     left = deque(songs)
     held = [deque[float]() for _ in range(workers)]  # songs that each has and has not begun
     held_by = [0] * workers  # begun or not

@@ -87,6 +87,6 @@ BREAKAGES = {
     "of sound": Breakage(lambda path, song, chance: path.write_bytes(SOUND)),
     "a pipe": Breakage(lambda path, song, chance: os.mkfifo(path), "it is a FIFO, not a file"),
     "too large": Breakage(_swell, f"larger than {MAX_BYTES} bytes"),
-    "a dangling link": Breakage(lambda path, song, chance: path.symlink_to("nowhere.mid"), "No such file"),
+    "a dangling link": Breakage(lambda path, song, chance: path.symlink_to(f"no {path.name}"), "No such file"),
     "forbidden": Breakage(_forbid, "Permission denied"),
 }

@@ -215,6 +215,23 @@ def test_a_run_that_is_ended_goes_on_where_it_was(
     assert not (out / ".making").exists() and sum(1 for _ in (out / "audio").iterdir()) == COUNT
 
 
+def test_workers_whose_parent_and_driver_are_gone_leave_their_songs(
+    songs: Path, tmp_path: Path, vocoded_voice: Path
+) -> None:
+    out = tmp_path / "out"
+    run = run_command(songs, "--out", out, "--voice", vocoded_voice, "--steps", 999, "--workers", 2)
+    while len(started := children(run.pid)) < 3 or not any((out / ".making").glob("*")):
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.01)
+    os.kill(children(run.pid)[0], signal.SIGKILL)  # the parent: there is another soon
+    run.kill()
+    run.communicate()
+    while any(map(is_alive, started)):
+        time.sleep(0.01)
+    assert lines_of(out) <= 2, "the broken ones: no song was sung"
+    assert not list(out.rglob("*.flac"))
+
+
 def test_a_second_run_on_the_same_folder_is_refused_while_the_first_is_at_work(
     songs: Path, tmp_path: Path, vocoded_voice: Path, undisturbed: dict[str, str]
 ) -> None:

@@ -24,7 +24,7 @@ from notewave.corpus.pool import Outcome, Pool
 from notewave.corpus.rows import FAILED, SUNG, Row, write_parquet
 from notewave.corpus.settings import Machine, Making
 from notewave.corpus.singer import voice_name
-from notewave.corpus.songs import Names, Song, find_songs
+from notewave.corpus.songs import Names, find_songs
 from notewave.corpus.store import Store, open_store
 from notewave.corpus.takes import Take, failure
 from notewave.errors import ArgumentError, BackendError, ToolError
@@ -91,6 +91,7 @@ def make_corpus(
             _fetch_ledger(store, ledger)
         first = hold_to(ledger, making, named, checked[0])
         plan = Plan(
+            found,
             whole_rows(ledger.rows(), store, verify),
             making,
             named,
@@ -98,13 +99,13 @@ def make_corpus(
             functools.partial(Names, *first, LAYOUTS[making.layout].numbered),
             Originals(folder, making.max_bytes) if dedupe else None,
         )
-        total = len(found) * len(named) * len(checked)
+        del found  # the plan lets them go, one after another
         if on_plan is not None:
-            on_plan(total)
+            on_plan(plan.total)
         run = _Run(ledger, on_take)
         opened = pool or functools.partial(_open_pool, making, store.url, machine, list(named.values()), ray)
         with _swept(store, is_remote):
-            run.sing(plan.takes(_drained(found), run.settle), functools.partial(opened, total))
+            run.sing(plan.takes(run.settle), functools.partial(opened, plan.total))
             if run.has_written or store.size(TABLE) is None:
                 _finish(ledger, store, making, folder, is_remote)
         return run.summary
@@ -206,13 +207,6 @@ def _checked(seeds: Sequence[int]) -> list[int]:
     if not checked or len(set(checked)) < len(checked):
         raise ArgumentError(f"seeds are {quoted(seeds)}; give one or more, each once.")
     return checked
-
-
-def _drained(songs: list[Song]) -> Iterator[Song]:
-    """Songs one after another, each let go: what is known of those that were met takes no more than they did."""
-    songs.reverse()
-    while songs:
-        yield songs.pop()
 
 
 def _open_pool(making: Making, out: str, machine: Machine, voices: Sequence[str], ray: str | None, takes: int) -> Pool:

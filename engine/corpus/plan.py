@@ -30,11 +30,20 @@ class _Known(NamedTuple):
     is_done: bool  # whether another run would leave the same
 
 
+class _Song(NamedTuple):
+    """A song that is to be looked at."""
+
+    path: str
+    source: str
+    names: tuple[str, ...]  # of its outputs, by each voice with each seed
+
+
 class Plan:
     """The takes of songs, in their order, each read when its turn comes."""
 
     def __init__(
         self,
+        songs: Iterable[Song],
         rows: Iterable[tuple[Row, bool]],
         making: Making,
         voices: Mapping[str, str],
@@ -48,61 +57,70 @@ class Plan:
         """
         self._making, self._voices, self._seeds, self._originals = making, voices, seeds, originals
         self._known = {
-            Key.of(row): _Known(
-                row["name"], row["source_sha256"], row["status"], row["error"], is_whole and is_final(row)
-            )
-            for row, is_whole in rows
+            Key.of(row): _Known(row["name"], row["source_sha256"], row["status"], row["error"], whole and is_final(row))
+            for row, whole in rows
         }
-        self._names = names(known.name for known in self._known.values())
-        self._odd: set[str] = set()  # sources that may look like another's escapes
+        given = names(known.name for known in self._known.values())
+        # All are named now, and each is let go when it was met: a run takes no more memory than it began with.
+        self._left = [self._named(song, source, given) for song, source in _sources(songs)][::-1]
+        self.total = len(self._left) * len(voices) * len(seeds)
 
-    def takes(self, songs: Iterable[Song], settle: Settle) -> Iterator[Take]:
+    def takes(self, settle: Settle) -> Iterator[Take]:
         """Those that are to be sung. settle: called for every other."""
-        for song in songs:
-            source = self._source(song)
+        while self._left:
+            song = self._left.pop()
             try:
                 data = read_song(song.path, self._making.max_bytes)
             except MidiError as error:
-                self._refuse(source, song, error, settle)
+                self._refuse(song, error, settle)
                 continue
             sha256 = hashlib.sha256(data).hexdigest()
-            original = None if self._originals is None else self._originals.original(source, sha256, data)
+            original = None if self._originals is None else self._originals.original(song.source, sha256, data)
             split = split_of(sha256, self._making.splits)
-            for key, known, voice in self._keys(source):
+            for key, name, known in self._keys(song):
                 is_same = known is not None and known.sha256 == sha256 and known.is_done
                 if known is not None and is_same and (known.status != DUPLICATE or original is not None):
                     settle(known.status, None)
                     continue
-                name = known.name if known is not None else self._names.name(song.label, key.voice, key.seed)
-                take = Take(source, sha256, data, name, split, voice, key.seed)
+                take = Take(song.source, sha256, data, name, split, self._voices[key.voice], key.seed)
                 if original is None:
                     yield take
                 else:
                     settle(DUPLICATE, row_of(take, key.voice, DUPLICATE, duplicate_of=original))
 
-    def _refuse(self, source: str, song: Song, error: MidiError, settle: Settle) -> None:
+    def _refuse(self, song: _Song, error: MidiError, settle: Settle) -> None:
         """A song that cannot be read, now as before, or anew."""
-        for key, known, voice in self._keys(source):
-            name = known.name if known is not None else self._names.name(song.label, key.voice, key.seed)
-            take = Take(source, "", b"", name, split_of("0" * 8, self._making.splits), voice, key.seed)
-            row = failure(take, key.voice, error)
+        split = split_of("0" * 8, self._making.splits)
+        for key, name, known in self._keys(song):
+            row = failure(Take(song.source, "", b"", name, split, self._voices[key.voice], key.seed), key.voice, error)
             settle(FAILED, None if known is not None and known.error == row["error"] else row)
 
-    def _keys(self, source: str) -> Iterator[tuple[Key, _Known | None, str]]:
-        """Each take of a source: its key, what is known of it, and its voice as that is to be opened."""
-        for voice, given in self._voices.items():
-            for seed in self._seeds:
-                key = Key(source, voice, seed)
-                yield key, self._known.get(key), given
+    def _named(self, song: Song, source: str, given: Names) -> _Song:
+        """A song with the names that it has, or is given."""
+        keys = [Key(source, voice, seed) for voice in self._voices for seed in self._seeds]
+        names = (
+            known.name if (known := self._known.get(key)) else given.name(song.label, key.voice, key.seed)
+            for key in keys
+        )
+        return _Song(song.path, source, tuple(names))
 
-    def _source(self, song: Song) -> str:
-        """A song's label as text; of two that would be the same text, one with a mark of its own."""
+    def _keys(self, song: _Song) -> Iterator[tuple[Key, str, _Known | None]]:
+        """Each take of a song: its key, the name of its outputs, and what is known of it."""
+        keys = (Key(song.source, voice, seed) for voice in self._voices for seed in self._seeds)
+        for key, name in zip(keys, song.names, strict=True):
+            yield key, name, self._known.get(key)
+
+
+def _sources(songs: Iterable[Song]) -> Iterator[tuple[Song, str]]:
+    """Songs, and their labels as text; of two that would be the same text, one has a mark of its own."""
+    odd: set[str] = set()  # those that may look like another's escapes
+    for song in songs:
         text = shown(song.label)
         if "\\" in text:
-            if text in self._odd:
+            if text in odd:
                 text += "~" + hashlib.sha256(song.label.encode(errors="surrogateescape")).hexdigest()[:8]
-            self._odd.add(text)
-        return text
+            odd.add(text)
+        yield song, text
 
 
 def whole_rows(rows: Iterable[Row], store: Store, verify: bool) -> Iterator[tuple[Row, bool]]:

@@ -129,7 +129,10 @@ class _Worker:
         self._send(Ready(os.getpid(), together, hands, _own_bytes()))
         with ThreadPoolExecutor(hands) as pool:
             while True:
-                message = self._connection.recv()
+                try:
+                    message = self._connection.recv()
+                except (EOFError, OSError):
+                    os._exit(0)  # the driver went away: what is being sung is nobody's
                 pool.submit(self._try if isinstance(message, Trial) else self._sing, message)
 
     def _sing(self, group: Group) -> None:
