@@ -182,6 +182,16 @@ def test_mels_stems_and_notes_are_those_of_the_song(
     assert rows["tune"]["stems_error"] == pytest.approx(stems.error, rel=1e-5)
 
 
+def test_a_song_of_which_nothing_is_left_to_be_heard_is_no_trouble_of_the_disk(
+    songs: Path, tmp_path: Path, vocoded_voice: Path
+) -> None:
+    making = Making(form="wav", steps=1, stems=True, rate=100, edits=(("end", ("0.001",)),))
+    summary = make(songs, tmp_path / "out", vocoded_voice, making)
+    assert (summary.sung, summary.failed) == (0, 4)
+    assert {row["error_kind"] for row in rows_of(tmp_path / "out").values()} == {"MidiError"}
+    assert "nothing of it is left" in rows_of(tmp_path / "out")["tune"]["error"]
+
+
 def test_songs_side_by_side_are_each_as_they_are_alone(songs: Path, tmp_path: Path, vocoded_voice: Path) -> None:
     making = Making(form="wav", steps=1, stems=True, mels=True)
     make(songs, tmp_path / "one", vocoded_voice, making)

@@ -175,7 +175,7 @@ def _fill_corpus(parser: argparse.ArgumentParser) -> None:
 
     add_arguments(parser)
     _add_sampling(parser)
-    _add_machine(parser)
+    _add_machine(parser, "CPU threads of each worker (default: what is fastest)")
     _add_edits(parser)
     _add_reading(parser)
     parser.set_defaults(run=corpus)
@@ -354,9 +354,11 @@ def _add_steps(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, help="guidance weight, 1 for none (default: the voice's)")
 
 
-def _add_machine(parser: argparse.ArgumentParser) -> None:
+def _add_machine(
+    parser: argparse.ArgumentParser, threads: str = "CPU threads (default: as many as there are processors)"
+) -> None:
     parser.add_argument("--backend", default="auto", choices=BACKENDS)
-    parser.add_argument("--threads", type=int, help="CPU threads (default: as many as there are processors)")
+    parser.add_argument("--threads", type=int, help=threads)
 
 
 def _capability(text: str) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from notewave.corpus.rows import SUNG, Row
 from notewave.corpus.settings import Machine, Making
 from notewave.corpus.store import open_store
 from notewave.corpus.takes import Take, failure, row_of
-from notewave.errors import NotewaveError, OutputError
+from notewave.errors import MidiError, NotewaveError, OutputError
 from notewave.inputs import BLOCK
 from notewave.sampling.options import SamplingOptions
 from notewave.song.dialect import EOS, Tokens
@@ -153,6 +153,9 @@ class Singer:
         samples = np.concatenate([*fit([samples]), np.empty(0, np.float32)])
         resampler = Resampler(SAMPLE_RATE, making.rate)
         heard = resampler.push(samples, last=True)
+        if not len(heard):
+            song.error = MidiError("nothing of it is left to be heard. Leave more of it (--start, --end).")
+            return
         kind = "audio" if line.part is None else "stem"
         path = self._path(song, kind, line)
         with audio_file(song.file(path), making.rate) as file:
