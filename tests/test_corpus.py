@@ -292,3 +292,42 @@ def test_a_corpus_may_be_elsewhere(
         make_corpus([str(songs)], url, machine=HERE, voices=[str(vocoded_voice)], making=Making(form="wav", steps=2))
     with pytest.raises(OutputError, match="Protocol not known"):
         make_corpus([str(songs)], "nowhere://bucket", machine=HERE, **given)
+
+
+def test_songs_that_cannot_be_opened_have_rows_until_they_can(songs: Path, tmp_path: Path, vocoded_voice: Path) -> None:
+    out, listed = tmp_path / "out", songs / "list.txt"
+    listed.write_text("tune.mid\nmissing.mid\n")
+    assert make(listed, out, vocoded_voice).failed == 1
+    assert "cannot be opened: No such file" in rows_of(out)["missing"]["error"]
+    before = (out / "manifest.jsonl").read_bytes()
+    assert make(listed, out, vocoded_voice).failed == 1 and (out / "manifest.jsonl").read_bytes() == before
+    (songs / "tune.mid").rename(songs / "missing.mid")
+    summary = make(listed, out, vocoded_voice)
+    assert (summary.sung, summary.failed) == (1, 1) and rows_of(out)["missing"]["status"] == "sung"
+    assert rows_of(out)["tune"]["status"] == "failed", "where it was there is nothing now"
+
+
+def test_voices_are_held_to_what_they_were(
+    songs: Path, tmp_path: Path, vocoded_voice: Path, reference_voice: Path
+) -> None:
+    out, voice = tmp_path / "out", Path(shutil.copytree(vocoded_voice, tmp_path / "voice"))
+    make(songs, out, voice)
+    shutil.rmtree(voice)
+    shutil.copytree(reference_voice, voice)
+    with pytest.raises(ArgumentError, match="'voice' is another one than that"):
+        make(songs, out, voice, Making(form="wav", steps=1, vocoder=None))
+    twice = [str(vocoded_voice), str(shutil.copytree(vocoded_voice, tmp_path / "deep" / vocoded_voice.name))]
+    for voices, said in ((twice, "there are two voices"), ([], "no voice is given")):
+        with pytest.raises(ArgumentError, match=said):
+            make_corpus([str(songs)], str(tmp_path / "new"), voices=voices, making=QUICK, machine=HERE)
+    (out / "corpus.json").write_text('{"making": {}}')
+    with pytest.raises(ArgumentError, match="says no"):
+        make(songs, out, vocoded_voice)
+
+
+def test_labels_that_look_alike_as_text_are_two_songs(songs: Path, tmp_path: Path, vocoded_voice: Path) -> None:
+    tune = (songs / "tune.mid").read_bytes()
+    for name in (b"x\xe9.mid", b"x\\xe9.mid"):
+        Path(os.fsdecode(os.fsencode(songs) + b"/" + name)).write_bytes(tune)
+    assert make(songs, tmp_path / "out", vocoded_voice).sung == 5
+    assert make(songs, tmp_path / "out", vocoded_voice).kept == 5

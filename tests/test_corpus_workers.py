@@ -18,12 +18,14 @@ from typing import Any
 import pytest
 
 from notewave import BackendError, Notes, OutputError, VoiceError, to_midi
+from notewave.backends.processors import processors
 from notewave.corpus.corpus import make_corpus
 from notewave.corpus.fit import open_pool, splits_of
+from notewave.corpus.ledger import Ledger
 from notewave.corpus.messages import Work
 from notewave.corpus.pool import Outcome, Pool
 from notewave.corpus.processes import Processes
-from notewave.corpus.rows import Row
+from notewave.corpus.rows import FIELDS, Row
 from notewave.corpus.settings import Machine, Making
 
 pytest.importorskip("pyarrow")
@@ -275,6 +277,33 @@ def test_a_full_disk_stops_the_run_and_once_there_is_room_it_goes_on(
     told, said = run.communicate()
     assert run.returncode == 1 and f"{len(sums)} there before" in told, said
     assert sums_of(out) == undisturbed
+
+
+def test_a_row_that_finds_no_room_leaves_the_manifest_as_it_was(small_disk: Path) -> None:
+    row = dict.fromkeys(FIELDS) | {"source": "a", "source_sha256": "", "name": "a", "voice": "v", "seed": 0}
+    row |= {"status": "failed", "files": [], "error": "x" * 5000}
+    with Ledger(small_disk) as ledger:
+        ledger.append(row)
+        before = (small_disk / "manifest.jsonl").read_bytes()
+        with pytest.raises(OutputError, match="No space left"):
+            for _ in range(1000):
+                ledger.append(row)
+                before = (small_disk / "manifest.jsonl").read_bytes()
+        assert (small_disk / "manifest.jsonl").read_bytes() == before and before.endswith(b"\n")
+    with Ledger(small_disk) as ledger:
+        assert list(ledger.rows()) == [row]
+
+
+def test_processors_are_shared_out_as_is_fastest(tmp_path: Path, vocoded_voice: Path) -> None:
+    for machine, takes in ((Machine("cpu"), 1000), (Machine("cpu"), 1), (Machine("cpu", workers=1, threads=1), 1000)):
+        pool = open_pool(SLOW, str(tmp_path), machine, [str(vocoded_voice)], takes)
+        try:
+            threads = pool._work.machine.threads
+            most = 1 if machine.workers else processors()
+            assert pool.workers * threads <= most < (pool.workers + 1) * threads
+            assert takes > 1 or pool.workers == 1
+        finally:
+            pool.close()
 
 
 def test_a_disk_that_cannot_be_written_is_said_before_anything_is_sung(
