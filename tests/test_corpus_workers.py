@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,8 @@ import pytest
 
 from notewave import BackendError, Notes, OutputError, VoiceError, to_midi
 from notewave.backends.processors import processors
+from notewave.corpus import machine as this_machine
+from notewave.corpus import worker
 from notewave.corpus.corpus import make_corpus
 from notewave.corpus.fit import open_pool, splits_of
 from notewave.corpus.ledger import Ledger
@@ -304,6 +308,43 @@ def test_processors_are_shared_out_as_is_fastest(tmp_path: Path, vocoded_voice: 
             assert takes > 1 or pool.workers == 1
         finally:
             pool.close()
+
+
+def test_a_worker_that_ends_while_it_is_tried_is_not_waited_for(tmp_path: Path, vocoded_voice: Path) -> None:
+    pool = Processes(Work(SLOW, str(tmp_path), Machine("cpu", threads=1), (str(vocoded_voice),)), 2)
+    try:
+        pool.until_ready()
+        victim = children(pool._parent.pid)[0]
+        timer = threading.Timer(0.3, os.kill, (victim, signal.SIGKILL))
+        timer.start()
+        assert pool.speed(1.0) > 0
+        timer.join()
+        pool.until_ready()
+        assert pool.workers == 2 and victim not in children(pool._parent.pid)
+    finally:
+        pool.close()
+
+
+def test_each_gpu_that_is_seen_has_a_worker(
+    tmp_path: Path, vocoded_voice: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = tmp_path / "dev"
+    devices.mkdir()
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (devices / name).touch()
+    monkeypatch.setattr(this_machine, "_DEVICES", devices)
+    for said, count in (("1", 1), ("", 0), ("-1", 0), ("0,1,2", 2), (None, 2)):
+        if said is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
+        assert this_machine.visible_gpus() == count
+    ours, theirs = multiprocessing.Pipe()
+    for backend, options in (("cuda", {"device_id": 1}), ("auto", {"device_id": 1}), ("cpu", {})):
+        work = Work(SLOW, str(tmp_path), Machine(backend), (str(vocoded_voice),))
+        assert worker._Worker(ours, 3, work, {})._singer._machine.provider_options == options
+    ours.close()
+    theirs.close()
 
 
 def test_a_disk_that_cannot_be_written_is_said_before_anything_is_sung(

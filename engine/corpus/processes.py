@@ -79,12 +79,11 @@ class Processes:
         """Segments a second that all workers sing together, tried for so long. Errors as ``until_ready``."""
         self.until_ready()
         self._tried.clear()
-        count = len(self._workers)
-        for connection in self._workers:
+        asked = set(self._workers)
+        for connection in asked:
             connection.send(Trial(seconds))
-        while len(self._tried) < count:
+        while len(self._tried) < len(asked & self._workers.keys()):  # others take the places of those that end
             self._raise(self.wait(1.0))
-            count = min(count, len(self._workers))
         return sum(tried.speed for tried in self._tried)
 
     def wanted(self) -> int:

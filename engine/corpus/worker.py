@@ -111,8 +111,8 @@ def _work(descriptor: int, number: int, work: Work, opened: Mapping[str, Synthes
 class _Worker:
     def __init__(self, connection: Connection, number: int, work: Work, opened: Mapping[str, Synthesizer]) -> None:
         machine = work.machine
-        if gpus := visible_gpus():
-            options = {"device_id": number % gpus, **machine.provider_options} if gpus > 1 else machine.provider_options
+        if machine.backend != "cpu" and (gpus := visible_gpus()) > 1:
+            options = {"device_id": number % gpus, **machine.provider_options}
             machine = dataclasses.replace(machine, provider_options=options)
         self._connection, self._work = connection, work
         self._singer = Singer(work.making, work.out, machine, opened)
