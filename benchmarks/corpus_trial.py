@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -183,7 +183,7 @@ class _Runs:
             with subprocess.Popen(self._command, stdout=text, stderr=text, preexec_fn=limit) as process:
                 try:
                     while process.poll() is None:
-                        done, children = _sung_by_now(self.out), _children(process.pid, family)
+                        done, children = _sung_by_now(self.out), descendants(process.pid, family)
                         family |= set(children)
                         if then is not None and at is not None and done >= at:
                             then(process)
@@ -210,7 +210,7 @@ class _Runs:
     def _look(self, family: set[int]) -> None:
         """See that nobody of a run is left, and that what its manifest says is there."""
         end = time.monotonic() + REST_S
-        while (left := [pid for pid in family if _is_alive(pid)]) and time.monotonic() < end:
+        while (left := [pid for pid in family if is_alive(pid)]) and time.monotonic() < end:
             time.sleep(LOOK_S)
         self.wrong += [f"process {pid} is still there {REST_S:g} s after its run" for pid in left]
         for row in rows(self.out):
@@ -303,7 +303,7 @@ def _sung_by_now(out: Path) -> int:
     return 0
 
 
-def _children(pid: int, known: set[int]) -> list[int]:
+def descendants(pid: int, known: Collection[int] = ()) -> list[int]:
     """The processes of a process, and theirs; also those that have outlived their parent, whose session is known."""
     of, found = defaultdict[int, list[int]](list), list[int]()
     for facts in Path("/proc").glob("[0-9]*/stat"):
@@ -319,7 +319,8 @@ def _children(pid: int, known: set[int]) -> list[int]:
     return found
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process is there, and no mere memory of one."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False

@@ -45,6 +45,12 @@ def not_written(path: object, reason: str) -> OutputError:
     return OutputError(f"{shown(path)} was not written: {reason}")
 
 
+def cannot_write(target: str | os.PathLike[str], error: OSError) -> OutputError:
+    """The error of an output that the system refused."""
+    reason = error.strerror or error
+    return not_written(target, f"{reason}. Check that its folder exists, is writable and has room.")
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path with the target's suffix; rename it to ``path`` when the block succeeds.
@@ -66,7 +72,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             else:
                 _put(temporary, target, mode)
     except OSError as error:
-        raise _cannot_write(target, error) from error
+        raise cannot_write(target, error) from error
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -80,7 +86,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         elif descriptor_of(target) is None and not os.access(target, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise _cannot_write(target, error) from error
+        raise cannot_write(target, error) from error
 
 
 @contextlib.contextmanager
@@ -101,7 +107,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         _set_mode(temporary, _mode_to_keep(target, mode))
         _take_place(temporary, target)
     except OSError as error:
-        raise _cannot_write(target, error) from error
+        raise cannot_write(target, error) from error
     finally:
         _remove(temporary)  # or what stood there
 
@@ -170,7 +176,7 @@ def open_stream(path: str | os.PathLike[str]) -> Iterator[int]:
     try:
         stream = os.open(path, os.O_WRONLY | os.O_NOCTTY) if number is None else os.dup(number)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     try:
         yield stream
     finally:
@@ -189,7 +195,7 @@ def write_stream(stream: int, data: bytes, path: str | os.PathLike[str]) -> None
     except BrokenPipeError as error:
         raise ReaderGone(f"{shown(path)} was not written to its end: its reader went away. Keep it reading.") from error
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
 def _file(path: str | os.PathLike[str]) -> Path:
@@ -206,7 +212,7 @@ def _folder(path: str | os.PathLike[str]) -> Path:
     if target.name in ("", ".."):
         raise not_written(target, "it leads to a folder by no name. Give the folder's own path.")
     if mode is not None and not stat.S_ISDIR(mode):
-        raise _cannot_write(target, NotADirectoryError(errno.ENOTDIR, "a file stands there"))
+        raise cannot_write(target, NotADirectoryError(errno.ENOTDIR, "a file stands there"))
     return target
 
 
@@ -387,8 +393,3 @@ def _pour(temporary: Path, target: Path) -> None:
 def _no_place(path: object, error: Exception, kind: str) -> OutputError:
     name = path if isinstance(path, (str, Path)) else quoted(path)
     return not_written(name, f"{getattr(error, 'strerror', None) or error}. Give the path of a {kind}.")
-
-
-def _cannot_write(target: str | os.PathLike[str], error: OSError) -> OutputError:
-    reason = error.strerror or error
-    return not_written(target, f"{reason}. Check that its folder exists, is writable and has room.")

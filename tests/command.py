@@ -14,9 +14,8 @@ STOPPED = b"notewave: stopped; nothing was left half-written.\n"
 
 
 def start(*words: object, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
-    """Start ``notewave`` with Ctrl-C heeded, which the children of a background job would ignore."""
-    heeded = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    defaults: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | heeded
+    """Start ``notewave`` with signals heeded that the children of a background job, or of nohup, would ignore."""
+    defaults: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": _heed}
     return subprocess.Popen(
         [sys.executable, "-m", "notewave", *map(os.fspath, map(_word, words))],
         env=os.environ | (env or {}),
@@ -48,6 +47,11 @@ def wait_until(process: subprocess.Popen[bytes], happens: Any) -> None:
         assert process.poll() is None
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def _heed() -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _word(word: object) -> Any:

@@ -21,6 +21,7 @@ import pytest
 
 from notewave import BackendError, Notes, OutputError, VoiceError, to_midi
 from notewave.backends.processors import processors
+from notewave.benchmarks.corpus_trial import descendants, is_alive
 from notewave.corpus import machine as this_machine
 from notewave.corpus import worker
 from notewave.corpus.corpus import make_corpus
@@ -75,31 +76,13 @@ def sums_of(out: Path) -> dict[str, str]:
     }
 
 
-def children(pid: int) -> list[int]:
-    """The processes of a process, and theirs."""
-    found = []
-    for task in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = task.read_text().rpartition(")")[2].split()
-            if int(fields[1]) == pid and fields[0] != "Z":
-                found += [int(task.parent.name), *children(int(task.parent.name))]
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_workers_that_are_killed_at_random_lose_nothing(
     songs: Path, tmp_path: Path, vocoded_voice: Path, undisturbed: dict[str, str]
 ) -> None:
     out, rng, killed = tmp_path / "out", random.Random(1), list[int]()
 
     def kill_one(row: Row | None) -> None:
-        parent = children(os.getpid())
+        parent = descendants(os.getpid())
         if len(killed) < 4 and (workers := [pid for pid in parent if pid not in parent[:1]]):
             killed.append(rng.choice(workers))
             os.kill(killed[-1], signal.SIGKILL)
@@ -110,7 +93,7 @@ def test_workers_that_are_killed_at_random_lose_nothing(
     assert len(killed) == 4 and 1 <= summary.lost <= 4
     assert (summary.sung, summary.failed) == (COUNT, 2)
     assert sums_of(out) == undisturbed
-    assert not children(os.getpid()), "no process is left"
+    assert not descendants(os.getpid()), "no process is left"
 
 
 def test_the_parent_of_workers_may_be_killed_too(
@@ -120,7 +103,7 @@ def test_the_parent_of_workers_may_be_killed_too(
 
     def kill_all(row: Row | None) -> None:
         if row is not None and row["status"] == "sung" and not killed:
-            killed.extend(children(os.getpid()))
+            killed.extend(descendants(os.getpid()))
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
@@ -201,7 +184,7 @@ def test_a_run_that_is_ended_goes_on_where_it_was(
     words = [songs, "--out", out, "--voice", vocoded_voice, "--steps", 12, "--format", "wav", "--workers", 2]
     run = run_command(*words)
     wait_for_lines(out, 4, run)
-    started = children(run.pid)
+    started = descendants(run.pid)
     run.send_signal(number)
     _, said = run.communicate()
     assert run.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number], said
@@ -226,10 +209,10 @@ def test_workers_whose_parent_and_driver_are_gone_leave_their_songs(
 ) -> None:
     out = tmp_path / "out"
     run = run_command(songs, "--out", out, "--voice", vocoded_voice, "--steps", 999, "--workers", 2)
-    while len(started := children(run.pid)) < 3 or not any((out / ".making").glob("*")):
+    while len(started := descendants(run.pid)) < 3 or not any((out / ".making").glob("*")):
         assert run.poll() is None, run.communicate()
         time.sleep(0.01)
-    os.kill(children(run.pid)[0], signal.SIGKILL)  # the parent: there is another soon
+    os.kill(descendants(run.pid)[0], signal.SIGKILL)  # the parent: there is another soon
     run.kill()
     run.communicate()
     while any(map(is_alive, started)):
@@ -314,13 +297,13 @@ def test_a_worker_that_ends_while_it_is_tried_is_not_waited_for(tmp_path: Path, 
     pool = Processes(Work(SLOW, str(tmp_path), Machine("cpu", threads=1), (str(vocoded_voice),)), 2)
     try:
         pool.until_ready()
-        victim = children(pool._parent.pid)[0]
+        victim = descendants(pool._parent.pid)[0]
         timer = threading.Timer(0.3, os.kill, (victim, signal.SIGKILL))
         timer.start()
         assert pool.speed(1.0) > 0
         timer.join()
         pool.until_ready()
-        assert pool.workers == 2 and victim not in children(pool._parent.pid)
+        assert pool.workers == 2 and victim not in descendants(pool._parent.pid)
     finally:
         pool.close()
 
@@ -364,7 +347,7 @@ def test_voices_that_cannot_be_opened_by_workers_are_said_once(
             make_corpus([str(songs)], out, voices=voices, making=SLOW, machine=machine)
     with pytest.raises(BackendError, match="PyCUDA"):
         make_corpus([str(songs)], out, voices=voices, making=SLOW, machine=Machine("tensorrt", workers=1))
-    assert not children(os.getpid())
+    assert not descendants(os.getpid())
 
 
 def test_processors_are_shared_out_in_every_way_that_uses_all() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import notewave
 from notewave.checks import quoted
@@ -16,25 +17,33 @@ from notewave.errors import ArgumentError
 from notewave.voice.folder import Voice
 
 
-def named_voices(voices: Sequence[str]) -> dict[str, str]:
-    """Voices by their names, as they are to be opened on any machine. Raises ArgumentError, VoiceError."""
-    named: dict[str, str] = {}
+class Given(NamedTuple):
+    """A voice of a corpus."""
+
+    path: str  # by which it is to be opened on any machine: a name, or a folder
+    digest: str  # of its files
+
+
+def named_voices(voices: Sequence[str]) -> dict[str, Given]:
+    """Voices by their names. Raises ArgumentError, VoiceError."""
+    named: dict[str, Given] = {}
     for voice in voices:
         if voice_name(voice) in named:
             raise ArgumentError(f"there are two voices {quoted(voice_name(voice))}, which rows know by that. Give one.")
-        folder = Voice.load(voice).folder
-        named[voice_name(voice)] = str(folder.absolute()) if folder == Path(voice) else voice
+        loaded = Voice.load(voice)
+        path = str(loaded.folder.absolute()) if loaded.folder == Path(voice) else voice
+        named[voice_name(voice)] = Given(path, _digest(loaded))
     if not named:
         raise ArgumentError("no voice is given. Give the name or the folder of one.")
     return named
 
 
-def hold_to(ledger: Ledger, making: Making, voices: Mapping[str, str], seed: int) -> tuple[str, int]:
+def hold_to(ledger: Ledger, making: Making, voices: Mapping[str, Given], seed: int) -> tuple[str, int]:
     """The voice and seed of the corpus' first run, whose making this one must have; it is said if this is the first.
 
     Raises ArgumentError where it differs, in its making or in what a voice is.
     """
-    digests = {name: _digest(Voice.load(voice)) for name, voice in voices.items()}
+    digests = {name: voice.digest for name, voice in voices.items()}
     said = ledger.about()
     if said is None:
         first = next(iter(voices)), seed

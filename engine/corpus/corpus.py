@@ -90,11 +90,12 @@ def make_corpus(
         if is_remote:
             _fetch_ledger(store, ledger)
         first = hold_to(ledger, making, named, checked[0])
+        paths = {name: voice.path for name, voice in named.items()}
         plan = Plan(
             found,
             whole_rows(ledger.rows(), store, verify),
             making,
-            named,
+            paths,
             checked,
             functools.partial(Names, *first, LAYOUTS[making.layout].numbered),
             Originals(folder, making.max_bytes) if dedupe else None,
@@ -103,7 +104,7 @@ def make_corpus(
         if on_plan is not None:
             on_plan(plan.total)
         run = _Run(ledger, on_take)
-        opened = pool or functools.partial(_open_pool, making, store.url, machine, list(named.values()), ray)
+        opened = pool or functools.partial(_open_pool, making, store.url, machine, list(paths.values()), ray)
         with _swept(store, is_remote):
             run.sing(plan.takes(run.settle), functools.partial(opened, plan.total))
             if run.has_written or store.size(TABLE) is None:

@@ -7,8 +7,8 @@ import contextlib
 from pathlib import Path
 
 from notewave.corpus.sketch import Seen, sketch
-from notewave.errors import MidiError, OutputError
-from notewave.files import not_written
+from notewave.errors import MidiError
+from notewave.files import cannot_write
 from notewave.song.midi import examine
 
 SKETCHES = ".sketches"  # the file of them in a corpus: a line a song, its SHA-256 and its sketch in base 64
@@ -49,8 +49,4 @@ class Originals:
             with self._path.open("ab") as file:
                 file.write(b"%s %s\n" % (sha256.encode(), base64.b64encode(made)))
         except OSError as error:
-            raise _cannot(self._path, error) from error
-
-
-def _cannot(path: Path, error: OSError) -> OutputError:
-    return not_written(path, f"{error.strerror or error}. Check that its folder is writable and has room.")
+            raise cannot_write(self._path, error) from error

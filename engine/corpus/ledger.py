@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 from notewave.checks import quoted, shown
 from notewave.corpus.rows import Row, line, of_line
 from notewave.errors import OutputError
-from notewave.files import atomic_file, not_written
+from notewave.files import atomic_file, cannot_write, not_written
 from notewave.inputs import read_regular
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Ledger:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise _cannot(folder, error) from error
+            raise cannot_write(folder, error) from error
         try:
             self._take_lock()
             self._journal = self._open()
@@ -129,7 +129,7 @@ class Ledger:
                 os.fsync(self._journal.fileno())
                 self._synced = time.monotonic()
         except OSError as error:
-            raise _cannot(self._folder / MANIFEST, error) from error
+            raise cannot_write(self._folder / MANIFEST, error) from error
 
     def compact(self) -> list[str]:
         """Write the manifest anew, a line for each take, in the order of their names.
@@ -188,7 +188,7 @@ class Ledger:
             if whole != end:
                 journal.truncate(whole)
         except OSError as error:
-            raise _cannot(path, error) from error
+            raise cannot_write(path, error) from error
         return journal
 
     def _take_lock(self) -> None:
@@ -196,7 +196,7 @@ class Ledger:
             _lock_file(self._lock)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise _cannot(self._folder / LOCK, error) from error
+                raise cannot_write(self._folder / LOCK, error) from error
             holder = os.pread(self._lock, 200, 0).decode(errors="replace") or "another process"
             raise not_written(
                 self._folder, f"{shown(holder)} is making it. Wait for its end, or choose another folder."
@@ -221,7 +221,3 @@ def _lock_file(descriptor: int) -> None:
         import fcntl
 
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _cannot(path: Path, error: OSError) -> OutputError:
-    return not_written(path, f"{error.strerror or error}. Check that its folder exists, is writable and has room.")
