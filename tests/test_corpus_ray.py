@@ -69,9 +69,11 @@ def cluster() -> Iterator[Any]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setattr(on_ray, "LOOK_SECONDS", 0.5)
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES, "_system_config": HEALTH}
+        before = signal.getsignal(signal.SIGTERM)
         made = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
         yield made
         made.shutdown()
+        signal.signal(signal.SIGTERM, before)  # which Ray has changed
 
 
 @pytest.fixture
