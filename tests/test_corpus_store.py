@@ -74,7 +74,8 @@ def as_nobody(folder: Path, program: str) -> subprocess.CompletedProcess[str]:
         program,
     )
     command = [sys.executable, "-c", "\n".join(lines), str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    uncovered = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=uncovered)
 
 
 def test_which_store_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,7 +158,7 @@ def test_a_folder_whose_name_is_no_text(reference_voice: Path, tmp_path: Path) -
 def test_hard_linked_voices_are_sung_exported_and_built(reference_voice: Path, tmp_path: Path) -> None:
     linked = tmp_path / "linked"
     linked.mkdir()
-    for path in reference_voice.iterdir():
+    for path in shutil.copytree(reference_voice, tmp_path / "copied").iterdir():  # onnx refuses what has several links
         (linked / path.name).hardlink_to(path)
     mels = [Synthesizer(one, backend="cpu").spectrogram(SONG, **OPTIONS) for one in (linked, reference_voice)]
     np.testing.assert_array_equal(*mels)

@@ -63,6 +63,7 @@ class Ledger:
             os.close(self._lock)
             raise
         self._synced, self._told = time.monotonic(), set[int]()  # lines that are no rows
+        self._is_compact = False  # whether each take has one line, in the order of names
 
     def __enter__(self) -> Ledger:
         return self
@@ -100,10 +101,13 @@ class Ledger:
             file.writelines(content)
         if name == MANIFEST:
             self._journal.close()
-            self._journal = self._open()
+            self._journal, self._is_compact = self._open(), False
 
     def rows(self) -> Iterator[Row]:
         """The last row of each take, in the order of their names; what is no row is left out with a warning."""
+        if self._is_compact:
+            yield from (row for _, row in self._lines())
+            return
         places: dict[Key, tuple[str, int]] = {}
         for place, row in self._lines():
             places[Key.of(row)] = row["name"], place
@@ -118,6 +122,7 @@ class Ledger:
 
     def append(self, row: Row) -> None:
         """Add a row, whole or not at all."""
+        self._is_compact = False
         try:
             end = os.lseek(self._journal.fileno(), 0, os.SEEK_END)
             try:
@@ -143,7 +148,7 @@ class Ledger:
             file.flush()
             os.fsync(file.fileno())
         self._journal.close()
-        self._journal = self._open()
+        self._journal, self._is_compact = self._open(), True
         return left
 
     def _left_behind(self) -> list[str]:
