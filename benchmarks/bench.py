@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import argparse
 
-from notewave.benchmarks import context, corpus, live, page, peer, peer_gpu, quality, roofline, serve, speed, stems
+from notewave.benchmarks import (
+    context,
+    corpus,
+    decoders,
+    live,
+    page,
+    peer,
+    peer_gpu,
+    quality,
+    roofline,
+    serve,
+    speed,
+    stems,
+)
 
 SUBCOMMANDS = {  # summary, and the extras that have what it needs beside the runtime
     roofline: ("this machine's ceilings, and how near each stage comes", "export,plot"),
@@ -18,6 +31,7 @@ SUBCOMMANDS = {  # summary, and the extras that have what it needs beside the ru
         "many songs by several workers: how much faster, at what cost, and through all trouble?",
         "cpu,corpus,plot",
     ),
+    decoders: ("the paper's comparison: a voice that denoises beside one that writes frame by frame", "evaluate"),
     quality: ("what each sampler, step count and guidance weight costs and gives", "evaluate"),
 }
 

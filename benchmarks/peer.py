@@ -91,9 +91,13 @@ class Modules:
     def __init__(self, checkpoint: Checkpoint, threads: int | None, compiled: bool) -> None:
         import torch
 
+        from notewave.export.networks import SpectrogramDiffusion
+
         self.name = "our modules, compiled" if compiled else "our modules, eager"
         self._checkpoint, self._torch = checkpoint, torch
         model = checkpoint.model
+        assert isinstance(model, SpectrogramDiffusion), "diffusers has no other"
+        self._time_embedding = model.time_embedding
         networks = [model.note_encoder, model.context_encoder, model.cross_attention, model.decoder]
         self._networks = [torch.compile(network, dynamic=False) if compiled else network for network in networks]
         torch.set_num_threads(threads or processors())
@@ -107,7 +111,7 @@ class Modules:
         x, noise = random.standard_normal((2, 1, FRAMES, MELS), np.float32)
         mask = torch.zeros(1, 1, 1, len(tokens) + FRAMES)
         with torch.inference_mode():
-            film = checkpoint.model.time_embedding(torch.from_numpy(table.time))
+            film = self._time_embedding(torch.from_numpy(table.time))
             start = CLOCK.now()
             notes = note_encoder(torch.from_numpy(tokens)[None])
             keys_values = cross_attention(notes, context_encoder(torch.from_numpy(x).clamp(-1, 1)))

@@ -151,10 +151,10 @@ def given_voice(source: Path) -> Voice:
 
 def restored_decoder(voice: Voice) -> Decoder:
     """A voice's decoder in PyTorch. Raises VoiceError for one with 8-bit weights."""
-    from notewave.export.graphs.restore import restore_module
+    from notewave.export.graphs.restore import family_of, restore_module
     from notewave.export.networks import Decoder
 
-    decoder = restore_module(Decoder(voice.dimensions), voice, "decoder")
+    decoder = restore_module(Decoder(voice.dimensions, family_of(voice)), voice, "decoder")
     return decoder.requires_grad_(False).eval()
 
 

@@ -36,8 +36,7 @@ from notewave.benchmarks.report import (
 )
 from notewave.benchmarks.trial import STEPWISE, TYPICAL_TOKENS, Settings, Trial
 from notewave.errors import ArgumentError, ToolError
-from notewave.song.codec import MAX_TOKENS
-from notewave.song.dialect import EOS, PUBLISHED, SPECIAL, Dialect, Tokens
+from notewave.song.dialect import PAD, PUBLISHED, Dialect, Tokens
 from notewave.song.midi import tokenize
 from notewave.sound.mel import SEGMENT_SECONDS
 from notewave.synthesizer import DEFAULT_VOICE
@@ -68,15 +67,17 @@ COLUMNS = (
 
 
 def synthetic_song(tokens: int, segments: int, dialect: Dialect = PUBLISHED, seed: int = 0) -> list[Tokens]:
-    """Segments of exactly this many random tokens, EOS included: speed depends on how many there are, not which.
+    """Segments of exactly this many random tokens, what ends them included: speed depends on how many there are alone.
 
     Raises ArgumentError for a number that no segment has.
     """
-    if not 1 <= tokens <= MAX_TOKENS or segments < 1:
-        raise ArgumentError(f"{segments} segments of {tokens} tokens cannot be: a segment has 1 to {MAX_TOKENS}.")
-    random = np.random.default_rng(seed)
-    events: NDArray[np.int32] = random.integers(SPECIAL, PUBLISHED.end, (segments, tokens - 1), np.int32)
-    return [dialect.tokens([*segment, EOS]) for segment in events]
+    if not 1 <= tokens <= (most := dialect.max_tokens) or segments < 1:
+        raise ArgumentError(f"{segments} segments of {tokens} tokens cannot be: a segment has 1 to {most}.")
+    random, least = np.random.default_rng(seed), max(dialect.shift, PAD + 1)
+    events: NDArray[np.int32] = random.integers(
+        least, dialect.end, (segments, tokens - len(dialect.rules.ends)), np.int32
+    )
+    return [dialect.segment(segment) for segment in events]
 
 
 def launch(

@@ -108,7 +108,7 @@ class Trial:
         self.values["real_time_factor"].append((ends[-1] - start) / seconds)
         if stages.seconds:
             self._note_stages(stages)
-        else:
+        elif not self.voice.is_autoregressive:
             self._note_slope()
 
     def note_device(self, repeats: int, alone: bool) -> None:
@@ -192,6 +192,8 @@ class Trial:
             self.values["step_s"] += step.ravel().tolist()
             self.values["overhead_s"] += overhead.ravel().tolist()
             self.values["overhead_share"] += (overhead / step).ravel().tolist()
+        if self.voice.is_autoregressive:
+            return
         if not stages.seconds["time_embedding"]:  # it was still known when the song began
             self._forget_schedule()
             self._prepare(**stages.watch)

@@ -17,9 +17,8 @@ from notewave.backends.protocol import Pending, Run
 from notewave.checks import as_array, quoted
 from notewave.errors import ArgumentError, MidiError, SamplingError, VoiceError
 from notewave.sampling.job import Job
-from notewave.song.codec import MAX_TOKENS
-from notewave.song.dialect import EOS, Tokens, dialect_of
-from notewave.sound.mel import FRAMES, HOP, MELS, FloatArray, from_network
+from notewave.song.dialect import PAD, Tokens, dialect_of
+from notewave.sound.mel import FRAMES, HOP, MELS, FloatArray, MelRange
 from notewave.sound.stream import Vocode, VocoderStream, VocoderTraits
 from notewave.voice.folder import Voice
 
@@ -29,8 +28,9 @@ NO_SEGMENTS = "the song has no segments. Give what notewave.tokenize returned."
 
 @dataclass(frozen=True)
 class Made:
-    """What a segment came to, of each of B songs."""
+    """What a segment, or a part of one, came to, of each of B songs."""
 
+    frames: int  # T, of each song; 0 for what is left of the sound
     mel: FloatArray | None  # log-mel [B, T, M], where it was asked for; None also for what is left of the sound
     samples: FloatArray | None  # the audio [B, n] in [-1, 1] that is now final, where it was asked for
 
@@ -39,6 +39,7 @@ class Session:
     """Songs side by side, under way: ``feed`` does not wait, ``take`` and ``rest`` do.
 
     One segment may be fed while the one before it is being made; a third waits for the first, which is then kept.
+    parts: in which each segment is taken, one after another; 1 but for voices that write frame by frame.
     """
 
     def __init__(
@@ -46,9 +47,12 @@ class Session:
     ) -> None:
         """mel, sound: what is asked of every segment. vocoder: one on the host, in the place of the voice's own."""
         self._run, self._voice, self._job, self._mel, self._sound = _Checked(run, voice), voice, job, mel, sound
-        self._sounding = self._run if vocoder is None else HostSound(self._run, len(job.seeds), *vocoder)
+        self._sounding = (
+            self._run if vocoder is None else HostSound(self._run, len(job.seeds), voice.mel_range, *vocoder)
+        )
+        self.parts = run.parts
         self._fed = 0  # segments
-        self._asked: deque[tuple[Pending | None, Pending | None]] = deque()
+        self._asked: deque[tuple[Pending | None, Pending | None]] = deque()  # of each part
 
     def feed(self, tokens: Sequence[Tokens], last: bool = False) -> None:
         """Begin the next segment of each song, B token arrays, the songs' ``last`` or not; does not wait.
@@ -65,17 +69,21 @@ class Session:
             )
         self._run.submit([check_tokens(one, self._fed, self._voice) for one in tokens])
         self._fed += 1
-        mel = self._run.mel() if self._mel else None
-        self._asked.append((mel, self._sounding.sound(last) if self._sound else None))
+        for part in range(self.parts):
+            if part:
+                self._run.go_on()
+            mel = self._run.mel() if self._mel else None
+            is_last = last and part == self.parts - 1
+            self._asked.append((mel, self._sounding.sound(is_last) if self._sound else None))
 
     def take(self) -> Made:
-        """Wait for the segment fed first of those that were not taken.
+        """Wait for the segment, or the part of one, fed first of those that were not taken.
 
         Raises ArgumentError where there is none, VoiceError where the voice gave what is no finite number.
         """
         if not self._asked:
             raise ArgumentError("there is no segment to take: each was taken that was fed. Feed another.")
-        return self._wait(*self._asked.popleft())
+        return self._wait(FRAMES // self.parts, *self._asked.popleft())
 
     def rest(self) -> Made:
         """Wait for the audio that is left where the last segment, now taken, was not fed as the last.
@@ -84,10 +92,10 @@ class Session:
         """
         if not self._fed:
             raise MidiError(NO_SEGMENTS)
-        return self._wait(None, self._sounding.rest() if self._sound else None)
+        return self._wait(0, None, self._sounding.rest() if self._sound else None)
 
     def sing(self, songs: Iterable[Sequence[Tokens]]) -> Iterator[Made]:
-        """Feed segments of each song, B token arrays each time, and yield what each comes to.
+        """Feed segments of each song, B token arrays each time, and yield what each comes to, part by part.
 
         Of a sequence, a segment is begun while the one before it is finished. Of any other iterable, nothing more is
         asked for before what is there was yielded; what is left of the sound comes at the end.
@@ -96,18 +104,23 @@ class Session:
             for index, tokens in enumerate(songs):
                 self.feed(tokens, last=index == len(songs) - 1)
                 if index:
-                    yield self.take()
+                    yield from self._segment()
             if not self._fed:
                 raise MidiError(NO_SEGMENTS)
-            yield self.take()
+            yield from self._segment()
             return
         for tokens in songs:
             self.feed(tokens)
-            yield self.take()
+            yield from self._segment()
         yield self.rest()
 
-    def _wait(self, mel: Pending | None, sound: Pending | None) -> Made:
-        return Made(from_network(mel.result()) if mel else None, sound.result() if sound else None)
+    def _segment(self) -> Iterator[Made]:
+        """The parts of the segment fed first of those not taken."""
+        return (self.take() for _ in range(self.parts))
+
+    def _wait(self, frames: int, mel: Pending | None, sound: Pending | None) -> Made:
+        log_mel = self._voice.mel_range.from_network(mel.result()) if mel else None
+        return Made(frames, log_mel, sound.result() if sound else None)
 
 
 def sing_each(
@@ -121,17 +134,17 @@ def sing_each(
     A song that has ended goes on with segments of no notes until the longest has, which is not to be heard: not by the
     vocoder either, which looks ahead. What it holds back when a song ends is sounded after all have, from the song's
     own last frames. vocoder: what sounds the session, which gives mels too unless the songs are of one length. on_mel:
-    called with each song's place, and with its mel [T, M] of a segment, which the session gives then.
+    called with each song's place, and with its mel [T, M] of a segment or part, which the session gives then.
     """
     vocode, traits = vocoder
     frames = [FRAMES * len(song) for song in songs]
     audio = [np.empty(HOP * length, np.float32) for length in frames]
-    recent: deque[FloatArray] = deque(maxlen=-(-(traits.left_frames + traits.right_frames) // FRAMES))
+    recent: deque[FloatArray] = deque(maxlen=-(-(traits.left_frames + traits.right_frames) * session.parts // FRAMES))
     held_back: list[tuple[int, int, FloatArray]] = []  # of a song so many frames, and the mel [V, M] that they hang on
     sung = sounded = 0  # frames
     for made in session.sing(_side_by_side(songs)):
         assert made.samples is not None
-        sung, first, sounded = sung + FRAMES, sounded, sounded + made.samples.shape[1] // HOP
+        sung, first, sounded = sung + made.frames, sounded, sounded + made.samples.shape[1] // HOP
         if made.mel is not None:
             recent.append(made.mel)
         for song, length in enumerate(frames):
@@ -151,37 +164,43 @@ def sing_each(
 
 def _side_by_side(songs: Sequence[Sequence[Tokens]]) -> list[tuple[Tokens, ...]]:
     """The tokens of every song, segment by segment; of no notes once it has ended."""
-    silence = dialect_of(songs[0][0]).tokens([EOS])
-    return list(itertools.zip_longest(*songs, fillvalue=silence))
+    return list(itertools.zip_longest(*songs, fillvalue=dialect_of(songs[0][0]).silence))
 
 
 class HostSound:
     """A run's sound by a vocoder that takes mels from the host's memory; calls as ``Run``'s."""
 
-    def __init__(self, run: Run, batch: int, vocode: Vocode, traits: VocoderTraits) -> None:
-        self._run, self._batch, self._stream = run, batch, VocoderStream(vocode, traits)
+    def __init__(self, run: Run, batch: int, mel_range: MelRange, vocode: Vocode, traits: VocoderTraits) -> None:
+        self._run, self._batch, self._mel_range = run, batch, mel_range
+        self._stream = VocoderStream(vocode, traits)
 
     def sound(self, last: bool) -> Pending:
         """See ``notewave.backends.protocol.Run.sound``."""
-        return _Vocoded(self._stream, self._run.mel(), self._batch, last)
+        return self._vocoded(self._run.mel(), last)
 
     def rest(self) -> Pending:
         """See ``notewave.backends.protocol.Run.rest``."""
-        return _Vocoded(self._stream, None, self._batch, last=True)
+        return self._vocoded(None, last=True)
+
+    def _vocoded(self, mel: Pending | None, last: bool) -> _Vocoded:
+        def frames() -> FloatArray:
+            none = np.empty((self._batch, 0, MELS), np.float32)
+            return none if mel is None else self._mel_range.from_network(mel.result())
+
+        return _Vocoded(self._stream, frames, last)
 
 
 class _Vocoded:
-    """Audio [B, n] of a mel [B, T, M] that is pending, or of none; taken in the order in which it was asked for."""
+    """Audio [B, n] of a log-mel [B, T, M] to be waited for; taken in the order in which it was asked for."""
 
-    def __init__(self, stream: VocoderStream, mel: Pending | None, batch: int, last: bool) -> None:
-        self._stream, self._mel, self._batch, self._last = stream, mel, batch, last
+    def __init__(self, stream: VocoderStream, mel: Callable[[], FloatArray], last: bool) -> None:
+        self._stream, self._mel, self._last = stream, mel, last
         self._value: FloatArray | None = None
 
     def result(self) -> FloatArray:
         """See ``notewave.backends.protocol.Pending.result``."""
         if self._value is None:
-            none = np.empty((self._batch, 0, MELS), np.float32)
-            self._value = self._stream.push(from_network(self._mel.result()) if self._mel else none, self._last)
+            self._value = self._stream.push(self._mel(), self._last)
         return self._value
 
 
@@ -190,12 +209,17 @@ class _Checked(Run):
 
     def __init__(self, run: Run, voice: Voice) -> None:
         self._run, self._voice = run, voice
+        self.parts = run.parts
         self._submitted = 0  # segments
 
     def submit(self, tokens: Sequence[Tokens]) -> None:
         """See ``notewave.backends.protocol.Run.submit``."""
         self._run.submit(tokens)
         self._submitted += 1
+
+    def go_on(self) -> None:
+        """See ``notewave.backends.protocol.Run.go_on``."""
+        self._run.go_on()
 
     def mel(self) -> Pending:
         """See ``notewave.backends.protocol.Run.mel``."""
@@ -243,15 +267,14 @@ def check_tokens(given: Any, segment: int, voice: Voice) -> Tokens:
             "Give it the song itself, or tokens that notewave.tokenize made with dialect=voice.dialect."
         )
     tokens = as_array(given)
-    if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not 1 <= len(tokens) <= MAX_TOKENS:
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not 1 <= len(tokens) <= dialect.max_tokens:
         raise MidiError(
-            f"segment {segment} is {quoted(tokens)}; it must be integers [1 to {MAX_TOKENS}], "
+            f"segment {segment} is {quoted(tokens)}; it must be integers [1 to {dialect.max_tokens}], "
             "as notewave.tokenize returns them."
         )
-    if tokens[-1] != EOS or tokens.min() < EOS or tokens.max() >= dialect.end or (tokens[:-1] == EOS).any():
-        raise MidiError(
-            f"segment {segment} is no token sequence: ids are {EOS} to {dialect.end - 1}, with one {EOS} at the end."
-        )
+    if not dialect.is_segment(tokens):
+        ending = "".join(f", with one {end} at the end" for end in dialect.rules.ends)
+        raise MidiError(f"segment {segment} is no token sequence: ids are {PAD + 1} to {dialect.end - 1}{ending}.")
     if len(tokens) > (most := voice.dimensions.max_tokens):
         raise MidiError(
             f"segment {segment} has {len(tokens)} tokens; voice {voice.name!r} takes {most}. Thin out its notes."

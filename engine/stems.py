@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from notewave.song.dialect import EOS, Dialect, Tokens
+from notewave.song.dialect import Dialect, Tokens
 from notewave.song.midi import tokenize
 from notewave.song.notes import Notes
 from notewave.song.parts import parts
@@ -36,12 +36,11 @@ class Stems(dict[str, Audio]):
 
 def stem_tokens(notes: Notes, mix: list[Tokens], dialect: Dialect, max_seconds: float) -> dict[str, list[Tokens]]:
     """The tokens of each part alone, as many segments as the mix has. Errors as ``tokenize``."""
-    silence = dialect.tokens([dialect.tie, EOS])
     told = {
         name: tokenize(part, dialect=dialect, max_seconds=max_seconds)[: len(mix)]
         for name, part in parts(notes).items()
     }
-    return {name: tokens + [silence] * (len(mix) - len(tokens)) for name, tokens in told.items()}
+    return {name: tokens + [dialect.silence] * (len(mix) - len(tokens)) for name, tokens in told.items()}
 
 
 def sum_error(total: FloatArray, mix: FloatArray) -> float:

@@ -131,7 +131,8 @@ class Synthesizer:
 
         songs: of any lengths; those most alike in length are sung together. An iterator among them is read to its end
         first. seeds: one a song, in the place of the option, which is every song's. on_mel: called with a song's place
-        in the list and with its log-mel [256, 128] of each segment, one after another.
+        in the list and with its log-mel [256, 128] of each segment, one after another; that of a voice which writes
+        frame by frame comes in parts.
         Errors as in ``stream``, all before anything is sung; of a song that cannot be read its place in the list is
         named, from 0 on. ArgumentError for what is no list; SamplingError where seeds are not one a song, and for
         noise, which is one song's.
@@ -201,6 +202,11 @@ class Synthesizer:
         if self._griffin_lim is not None:
             raise VoiceError(f"{GRIFFIN_LIM} needs the whole song: it cannot be played live. Take the voice's vocoder.")
         self._vocoder()
+        if self.voice.is_autoregressive:
+            raise VoiceError(
+                f"voice {self.voice.name!r} writes each segment from its beginning on: it cannot take up notes midway. "
+                "Play one live that denoises its mels."
+            )
         if options.get("noise") is not None:
             raise SamplingError("noise was given for live play, whose length nobody knows. Give a seed.")
         if options.get("context") is not None:
@@ -280,8 +286,7 @@ class Synthesizer:
             raise MidiError(f"song {place}: {error}") from error
 
     def _job(self, options: SamplingOptions, *, segments: int | None = None, seeds: Sequence[int] | None = None) -> Job:
-        voice = self.voice
-        return make_job(options, voice.sampling, voice.schedule, voice.prediction, segments=segments, seeds=seeds)
+        return make_job(options, self.voice, segments=segments, seeds=seeds)
 
     def _batch_job(self, songs: int, seeds: Sequence[int] | None, options: SamplingOptions) -> Job:
         """The job of so many songs, each with its seed."""

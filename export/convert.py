@@ -12,22 +12,25 @@ from torch import Tensor, nn
 
 from notewave.checks import quoted, shown
 from notewave.errors import OutputError, VoiceError
-from notewave.export.checkpoints.diffusers import load_diffusers
+from notewave.export.autoregressive import VoiceNetworks
+from notewave.export.checkpoints.assemble import Checkpoint
+from notewave.export.checkpoints.diffusers import load_diffusers, local_folder
+from notewave.export.checkpoints.lightning import SUFFIX, find_lightning, load_lightning
+from notewave.export.checkpoints.repository import fetch_repository
 from notewave.export.checkpoints.seeded import random_checkpoint
 from notewave.export.checkpoints.t5x import find_t5x, load_t5x
 from notewave.export.graphs.precision import store_half, store_int8
 from notewave.export.graphs.restore import restore_voice
 from notewave.export.graphs.translate import WeightFile, export_graph, relative_error
 from notewave.export.graphs.vocoder import adopt_onnx_vocoder, convert_vocoder_onnx, export_vocoder_onnx
-from notewave.export.networks import SpectrogramDiffusion, modules, realistic_inputs
 from notewave.export.vocoders import MelGAN, Tonewheel
 from notewave.files import atomic_folder, check_folder
 from notewave.inputs import FileRecord
 from notewave.sampling.options import Sampling
 from notewave.sampling.schedule import NoiseSchedule
 from notewave.song.dialect import PUBLISHED, Dialect
+from notewave.sound.mel import PUBLISHED_RANGE, MelRange
 from notewave.sound.stream import VocoderTraits
-from notewave.voice.contracts import contracts
 from notewave.voice.files import graph_name
 from notewave.voice.folder import STORED_PRECISIONS, Voice
 from notewave.voice.library import DESCRIPTION, bundled_voices
@@ -43,26 +46,31 @@ def export_checkpoint(
     out: str | os.PathLike[str],
     *,
     random: str | None = None,
+    model_config: Path | None = None,
     precision: str = "fp32",
     vocoder: Path | None = None,
 ) -> Voice:
     """Make a voice of a checkpoint, or of ``random`` weights of a size in ``RANDOM_SIZES`` where ``source`` is None.
 
-    The source is a folder in the diffusers layout, a repository id of the Hugging Face hub, a T5X folder, or a voice in
-    fp32 or fp16, by folder or bundled name, to have it in another precision. ``vocoder`` is a published ONNX mel
-    decoder; without one, that of the source is taken if it has any.
+    The source is a folder in the diffusers layout, a repository id of the Hugging Face hub, a T5X folder, the PyTorch
+    port's .ckpt or the folder that has one, or a voice in fp32 or fp16, by folder or bundled name, to have it in
+    another precision. ``model_config`` is the YAML file that a .ckpt was trained by; without it, the folder's
+    config.yaml is taken if it has one. ``vocoder`` is a published ONNX mel decoder; without one, that of the source is
+    taken if it has any.
     Raises VoiceError when the source cannot be used, OutputError when ``out`` cannot be written or is not a voice.
     """
     check_folder(out)
-    if source is not None and _is_voice(source):
+    is_voice = source is not None and _is_voice(source)
+    if model_config is not None and (source is None or is_voice):
+        raise _takes_no_config(source or "random")
+    if source is not None and is_voice:
         return _convert_voice(Voice.load(source), out, precision, vocoder)
     if source is None:
         checkpoint = random_checkpoint(str(random))
         provenance = f"Seeded random weights of the size {random!r}, for benchmarks: this voice makes noise, not music."
         licence = "Apache-2.0"
     else:
-        arrays = find_t5x(Path(source))
-        checkpoint = load_t5x(arrays) if arrays else load_diffusers(source)
+        checkpoint = _load(source, model_config)
         provenance = f"Exported from the checkpoint {shown(Path(source).resolve().name)}."
         licence = "That of the checkpoint."
     return export_voice(
@@ -74,8 +82,32 @@ def export_checkpoint(
         prediction=checkpoint.prediction,
         schedule=checkpoint.schedule,
         sampling=checkpoint.sampling,
+        dialect=checkpoint.dialect,
+        mel_range=checkpoint.mel_range,
+        first_context=checkpoint.first_context,
         precision=precision,
         vocoder=vocoder or checkpoint.vocoder,
+    )
+
+
+def _load(source: str | os.PathLike[str], model_config: Path | None) -> Checkpoint:
+    """Load a checkpoint of whichever layout it is in, from here or from the hub."""
+    path = Path(source)
+    if path.suffix != SUFFIX:
+        path = local_folder(source) or fetch_repository(str(source))
+    arrays = find_t5x(path)
+    if not arrays and (lightning := find_lightning(path)):
+        path, config = lightning
+        return load_lightning(path, model_config or config)
+    if model_config is not None:
+        raise _takes_no_config(source)
+    return load_t5x(arrays) if arrays else load_diffusers(path)
+
+
+def _takes_no_config(source: str | os.PathLike[str]) -> VoiceError:
+    return VoiceError(
+        f"{quoted(str(source))} is no {SUFFIX} of the PyTorch port, which alone takes a model's configuration. "
+        "Leave that out."
     )
 
 
@@ -98,13 +130,15 @@ def _convert_voice(voice: Voice, out: str | os.PathLike[str], precision: str, vo
         schedule=voice.schedule,
         sampling=voice.sampling,
         dialect=voice.dialect,
+        mel_range=voice.mel_range,
+        first_context=voice.first_context,
         precision=precision,
         vocoder=vocoder or (voice if voice.vocoder else None),
     )
 
 
 def export_voice(
-    model: SpectrogramDiffusion,
+    model: VoiceNetworks,
     out: str | os.PathLike[str],
     *,
     name: str,
@@ -114,6 +148,8 @@ def export_voice(
     schedule: NoiseSchedule,
     sampling: Sampling,
     dialect: Dialect = PUBLISHED,
+    mel_range: MelRange = PUBLISHED_RANGE,
+    first_context: str = "none",
     precision: str = "fp32",
     vocoder: Tonewheel | MelGAN | Voice | Path | None = None,
 ) -> Voice:
@@ -141,6 +177,8 @@ def export_voice(
             sampling=sampling,
             dialect=dialect,
             vocoder=traits,
+            mel_range=mel_range,
+            first_context=first_context,
             precision=precision,
             parity=parity,
             files={path.name: FileRecord.of(path) for path in sorted(folder.iterdir())},
@@ -148,20 +186,20 @@ def export_voice(
     return Voice.load(target)
 
 
-def write_networks(model: SpectrogramDiffusion, folder: Path, precision: str) -> dict[str, float]:
+def write_networks(model: VoiceNetworks, folder: Path, precision: str) -> dict[str, float]:
     """Write the graph of every network but the vocoder, and their weights, into a folder.
 
     Returns each graph's largest relative error against PyTorch; raises VoiceError beyond PARITY_LIMITS.
     """
     weights = WeightFile(folder / WEIGHTS)
-    inputs = realistic_inputs(model)
+    inputs, contracts = model.realistic_inputs(), model.contracts()
     parity = {}
-    for network, module in modules(model).items():
-        exported = export_graph(module, contracts(model.size)[network])
+    for network, module in model.networks().items():
+        exported = export_graph(module, contracts[network])
         if precision == "int8" and network.endswith(("encoder", "decoder")):
             store_int8(exported.graph)
             if network.endswith("encoder") and _error_of(exported, module, inputs[network]) > INT8_ENCODER_LIMIT:
-                exported = export_graph(module, contracts(model.size)[network])
+                exported = export_graph(module, contracts[network])
                 store_half(exported.graph)
         elif precision != "fp32":
             store_half(exported.graph)

@@ -25,13 +25,15 @@ def add_voice(
     source: str | os.PathLike[str],
     *,
     name: str | None = None,
+    model_config: Path | None = None,
     precision: str = "fp32",
     vocoder: Path | None = None,
 ) -> Voice:
     """Put a voice into the voice folder, whole or not at all, where ``Voice.load(name)`` finds it.
 
     The source is a voice (a local folder or a repository id of the Hugging Face hub, with a ``voice.json``), which is
-    taken as it is, or a checkpoint, which is exported with ``precision`` and ``vocoder`` as by ``export_checkpoint``.
+    taken as it is, or a checkpoint, which is exported with ``model_config``, ``precision`` and ``vocoder`` as by
+    ``export_checkpoint``.
     The name is the last part of the source if none is given; nothing that has it is replaced.
 
     Raises ArgumentError when the name cannot be one, OutputError when it is taken or the folder cannot be written,
@@ -43,9 +45,11 @@ def add_voice(
     if found is None:
         from notewave.export.convert import export_checkpoint
 
-        return export_checkpoint(folder or source, target, precision=precision, vocoder=vocoder)
+        return export_checkpoint(
+            folder or source, target, model_config=model_config, precision=precision, vocoder=vocoder
+        )
     voice, fetch = found
-    if precision not in ("fp32", voice.precision) or vocoder is not None:
+    if precision not in ("fp32", voice.precision) or vocoder is not None or model_config is not None:
         raise VoiceError(
             f"{quoted(str(source))} is a voice, in {voice.precision}, not a checkpoint: it is taken as it is. Add it "
             "so, then make another of it with `notewave export`."

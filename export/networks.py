@@ -1,5 +1,6 @@
-"""The networks of Spectrogram Diffusion in PyTorch (Hawthorne et al., ISMIR 2022; T5 1.1 blocks without biases).
+"""The networks of Spectrogram Diffusion in PyTorch (Hawthorne et al., ISMIR 2022), of either family of checkpoints.
 
+Blocks are those of T5 1.1, pre-norm with gated GELU; a ``Family`` says in what its checkpoints differ from others.
 Letters as in ``notewave.voice.contracts``. They are split where work stops being constant: ``TimeEmbedding`` depends
 only on the noise schedule, the encoders and ``CrossAttention`` only on the segment, ``Decoder`` on what moves at each
 step.
@@ -9,15 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from notewave.song.dialect import PAD
-from notewave.voice.contracts import Dimensions
+from notewave.voice.contracts import Contract, Dimensions, contracts
 
 Pairs = Callable[[int, Tensor], tuple[Tensor, Tensor] | None]  # a layer's number and its input: its keys and values
+TRIED_TOKENS = 200  # of a segment, with which graphs are held against their modules
 MAX_NOISE_TIME = (
     20000.0  # noise time t in [0, 1) reaches the sinusoids as t * 20000; also their longest period / (2 pi)
 )
@@ -38,6 +41,25 @@ def sinusoids(positions: Tensor, width: int, longest: float) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+@dataclass(frozen=True)
+class Family:
+    """What the networks of one origin have in common beside their sizes."""
+
+    biases: bool = False  # whether all products but attention's add one
+    norm_eps: float | None = None  # of LayerNorm with biases; None: T5's root-mean-square norm, weight only
+    gelu: str = "tanh"  # approximation of the feed-forward's gate; "none": exact
+    sees_padding: bool = False  # whether the note encoder attends to padding, up to its most tokens, as it was trained
+    bounded: bool = False  # whether an autoregressive decoder's frames are held to [-1, 1]
+
+    def linear(self, inputs: int, outputs: int) -> nn.Linear:
+        """A product of a feed-forward or of what networks take and give."""
+        return nn.Linear(inputs, outputs, bias=self.biases)
+
+    def norm(self, width: int) -> nn.Module:
+        """A norm over the width."""
+        return RMSNorm(width) if self.norm_eps is None else nn.LayerNorm(width, self.norm_eps)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the width, weight only, eps 1e-6."""
 
@@ -48,6 +70,14 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
         return F.rms_norm(x, self.weight.shape, self.weight, 1e-6)
+
+
+T5 = Family()  # Google's checkpoints, and what is trained here
+
+
+def port_family(norm_eps: float) -> Family:
+    """The family of yoyolicoris/music-spectrogram-diffusion-pytorch, the PyTorch port."""
+    return Family(biases=True, norm_eps=norm_eps, gelu="none", bounded=True)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -80,28 +110,29 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated GELU (tanh approximation): out(gelu(gate x) * up x), one product for gate and up."""
+    """Gated GELU: out(gelu(gate x) * up x), one product for gate and up."""
 
-    def __init__(self, size: Dimensions) -> None:
+    def __init__(self, size: Dimensions, family: Family = T5) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(size.width, 2 * size.feed_forward, bias=False)
-        self.out = nn.Linear(size.feed_forward, size.width, bias=False)
+        self.gelu = family.gelu
+        self.gate_up = family.linear(size.width, 2 * size.feed_forward)
+        self.out = family.linear(size.feed_forward, size.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.out(F.gelu(gate, approximate="tanh") * up)
+        return self.out(F.gelu(gate, approximate=self.gelu) * up)
 
 
 class EncoderLayer(nn.Module):
     """Pre-norm self-attention and feed-forward, each with a residual."""
 
-    def __init__(self, size: Dimensions) -> None:
+    def __init__(self, size: Dimensions, family: Family = T5) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(size.width)
+        self.attention_norm = family.norm(size.width)
         self.attention = SelfAttention(size)
-        self.feed_forward_norm = RMSNorm(size.width)
-        self.feed_forward = FeedForward(size)
+        self.feed_forward_norm = family.norm(size.width)
+        self.feed_forward = FeedForward(size, family)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
@@ -110,33 +141,37 @@ class EncoderLayer(nn.Module):
 
 
 class NoteEncoder(nn.Module):
-    """Encodes the tokens of one segment; padding tokens are never attended to."""
+    """Encodes the tokens of one segment; padding tokens are not attended to, but in families that were trained so."""
 
-    def __init__(self, size: Dimensions) -> None:
+    def __init__(self, size: Dimensions, family: Family = T5) -> None:
         super().__init__()
+        self.sees_padding = family.sees_padding
         self.embedding = nn.Embedding(size.vocabulary, size.width)
         self.positions = nn.Parameter(torch.randn(size.max_tokens, size.width) * 0.02)
-        self.layers = nn.ModuleList(EncoderLayer(size) for _ in range(size.note_encoder_layers))
-        self.norm = RMSNorm(size.width)
+        self.layers = nn.ModuleList(EncoderLayer(size, family) for _ in range(size.note_encoder_layers))
+        self.norm = family.norm(size.width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens int [B, N] -> notes [B, N, D]."""
+        given = tokens.shape[1]
+        if self.sees_padding:
+            tokens = F.pad(tokens, (0, len(self.positions) - given), value=PAD)
         x = self.embedding(tokens) + self.positions[: tokens.shape[1]]
-        mask = masked_bias(tokens != PAD)
+        mask = None if self.sees_padding else masked_bias(tokens != PAD)
         for layer in self.layers:
             x = layer(x, mask)
-        return self.norm(x)
+        return self.norm(x)[:, :given]
 
 
 class ContextEncoder(nn.Module):
     """Encodes the previous segment's mel, in the networks' range."""
 
-    def __init__(self, size: Dimensions) -> None:
+    def __init__(self, size: Dimensions, family: Family = T5) -> None:
         super().__init__()
-        self.input = nn.Linear(size.mels, size.width, bias=False)
+        self.input = family.linear(size.mels, size.width)
         self.positions = nn.Parameter(torch.randn(size.frames, size.width) * 0.02)
-        self.layers = nn.ModuleList(EncoderLayer(size) for _ in range(size.context_encoder_layers))
-        self.norm = RMSNorm(size.width)
+        self.layers = nn.ModuleList(EncoderLayer(size, family) for _ in range(size.context_encoder_layers))
+        self.norm = family.norm(size.width)
 
     def forward(self, mel: Tensor) -> Tensor:
         """Mel [B, T, M] -> context [B, T, D]."""
@@ -154,9 +189,9 @@ class CrossAttention(nn.Module):
         self.size = size
         self.projection = nn.Linear(size.width, 2 * size.decoder_layers * size.heads * size.head_width, bias=False)
 
-    def forward(self, notes: Tensor, context: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, notes: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
         """Notes [B, N, D], context [B, C, D] -> keys, values of layer 0, of layer 1, ...: 2 L times [B, H, J, K]."""
-        memory = torch.cat([notes, context], dim=1)
+        memory = notes if context is None else torch.cat([notes, context], dim=1)
         parts = self.projection(memory).chunk(2 * self.size.decoder_layers, dim=-1)
         return tuple(split_heads(part, self.size.heads) for part in parts)
 
@@ -164,12 +199,12 @@ class CrossAttention(nn.Module):
 class TimeEmbedding(nn.Module):
     """Noise time to the FiLM scales and shifts of every decoder layer."""
 
-    def __init__(self, size: Dimensions) -> None:
+    def __init__(self, size: Dimensions, family: Family = T5) -> None:
         super().__init__()
         self.size = size
-        self.hidden = nn.Linear(size.width, 4 * size.width, bias=False)
-        self.out = nn.Linear(4 * size.width, 4 * size.width, bias=False)
-        self.film = nn.Linear(4 * size.width, size.decoder_layers * 4 * size.width, bias=False)
+        self.hidden = family.linear(size.width, 4 * size.width)
+        self.out = family.linear(4 * size.width, 4 * size.width)
+        self.film = family.linear(4 * size.width, size.decoder_layers * 4 * size.width)
 
     def forward(self, time: Tensor) -> Tensor:
         """Noise time in [0, 1) [S] -> film [S, L, 2, 2, D]: (attention, feed-forward) x (scale, shift)."""
@@ -185,19 +220,22 @@ def modulate(x: Tensor, film: Tensor) -> Tensor:
 
 
 class DecoderLayer(nn.Module):
-    """FiLMed self-attention, plain cross-attention, FiLMed feed-forward, each pre-norm with a residual."""
+    """FiLMed self-attention, plain cross-attention, FiLMed feed-forward, each pre-norm with a residual.
 
-    def __init__(self, size: Dimensions) -> None:
+    Of an autoregressive decoder, which knows no noise time, nothing is FiLMed.
+    """
+
+    def __init__(self, size: Dimensions, family: Family = T5) -> None:
         super().__init__()
         self.heads = size.heads
         inner = size.heads * size.head_width
-        self.attention_norm = RMSNorm(size.width)
+        self.attention_norm = family.norm(size.width)
         self.attention = SelfAttention(size)
-        self.cross_norm = RMSNorm(size.width)
+        self.cross_norm = family.norm(size.width)
         self.cross_queries = nn.Linear(size.width, inner, bias=False)
         self.cross_out = nn.Linear(inner, size.width, bias=False)
-        self.feed_forward_norm = RMSNorm(size.width)
-        self.feed_forward = FeedForward(size)
+        self.feed_forward_norm = family.norm(size.width)
+        self.feed_forward = FeedForward(size, family)
 
     def forward(
         self, x: Tensor, film: Tensor, keys_values: tuple[Tensor, Tensor] | None, mask: Tensor | None
@@ -205,9 +243,13 @@ class DecoderLayer(nn.Module):
         """x [B, T, D], film [1 or B, 2, 2, D], keys and values [B, H, J, K] or none at all -> [B, T, D]."""
         x = self.attend_to_itself(x, film)
         if keys_values is not None:
-            queries = split_heads(self.cross_queries(self.cross_norm(x)), self.heads)
-            x = x + self.cross_out(attend(queries, *keys_values, mask))
+            x = self.attend_to_notes(x, keys_values, mask)
         return x + self.feed_forward(modulate(self.feed_forward_norm(x), film[:, 1]))
+
+    def attend_to_notes(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """The layer's cross-attention: x [B, T, D], keys and values [B, H, J, K], mask [B, 1, 1, J] -> [B, T, D]."""
+        queries = split_heads(self.cross_queries(self.cross_norm(x)), self.heads)
+        return x + self.cross_out(attend(queries, *keys_values, mask))
 
     def attend_to_itself(self, x: Tensor, film: Tensor) -> Tensor:
         """The layer up to its cross-attention: x [B, T, D], film [1 or B, 2, 2, D] -> [B, T, D]."""
@@ -222,13 +264,13 @@ def in_pairs(keys_values: Sequence[Tensor]) -> Pairs:
 class Decoder(nn.Module):
     """One denoising step: predicts noise, clean mel or velocity, whichever the voice was trained for."""
 
-    def __init__(self, size: Dimensions) -> None:
+    def __init__(self, size: Dimensions, family: Family = T5) -> None:
         super().__init__()
-        self.input = nn.Linear(size.mels, size.width, bias=False)
+        self.input = family.linear(size.mels, size.width)
         self.positions = nn.Parameter(torch.randn(size.frames, size.width) * 0.02)
-        self.layers = nn.ModuleList(DecoderLayer(size) for _ in range(size.decoder_layers))
-        self.norm = RMSNorm(size.width)
-        self.output = nn.Linear(size.width, size.mels, bias=False)
+        self.layers = nn.ModuleList(DecoderLayer(size, family) for _ in range(size.decoder_layers))
+        self.norm = family.norm(size.width)
+        self.output = family.linear(size.width, size.mels)
 
     def forward(
         self, x: Tensor, film: Tensor, mask: Tensor | None = None, *keys_values: Tensor, frames: Tensor | None = None
@@ -262,14 +304,15 @@ class Decoder(nn.Module):
 class SpectrogramDiffusion(nn.Module):
     """All networks of a voice but the vocoder, under the names of ``notewave.voice.contracts``."""
 
-    def __init__(self, size: Dimensions) -> None:
+    def __init__(self, size: Dimensions, family: Family = T5) -> None:
         super().__init__()
         self.size = size
-        self.note_encoder = NoteEncoder(size)
-        self.context_encoder = ContextEncoder(size)
+        self.note_encoder = NoteEncoder(size, family)
+        if size.context_frames:
+            self.context_encoder = ContextEncoder(size, family)
         self.cross_attention = CrossAttention(size)
-        self.time_embedding = TimeEmbedding(size)
-        self.decoder = Decoder(size)
+        self.time_embedding = TimeEmbedding(size, family)
+        self.decoder = Decoder(size, family)
 
     def forward(
         self,
@@ -299,37 +342,39 @@ class SpectrogramDiffusion(nn.Module):
     def condition(self, tokens: Tensor, context: Tensor | None, context_keep: Tensor) -> tuple[list[Tensor], Tensor]:
         """What the decoder attends to at every step: 2 L keys and values [B, H, J, K], and their mask [B, 1, 1, J]."""
         notes, keep = self.note_encoder(tokens), tokens != PAD
-        past = notes[:, :0]
+        past = None
         if context is not None:
             past = self.context_encoder(context)
             keep = torch.cat([keep, context_keep[:, None].expand(-1, context.shape[1])], dim=1)
         return list(self.cross_attention(notes, past)), masked_bias(keep)
 
+    def networks(self) -> dict[str, nn.Module]:
+        """The module behind each network but the vocoder; the unconditional decoder is the decoder without keys."""
+        return {**dict(self.named_children()), "unconditional_decoder": self.decoder}
 
-def modules(model: SpectrogramDiffusion) -> dict[str, nn.Module]:
-    """The module behind each network but the vocoder; the unconditional decoder is the decoder without keys."""
-    names = ("note_encoder", "context_encoder", "cross_attention", "time_embedding", "decoder")
-    return {name: model.get_submodule(name) for name in names} | {"unconditional_decoder": model.decoder}
+    def contracts(self) -> dict[str, Contract]:
+        """The contract of each."""
+        return contracts(self.size)
 
-
-def realistic_inputs(model: SpectrogramDiffusion, tokens: int = 200) -> dict[str, tuple[Tensor, ...]]:
-    """Inputs of every network as a render would give them: seeded random tokens [1, N], mel, noise and noise times."""
-    generator = torch.Generator().manual_seed(0)
-    size = model.size
-    ids = torch.randint(1, size.vocabulary, (1, tokens), generator=generator, dtype=torch.int32)
-    mel = torch.rand(1, size.frames, size.mels, generator=generator) * 2 - 1
-    x = torch.randn(1, size.frames, size.mels, generator=generator)
-    times = torch.tensor([0.05, 0.5, 0.95])
-    keep = torch.ones(1, tokens + size.frames, dtype=torch.bool)
-    keep[:, tokens - 8 : tokens] = False
-    with torch.inference_mode():
-        memory = (model.note_encoder(ids), model.context_encoder(mel))
-        film = model.time_embedding(times)[1:2]
-        return {
-            "note_encoder": (ids,),
-            "context_encoder": (mel,),
-            "cross_attention": memory,
-            "time_embedding": (times,),
-            "decoder": (x, film, masked_bias(keep), *model.cross_attention(*memory)),
-            "unconditional_decoder": (x, film),
-        }
+    def realistic_inputs(self) -> dict[str, tuple[Tensor, ...]]:
+        """Inputs of each as a render would give them: seeded random tokens [1, N], mel, noise and noise times."""
+        generator = torch.Generator().manual_seed(0)
+        size, tokens = self.size, min(TRIED_TOKENS, self.size.max_tokens)
+        ids = torch.randint(1, size.vocabulary, (1, tokens), generator=generator, dtype=torch.int32)
+        mel = torch.rand(1, size.frames, size.mels, generator=generator) * 2 - 1
+        x = torch.randn(1, size.frames, size.mels, generator=generator)
+        times = torch.tensor([0.05, 0.5, 0.95])
+        keep = torch.ones(1, tokens + size.context_frames, dtype=torch.bool)
+        keep[:, max(1, tokens - 8) : tokens] = False
+        with torch.inference_mode():
+            context = {"context_encoder": (mel,)} if size.context_frames else {}
+            memory = (self.note_encoder(ids), *(self.context_encoder(*given) for given in context.values()))
+            film = self.time_embedding(times)[1:2]
+            return {
+                "note_encoder": (ids,),
+                **context,
+                "cross_attention": memory,
+                "time_embedding": (times,),
+                "decoder": (x, film, masked_bias(keep), *self.cross_attention(*memory)),
+                "unconditional_decoder": (x, film),
+            }

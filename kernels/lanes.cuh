@@ -39,9 +39,9 @@ __device__ __forceinline__ bool is_whole(const Element* at, unsigned count) {
     return count >= 4 && reinterpret_cast<unsigned long long>(at) % sizeof(Packed<Element>) == 0;
 }
 
-// The next ``count`` elements, at most four; missing lanes are zero.
+// The next ``count`` elements as they are, at most four; missing lanes are zero.
 template <class Element>
-__device__ __forceinline__ Four load(const Element* at, unsigned count) {
+__device__ __forceinline__ Packed<Element> load_packed(const Element* at, unsigned count) {
     Packed<Element> packed = {};
     if (is_whole(at, count)) {
         packed = *reinterpret_cast<const Packed<Element>*>(at);
@@ -50,6 +50,13 @@ __device__ __forceinline__ Four load(const Element* at, unsigned count) {
         for (unsigned i = 0; i < 4; ++i)
             if (i < count) packed.lane[i] = at[i];
     }
+    return packed;
+}
+
+// The same, widened.
+template <class Element>
+__device__ __forceinline__ Four load(const Element* at, unsigned count) {
+    const Packed<Element> packed = load_packed(at, count);
     Four out;
 #pragma unroll
     for (int i = 0; i < 4; ++i) out.lane[i] = widen(packed.lane[i]);

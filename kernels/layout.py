@@ -36,6 +36,11 @@ KERNELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "size": UINT32,
         },
         "mel_to_context": {"mel": POINTER, "context": POINTER, "size": UINT32},
+        "keep_frame": {
+            **dict.fromkeys(("prediction", "before", "mel", "new_rows", "own_rows", "begun", "frame"), POINTER),
+            **dict.fromkeys(("offset", "songs", "frames", "mels", "layers", "rows", "kept", "size"), UINT32),
+            **dict.fromkeys(("new_stride", "own_stride"), UINT32),
+        },
         "from_network": {"mel": POINTER, "log_mel": POINTER, "scale": FLOAT32, "offset": FLOAT32, "size": UINT32},
         "carry_nan": {"audio": POINTER, "log_mel": POINTER, "mels": UINT32, "hop": UINT32, "size": UINT32},
     }

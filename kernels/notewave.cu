@@ -1,4 +1,4 @@
-// The arithmetic of the denoising loop. Each kernel has its NumPy twin, of the same name, in reference.py.
+// The arithmetic of the denoising loop, and what a frame leaves for the next. Each kernel has its NumPy twin, of the same name, in reference.py.
 //
 // Built without fused multiply-add, so that everything but the normals equals the twin bit for bit. Elements of a song lie
 // along x of the grid, songs along y; every kernel takes any size, alignment and grid. Step, segment, place and seeds are
@@ -133,6 +133,34 @@ extern "C" __global__ void mel_to_context(const float* mel, float* context, unsi
         for (int i = 0; i < 4; ++i) values.lane[i] = bounded(values.lane[i]);
         store(context + song + first, count, values);
     }
+}
+
+// What a frame leaves for those after it, of an autoregressive decoder. prediction [songs, mels] goes to ``before``
+// [songs, mels], the decoder's input, and into mel [songs, frames, mels] at ``offset``; new_rows [layers, rows, size] into
+// own_rows [layers, rows, kept, size] at the frame's number, if that is less than ``kept``. Rows are keys or values of a
+// head, counted in 16 bits whatever they hold; strides are from a layer to the next. The number is *begun + offset; *frame
+// becomes the next.
+extern "C" __global__ void keep_frame(const float* prediction, float* before, float* mel, const Half* new_rows,
+                                      Half* own_rows, const unsigned long long* begun, unsigned long long* frame,
+                                      unsigned offset, unsigned songs, unsigned frames, unsigned mels, unsigned layers,
+                                      unsigned rows, unsigned kept, unsigned size, unsigned new_stride,
+                                      unsigned own_stride) {
+    const unsigned long long number = *begun + offset;
+    for (unsigned long long line = blockIdx.y; line < songs + 1ull * layers * rows; line += gridDim.y) {
+        if (line < songs) {
+            FOR_EACH_FOUR(first, count, mels) {
+                const Packed<float> bins = load_packed(prediction + line * mels + first, count);
+                store(before + line * mels + first, count, bins);
+                store(mel + (line * frames + offset) * mels + first, count, bins);
+            }
+        } else if (number < kept) {
+            const unsigned long long layer = (line - songs) / rows, row = (line - songs) % rows;
+            const Half* given = new_rows + layer * new_stride + row * size;
+            Half* place = own_rows + layer * own_stride + (row * kept + number) * size;
+            FOR_EACH_FOUR(first, count, size) store(place + first, count, load_packed(given + first, count));
+        }
+    }
+    if (blockIdx.x + blockIdx.y + threadIdx.x == 0) *frame = number + 1;
 }
 
 // A finished mel [size] to the vocoder's log-mel [size]: (mel + 1) scale + offset. Its twin is in engine/sound/mel.py.

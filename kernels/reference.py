@@ -7,6 +7,8 @@ is the same in whatever window of the song it lies.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -117,6 +119,25 @@ def advance(context: FloatArray, x: FloatArray, moved: int) -> tuple[FloatArray,
 def mel_to_context(mel: FloatArray) -> FloatArray:
     """A finished mel [B, T, M] to the context encoder's input [B, T, M]: bounded(mel)."""
     return bounded(mel)
+
+
+def keep_frame(
+    prediction: FloatArray,
+    before: FloatArray,
+    mel: FloatArray,
+    new: NDArray[Any],
+    own: NDArray[Any],
+    offset: int,
+    number: int,
+) -> None:
+    """What a frame leaves for those after it, in place: prediction [B, M] to ``before`` [B, M], and to mel [B, T, M].
+
+    There it is frame ``offset``. new [2 L, B, H, K]: its keys and values, to ``own`` [2 L, B, H, kept, K] at its number
+    in the segment, if so many are kept.
+    """
+    before[...] = mel[:, offset] = prediction
+    if number < own.shape[-2]:
+        own[..., number, :] = new
 
 
 def carry_nan(audio: FloatArray, log_mel: FloatArray) -> FloatArray:

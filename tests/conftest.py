@@ -42,15 +42,29 @@ def vocoded_voice(reference_voice: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def frames_voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A voice of random weights that writes its mels frame by frame, with a small random vocoder."""
+    from notewave.export.checkpoints.seeded import random_checkpoint
+    from notewave.export.convert import export_voice
+    from notewave.export.vocoders import Tonewheel
+
+    made = random_checkpoint("tiny-frames")
+    said = {"licence": "Apache-2.0", "provenance": "Random.", "schedule": made.schedule, "sampling": made.sampling}
+    folder = tmp_path_factory.mktemp("voices") / "frames"
+    vocoder = Tonewheel(width=32, blocks=1)
+    return export_voice(made.model, folder, name="frames", prediction=made.prediction, vocoder=vocoder, **said).folder
+
+
+@pytest.fixture(scope="session")
 def whole_voice(vocoded_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The vocoded voice as voices were once: its decoders take whole segments only."""
-    from notewave.export import convert
+    from notewave.export import convert, networks
     from notewave.sound.mel import FRAMES
     from notewave.voice.contracts import contracts
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            convert,
+            networks,
             "contracts",
             lambda size: {name: contract.fixed({"T": FRAMES}) for name, contract in contracts(size).items()},
         )

@@ -300,7 +300,8 @@ class SimulatedDevice:
         reads, writes = operation.ranges()
 
         def check(earlier: np.ndarray, where: str) -> None:
-            for number in np.unique(earlier[earlier >= 0]).tolist():
+            runs = earlier[1:][earlier[1:] != earlier[:-1]]  # of the same serial, which are few
+            for number in {int(earlier[0]), *runs.tolist()} - {-1}:
                 issuer = self.issuers[number]
                 ordered = max(seen.get(issuer, 0), stream.known.get(issuer, 0))
                 assert issuer == stream.handle or number <= ordered, f"{where} is not ordered before"
@@ -330,9 +331,29 @@ class SimulatedDevice:
         raise AssertionError(f"{size} bytes at {address} do not lie in device memory that is held")
 
 
+def kept_ranges(given: dict[str, int]) -> Ranges:
+    """What ``keep_frame`` reads and writes."""
+    number = ctypes.c_uint64.from_address(given["begun"]).value + given["offset"]
+    bins, row, layers = 4 * given["mels"], 2 * given["size"], range(given["layers"])
+    songs = given["songs"]
+    reads = [(given["begun"], 8), (given["prediction"], songs * bins)]
+    writes = [(given["frame"], 8), (given["before"], songs * bins)]
+    writes += [(given["mel"] + bins * (given["frames"] * song + given["offset"]), bins) for song in range(songs)]
+    if number < given["kept"]:
+        reads += [(given["new_rows"] + 2 * given["new_stride"] * layer, row * given["rows"]) for layer in layers]
+        writes += [
+            (given["own_rows"] + 2 * given["own_stride"] * layer + row * (given["kept"] * line + number), row)
+            for layer in layers
+            for line in range(given["rows"])
+        ]
+    return reads, writes
+
+
 def kernel_ranges(name: str, batch: int, arguments: tuple[float, ...]) -> Ranges:
     """What a kernel reads and writes, from its arguments and the sampler's row."""
     given = dict(zip(KERNELS[name], map(int, arguments), strict=True))
+    if name == "keep_frame":
+        return kept_ranges(given)
     state, control = 4 * batch * given["size"], control_dtype(batch).itemsize
     told = [(given["control"], control)] if "control" in given else []
     if name == "philox_normal":

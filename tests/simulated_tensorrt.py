@@ -205,8 +205,8 @@ class IExecutionContext:
             for axis, size in zip(value.shape, shapes[value.name], strict=True):
                 if isinstance(axis, str):
                     assert letters.setdefault(axis, size) == size, f"{value.name} does not agree on {axis}"
-        if "N" in letters and "C" in letters:
-            letters["J"] = letters["N"] + letters["C"]
+        if "N" in letters:
+            letters["J"] = letters["N"] + letters.get("C", 0)
         return letters
 
 

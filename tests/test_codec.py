@@ -247,6 +247,10 @@ def test_no_notes_are_one_silent_segment() -> None:
     assert len(codec.decode_tokens([[TIE, EOS]])) == 0
 
 
+def is_pitch(token: int) -> bool:
+    return dialect.PITCH <= token < dialect.VELOCITY
+
+
 @unhurried
 @given(songs(), st.sampled_from([PUBLISHED, GM]), st.integers(1, 40), st.integers(0, 4))
 def test_written_in_groups_or_cut_short_songs_are_the_same(notes: Notes, spoken: Dialect, rows: int, ties: int) -> None:
@@ -256,11 +260,9 @@ def test_written_in_groups_or_cut_short_songs_are_the_same(notes: Notes, spoken:
         assert [tokens.tolist() for tokens in codec.encode_notes(notes, spoken)] == whole
         fewer = codec.encode_notes(notes, spoken, most_ties=ties)
     for tokens, all_of_them in zip(fewer, whole, strict=True):
-        tied = [
-            token for token in all_of_them[: all_of_them.index(spoken.tie)] if codec.PITCH <= token < codec.VELOCITY
-        ]
+        tied = [token for token in all_of_them[: all_of_them.index(spoken.tie)] if is_pitch(token)]
         written = tokens[: tokens.tolist().index(spoken.tie)]
-        assert [token for token in written if codec.PITCH <= token < codec.VELOCITY] == tied[:ties]
+        assert [token for token in written.tolist() if is_pitch(token)] == tied[:ties]
         assert written.tolist() == all_of_them[: len(written)]
         assert len(tied) > ties or tokens.tolist() == all_of_them
 

@@ -15,10 +15,12 @@ import soundfile
 import notewave
 from notewave import ArgumentError, Dialect, MidiError, Notes, Synthesizer, Voice, VoiceError
 from notewave.cli import main
+from notewave.live.fit import fit
 from notewave.song.dialect import PUBLISHED, dialect_of
 from notewave.voice.library import DESCRIPTION
 
 GM = Dialect(velocities=32, programs="gm")
+PORT = Dialect(programs="gm", codec="pytorch")
 SONG = Notes([0.1, 0.5, 1.0], [0.4, 6.0, 1.1], [60, 64, 38], [20, 90, 127], [3, 81, 0], [0, 0, 1])
 
 
@@ -27,6 +29,14 @@ def voice(reference_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Vo
     """The reference networks, their tokens read in another dialect."""
     folder = Path(shutil.copytree(reference_voice, tmp_path_factory.mktemp("voices") / "dialect"))
     dataclasses.replace(Voice.load(reference_voice), folder=folder, dialect=GM).save_description()
+    return Voice.load(folder)
+
+
+@pytest.fixture(scope="module")
+def port_voice(vocoded_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Voice:
+    """The reference networks and a small vocoder, their tokens read in the PyTorch port's codec."""
+    folder = Path(shutil.copytree(vocoded_voice, tmp_path_factory.mktemp("voices") / "port"))
+    dataclasses.replace(Voice.load(vocoded_voice), folder=folder, dialect=PORT).save_description()
     return Voice.load(folder)
 
 
@@ -52,8 +62,10 @@ def test_a_description_says_its_dialect_where_it_is_not_the_published_one(voice:
         ({"dialect": {"velocities": 0, "programs": "gm"}}, "velocities is 0"),
         ({"dialect": {"velocities": 1e9, "programs": "gm"}}, "velocities is"),
         ({"dialect": {"velocities": 32, "programs": ["gm"]}}, "programs is"),
-        ({"format": 3}, "formats 1 and 2"),
-        ({"format": True}, "formats 1 and 2"),
+        ({"dialect": {"velocities": 32, "programs": "gm", "codec": "mt3"}}, "codec.*no place in format 2"),
+        ({"format": 3}, "Dialect section does not fit"),
+        ({"format": 4}, "reads 1 to 3"),
+        ({"format": True}, "reads 1 to 3"),
     ],
 )
 def test_crooked_dialects_are_refused(voice: Voice, tmp_path: Path, change: dict[str, Any], reason: str) -> None:
@@ -125,3 +137,34 @@ def test_ids_become_tokens_of_a_dialect(voice: Voice) -> None:
     beyond = GM.tokens([GM.tie, GM.end, 1])
     with pytest.raises(MidiError, match=f"ids are 1 to {GM.end - 1}"):
         synthesizer.spectrogram([beyond])
+
+
+def test_a_voice_of_the_ports_codec_sings_songs_side_by_side_and_live(
+    port_voice: Voice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    singer = Synthesizer(port_voice.folder, backend="cpu", threads=1)
+    monkeypatch.setattr(singer._backend, "side_by_side", 2)
+    short = SONG.rows(np.array([0]))
+    alone, longer = (singer.render(song, steps=1) for song in (short, SONG))
+    batch = singer.render_batch([short, SONG], steps=1)
+    np.testing.assert_allclose(batch[0].samples, alone.samples, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(batch[1].samples, longer.samples, rtol=0, atol=1e-4)
+    stems = singer.stems(SONG, steps=1)
+    assert {len(stem.samples) for stem in stems.values()} == {len(longer.samples)}
+    with singer.live(real_time=False, hop=8) as live:
+        live.note_on(60, program=3)
+        assert any(np.abs(live.read().samples).max() > 0 for _ in range(4))
+    chosen = fit(singer._backend, port_voice, singer._job({"steps": 1, "guidance": 1.0}), hop=20)
+    assert chosen.windows.hop == 20
+
+
+@pytest.mark.parametrize("ids", [[644, 0], [644, 901], [-1], [PUBLISHED.tie, 1]])
+def test_what_the_ports_codec_cannot_have_is_refused(port_voice: Voice, ids: list[int]) -> None:
+    singer = Synthesizer(port_voice.folder, backend="cpu", threads=1)
+    with pytest.raises(MidiError, match=r"segment 0 is no token sequence: ids are 1 to 900\."):
+        singer.spectrogram([PORT.tokens(ids)])
+    for none in ([], [644] * 3001):
+        with pytest.raises(MidiError, match=r"integers \[1 to 3000\]"):
+            singer.spectrogram([PORT.tokens(none)])
+    with pytest.raises(MidiError, match=r"velocities=1, programs='slakh'; voice .* reads .*codec='pytorch'"):
+        singer.spectrogram([[PUBLISHED.tie, 1]])

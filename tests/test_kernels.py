@@ -12,7 +12,7 @@ from gpu_at_hand import gpu_at_hand
 
 from notewave.kernels import loader
 from notewave.kernels.layout import COEFFICIENTS, ROW, control_dtype, table_rows
-from notewave.kernels.reference import advance, carry_nan, mel_to_context, philox_normal, sampler_step
+from notewave.kernels.reference import advance, carry_nan, keep_frame, mel_to_context, philox_normal, sampler_step
 from notewave.sampling.loop import denoise
 from notewave.sampling.samplers import SAMPLERS, SamplerTable, sampler_table
 from notewave.sampling.schedule import NoiseSchedule
@@ -324,3 +324,33 @@ def test_sound_of_frames_that_are_no_numbers_is_none(launch: Launch, frames: int
     lost = np.repeat(~np.isfinite(log_mel).all(axis=2), HOP, axis=1)
     assert lost.sum() == 2 * HOP
     np.testing.assert_array_equal(mine, np.where(lost, np.nan, audio))
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 100)])
+@pytest.mark.parametrize("number", [0, 5, 6, 7])
+@pytest.mark.parametrize(("dtype", "head_width"), [("fp16", 3), ("fp16", 64), ("fp32", 1), ("fp32", 16)])
+def test_what_a_frame_leaves_is_the_twin_s(
+    launch: Launch, dtype: str, head_width: int, number: int, grid: tuple[int, int]
+) -> None:
+    """Whatever it holds, bit for bit; of seven frames that a segment has, the last leaves no keys and values."""
+    random, songs, heads, layers, kept, frames, mels = np.random.default_rng(number), 2, 3, 4, 6, 4, 6
+    offset, pad = number % frames, 2  # elements from the rows of a layer to the next
+    element = {"fp16": np.float16, "fp32": np.float32}[dtype]
+    for shift in OFFSETS:
+        prediction = random.standard_normal((songs, mels)).astype(np.float32)
+        prediction[0, :3] = NO_NUMBERS
+        before, mel = np.zeros((songs, mels), np.float32), np.zeros((songs, frames, mels), np.float32)
+        new = random.standard_normal((layers, songs * heads * head_width + pad)).astype(element)
+        own = random.standard_normal((layers, songs * heads * kept * head_width + pad)).astype(element)
+        begun, next_frame = np.array([number - offset], np.uint64), np.zeros(1, np.uint64)
+        mine = [shifted(each, shift) for each in (before, mel, own)]
+        units = element().itemsize // 2
+        strides = [units * each.shape[1] for each in (new, own)]
+        shape = (offset, songs, frames, mels, layers, songs * heads, kept, units * head_width, *strides)
+        given, made = shifted(prediction, shift), shifted(new, shift)
+        launch("keep_frame", *grid, given, *mine[:2], made, mine[2], begun, next_frame, *shape)
+        rows, caches = (each[:, :-pad].reshape(layers, songs, heads, -1, head_width) for each in (new, own))
+        keep_frame(prediction, before, mel, rows[..., 0, :], caches, offset, number)
+        for ours, theirs in zip(mine, (before, mel, own), strict=True):
+            np.testing.assert_array_equal(ours.view(np.uint8), theirs.view(np.uint8))
+        assert next_frame == number + 1

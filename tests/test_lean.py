@@ -10,24 +10,51 @@ import onnxruntime
 import pytest
 from default_voice import default_voice
 from onnx import helper
+from random_voices import random_voice
 
-from notewave.backends.device.contracts import film_row
-from notewave.backends.graphs.lean import fold_film, merge_heads, take_bias
+from notewave.backends.device.contracts import KEPT_FRAMES, film_row
+from notewave.backends.graphs.lean import (
+    MASKED,
+    NORMS,
+    attend_to_kept,
+    fold_film,
+    merge_heads,
+    part_one_frame,
+    take_bias,
+)
 from notewave.backends.graphs.make import gpu_graph
 from notewave.backends.graphs.typed import load_graph
 from notewave.errors import VoiceError
+from notewave.export.networks import port_family
 from notewave.sound.mel import FRAMES, MELS
 from notewave.voice.folder import Voice
 
 TOLERANCE = 1e-4  # of the largest value
 BATCH, TOKENS, CHOSEN = 2, 256, 1  # songs, their tokens, and which of two noise times
-LAUNCHED = 23  # nodes a layer of a decoder in float16, each of which an engine launches, or two
+# Nodes of a decoder in float16, each of which an engine launches, or two: of a layer, and of what is around layers. The
+# port's norms have casts behind them, and before them one of their weights; its products add biases.
+LAUNCHED = {"reference": (23, 6), "bundled": (23, 6), "port": (30, 11)}
+
+FRAME_LAUNCHED = (22, 10)  # the same of one that writes a frame, in float32
 
 
-@pytest.fixture(scope="module", params=["reference", "bundled"])
-def voice(request: pytest.FixtureRequest, reference_voice: Path) -> Voice:
+@pytest.fixture(scope="module", params=LAUNCHED)
+def made(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def voice(made: str, reference_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Voice:
+    if made == "port":
+        return random_voice(tmp_path_factory.mktemp("voices") / "port", port_family(1e-5))
     reference = Voice.load(reference_voice)
-    return reference if request.param == "reference" else default_voice(reference)
+    return reference if made == "reference" else default_voice(reference)
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Voice:
+    """A voice that writes frame by frame."""
+    return random_voice(tmp_path_factory.mktemp("voices") / "writer", port_family(1e-5), frames=True)
 
 
 def run(model: onnx.ModelProto | Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -97,9 +124,10 @@ def graphs(voice: Voice, network: str) -> tuple[Path, onnx.ModelProto]:
     return voice.graph(network), gpu_graph(voice, network, "fp32")
 
 
-def test_a_decoder_launches_little_a_layer(voice: Voice) -> None:
+def test_a_decoder_launches_little_a_layer(voice: Voice, made: str) -> None:
     nodes = gpu_graph(voice, "decoder", "fp16", narrow_norms=True).graph.node
-    assert len(nodes) == LAUNCHED * voice.dimensions.decoder_layers + 6  # in, positions, their casts, norm, out
+    layer, around = LAUNCHED[made]
+    assert len(nodes) == layer * voice.dimensions.decoder_layers + around
     assert not {node.op_type for node in nodes} & {"Transpose", "Reshape", "Expand", "Gather", "Unsqueeze", "Max"}
 
 
@@ -138,7 +166,7 @@ def test_a_decoder_of_another_make_is_refused_by_what_is_strange(voice: Voice) -
         fold_film(graph, voice.dimensions)
 
     graph = decoder()
-    norm = next(node for node in graph.node if node.op_type == "RMSNormalization")
+    norm = next(node for node in graph.node if node.op_type in NORMS)
     norm.op_type = "Relu"
     with pytest.raises(VoiceError, match=r"scales by FiLM what is no norm"):
         fold_film(graph, voice.dimensions)
@@ -150,3 +178,59 @@ def test_a_decoder_of_another_make_is_refused_by_what_is_strange(voice: Voice) -
     shift.input[1] = shift.input[0]
     with pytest.raises(VoiceError, match=r"leaves FiLM out of some layers"):
         fold_film(graph, voice.dimensions)
+
+
+@pytest.mark.parametrize("frame", [0, 1, 100, FRAMES - 1])
+def test_a_frame_is_written_as_it_was(frame: int, writer: Voice) -> None:
+    """Whatever lies in the cache from the frame on; and of the frames before it, each is seen."""
+    random, contract = np.random.default_rng(0), writer.contracts()["decoder"]
+    sizes = {"B": BATCH, "J": TOKENS}
+    given = {one.name: random.standard_normal(one.shape_at(sizes), np.float32) for one in contract.inputs}
+    mask = np.where(given.pop("mask") > 1, np.finfo(np.float32).min, np.float32(0))
+    given["frame"] = np.array([frame])
+    prediction, *new = run(writer.graph("decoder"), {**given, "mask": mask})
+    kept = {
+        name: np.ascontiguousarray(values[:, :, :KEPT_FRAMES]) if name.startswith("own_") else values
+        for name, values in given.items()
+    }
+    decoder, bias = gpu_graph(writer, "decoder", "fp32"), np.maximum(mask, np.float32(MASKED))
+    mine, *rows = run(decoder, {**kept, "bias": bias})
+    assert_alike(mine, prediction)
+    for row, theirs in zip(rows, new, strict=True):
+        assert_alike(row, merged(theirs))
+    for each in kept:
+        if each.startswith("own_"):
+            kept[each][:, :, frame:] = 9.0
+    np.testing.assert_array_equal(run(decoder, {**kept, "bias": bias})[0], mine)
+    if frame:
+        kept["own_values_0"][:, :, frame - 1] = 9.0
+        assert np.abs(run(decoder, {**kept, "bias": bias})[0] - mine).max() > TOLERANCE
+
+
+def test_a_frame_launches_little_a_layer(writer: Voice) -> None:
+    nodes = gpu_graph(writer, "decoder", "fp32").graph.node
+    views = sum(node.op_type == "Reshape" for node in nodes)  # which launch nothing
+    layer, around = FRAME_LAUNCHED
+    assert len(nodes) - views == layer * writer.dimensions.decoder_layers + around
+    assert not {node.op_type for node in nodes} & {"Transpose", "Slice", "Softmax", "ReduceSum", "Expand"}
+
+
+def test_a_frame_decoder_of_another_make_is_refused_by_what_is_strange(writer: Voice) -> None:
+    size = writer.dimensions
+
+    def decoder() -> onnx.GraphProto:
+        return load_graph(writer, "decoder").graph
+
+    for operator, strange in (
+        ("Softmax", r"attend to own_keys_\d as is usual"),
+        ("Less", r"the frames before as is usual"),
+    ):
+        graph = decoder()
+        next(node for node in graph.node if node.op_type == operator).op_type = "Relu"
+        with pytest.raises(VoiceError, match=strange):
+            attend_to_kept(graph, size)
+
+    graph = decoder()
+    next(node for node in graph.node if node.op_type == "Reshape").op_type = "Relu"
+    with pytest.raises(VoiceError, match=r"not divided over its heads, nor merged"):
+        part_one_frame(graph, size)

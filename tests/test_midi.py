@@ -16,6 +16,7 @@ import pytest
 
 from notewave import ArgumentError, MidiError, tokenize
 from notewave.song import codec
+from notewave.song.dialect import EOS
 from notewave.song.midi import MAX_BYTES, MidiSource, read
 from notewave.song.notes import Notes
 
@@ -75,7 +76,7 @@ def test_a_dense_segment_is_cut_with_a_warning_or_refused(caplog: pytest.LogCapt
     assert "3647" in caplog.text
     for tokens, row in zip(segments, REFERENCE["dense"], strict=True):
         assert tokens.dtype == np.int32
-        assert tokens.tolist() == [*row[: codec.MAX_TOKENS - 1].tolist(), codec.EOS]
+        assert tokens.tolist() == [*row[: codec.MAX_TOKENS - 1].tolist(), EOS]
     with pytest.raises(MidiError, match=r"Segment 0, .* 3647 tokens"):
         tokenize(MIDI / "dense.mid", strict=True)
 

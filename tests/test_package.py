@@ -39,6 +39,7 @@ ROOMS = (  # from the ground up; a module belongs to the first that its name beg
     ("notewave.stems",),
     ("notewave.synthesizer",),
     ("notewave.export.networks", "notewave.export.vocoders", "notewave.export.hub"),
+    ("notewave.export.autoregressive",),
     ("notewave.export.checkpoints",),
     ("notewave.export.graphs",),
     ("notewave.export.plans",),

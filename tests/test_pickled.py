@@ -290,6 +290,58 @@ def test_hostile_pickles(name: str, tmp_path: Path) -> None:
     assert len(str(caught.value)) < 1000 and str(caught.value).isprintable()
 
 
+PASSED_OVER = {
+    **PROGRAMS,
+    "deep lists": b"\x80\x02" + b"]" * DEEP + b"a" * (DEEP - 1) + b".",
+    "deep objects": b"\x80\x02" + (b"cos\nx\n)\x81" * (DEEP // 4)) + b"\x85" * DEEP + b".",
+    "laughs in lists": b"\x80\x02]" + b"q\x00](h\x00h\x00e" * 1000 + b".",
+    "a list in itself": b"\x80\x02]q\x00h\x00a.",
+    "appended to a text": b"\x80\x02" + text("w") + b"Na.",
+    "appended to nothing": b"\x80\x02Na.",
+    "an object of no class": b"\x80\x02N)\x81.",
+    "attributes of nothing": b"\x80\x02Nb.",
+    "odd items left out": b"\x80\x02}(NNNu.",
+    "calls without end": b"\x80\x02cposix\nsystem\n" + b")R" * DEEP + b".",
+    "state of an object": b"\x80\x02cposix\nsystem\n)R}" + b"b.",
+}
+
+
+@pytest.mark.parametrize("name", PASSED_OVER)
+def test_hostile_pickles_that_are_passed_over(name: str, tmp_path: Path) -> None:
+    """As what lies beside the tensors, and as the whole: neither is executed, and the whole has no tensors."""
+    file = OpenFile.find(archive(tmp_path / "file.bin", PASSED_OVER[name], {"data/0": bytes(8)}))
+    assert file is not None
+    with pytest.raises(VoiceError, match=r"not a readable file of plain tensors: .* Download") as caught:
+        read_pickled(file, "weights")
+    assert len(str(caught.value)) < 1000 and str(caught.value).isprintable()
+
+
+def test_what_lies_beside_the_tensors_is_passed_over(tmp_path: Path) -> None:
+    many = {number: {"step": number, "mean": torch.ones(2).long()} for number in range(700)}
+    beside = [
+        {"state": many, "rest": [{1, 2}, b"\xff", None, (1, [2.0, True])]},
+        nn.Linear(2, 2),
+        1 << 70,
+        {None: slice(3)},
+    ]
+    weights = OrderedDict(nn.Linear(2, 3).state_dict())
+    path = saved(tmp_path / "file.bin", {"before": beside, "weights": weights, 3: beside, "after": beside})
+    file = OpenFile.find(path)
+    assert file is not None
+    assert {name: stored.read().tolist() for name, stored in read_pickled(file, "weights").items()} == {
+        name: value.tolist() for name, value in weights.items()
+    }
+    for part, named in (
+        ("none", "it has no 'none'"),
+        ("before", "what 'builtins.list' makes"),
+        ("after", "builtins.list"),
+    ):
+        with pytest.raises(VoiceError, match=named):
+            read_pickled(file, part)
+    with pytest.raises(VoiceError, match="the instruction"):
+        read_pickled(file)
+
+
 def test_the_hostile_parts_are_well_made(tmp_path: Path) -> None:
     """What the programs above are made of is read when nothing is wrong with it."""
     path = archive(tmp_path / "file.bin", program(tensor()), {"data/0": struct.pack("<2f", 1, 2)})
@@ -298,7 +350,7 @@ def test_the_hostile_parts_are_well_made(tmp_path: Path) -> None:
 
 def test_hostile_pickles_take_little_memory_and_no_actions(tmp_path: Path) -> None:
     """In a process of its own, which says by how much its largest size grew."""
-    for i, content in enumerate(PROGRAMS.values()):
+    for i, content in enumerate(PASSED_OVER.values()):
         archive(tmp_path / f"{i}.bin", content, {"data/0": bytes(8)})
     script = (
         "import resource, sys\nfrom pathlib import Path\nfrom notewave.errors import VoiceError\n"
@@ -307,8 +359,9 @@ def test_hostile_pickles_take_little_memory_and_no_actions(tmp_path: Path) -> No
         "most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = most()\n"
         "for path in Path(sys.argv[1]).iterdir():\n"
-        "    try:\n        read_pickled(OpenFile.find(path))\n        print('read', path)\n"
-        "    except VoiceError:\n        pass\n"
+        "    for part in (None, 'weights'):\n"
+        "        try:\n            read_pickled(OpenFile.find(path), part)\n            print('read', path)\n"
+        "        except VoiceError:\n            pass\n"
         "print(most() - before)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)

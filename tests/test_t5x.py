@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import re
@@ -17,8 +18,10 @@ from no_files import EMPTY_FILES, NO_FILES, NOWHERE, put
 from safetensors.numpy import load_file
 
 from notewave.errors import VoiceError
+from notewave.export.autoregressive import SpectrogramAutoregression
 from notewave.export.checkpoints.diffusers import load_diffusers
 from notewave.export.checkpoints.t5x import find_t5x, load_t5x
+from notewave.sampling.options import FRAME_BY_FRAME
 from notewave.sampling.schedule import NoiseSchedule
 
 REFERENCE = Path(__file__).parent / "data" / "reference" / "checkpoint"
@@ -155,11 +158,64 @@ def test_wrong_arrays_are_named(copy: Path) -> None:
     assert "misshapen: decoder.spec_out_dense.kernel [128, 9] instead of [128, 64]" in str(error.value)
 
 
-def test_a_checkpoint_without_context_is_refused(copy: Path) -> None:
+def test_a_checkpoint_without_context(copy: Path, tree: Path) -> None:
+    """As gin/models/diffusion/basic of the original: the note encoder is called otherwise, and alone."""
     for path in copy.glob("target.token_encoder*"):
         path.rename(path.with_name(path.name.replace("token_encoder", "encoder")))
-    with pytest.raises(VoiceError, match=r"no matrix target\.token_encoder\.token_embedder"):
+    with pytest.raises(VoiceError, match=r"extra: continuous_encoder\."):
         load_t5x(copy)
+    for path in copy.glob("target.continuous_encoder*"):
+        shutil.rmtree(path)
+    found, whole = load_t5x(copy), load_t5x(tree).model
+    assert found.model.size == dataclasses.replace(whole.size, context_encoder_layers=0)
+    expected = {name: value for name, value in whole.state_dict().items() if not name.startswith("context_encoder.")}
+    assert all(torch.equal(value, expected.pop(name)) for name, value in found.model.state_dict().items())
+    assert not expected and found.schedule == NoiseSchedule("cosine")
+
+
+@pytest.fixture
+def frames_tree(copy: Path) -> Path:
+    """The tree as gin/models/autoregressive's would be, of the same weights: no noise time, positions not stored."""
+    gone = ("continuous_encoder", "decoder.time_emb", "token_encoder.Embed_0", "decoder.Embed_0")
+    for path in copy.glob("target.*"):
+        name = path.name.removeprefix("target.")
+        if name.startswith(gone) or "FiLMLayer" in name:
+            shutil.rmtree(path)
+            continue
+        name = name.replace("token_encoder", "encoder").replace(
+            "MultiHeadDotProductAttention_0", "encoder_decoder_attention"
+        )
+        path.rename(copy / f"target.{name}")
+    return copy
+
+
+def test_an_autoregressive_checkpoint(frames_tree: Path, tree: Path) -> None:
+    found, whole = load_t5x(frames_tree), load_t5x(tree).model
+    assert find_t5x(frames_tree) == frames_tree
+    assert isinstance(found.model, SpectrogramAutoregression) and found.prediction == "autoregressive"
+    assert found.sampling == FRAME_BY_FRAME and found.model.note_encoder.sees_padding
+    own, positions = found.model.state_dict(), {}
+    for part, rows in (("note_encoder", 2048), ("decoder", 256)):
+        positions[part] = own.pop(f"{part}.positions")
+        assert positions[part].shape == (rows, whole.size.width)
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in own.items())
+    assert torch.equal(positions["decoder"], positions["note_encoder"][:256])
+    half = whole.size.width // 2
+    assert positions["decoder"][1, 0] == pytest.approx(np.sin(1)) and positions["decoder"][1, half] == pytest.approx(
+        np.cos(1)
+    )
+    assert positions["decoder"][200, half - 1] == pytest.approx(np.sin(0.02)), "periods up to 2 pi 10000"
+
+
+def test_the_autoregressive_encoder_sees_padding(frames_tree: Path) -> None:
+    """Of the original's, only the cross-attention masks padding, so what tokens are encoded as depends on it."""
+    encoder = load_t5x(frames_tree).model.note_encoder
+    tokens = torch.tensor([[5, 1140, 1]], dtype=torch.int32)
+    padded = torch.nn.functional.pad(tokens, (0, 2045))
+    torch.testing.assert_close(encoder(tokens), encoder(padded)[:, :3])
+    encoder.sees_padding = False
+    assert (encoder(tokens) - encoder(padded)[:, :3]).abs().max() < 1e-5
+    assert (encoder(tokens) - load_t5x(frames_tree).model.note_encoder(tokens)).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize(

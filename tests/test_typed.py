@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from default_voice import default_voice
 from onnx import TensorProto
+from random_voices import random_voice
 from simulated_device import SimulatedDevice
 from simulated_tensorrt import SimulatedTensorRTRTX, simulated_plan
 from typed_on_cpu import runnable_on_cpu
@@ -22,6 +23,7 @@ from notewave.backends.ort.backend import OrtBackend
 from notewave.backends.trt.backend import open_tensorrt
 from notewave.errors import VoiceError
 from notewave.export.graphs.precision import store_half, store_int8
+from notewave.export.networks import port_family
 from notewave.export.plans.build import build_plans
 from notewave.inputs import FileRecord
 from notewave.sampling.job import Job
@@ -66,9 +68,40 @@ def test_products_are_low_and_the_residual_stream_is_float32(voice: Voice, netwo
     assert residual >= layers, "each attention and each feed-forward is added to it"
 
 
+@pytest.mark.parametrize("precision", LOW)
+def test_biases_are_added_in_the_low_precision_but_to_the_residual_stream(
+    precision: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """So that gates are low, too; and the frame that a decoder reads out of its stream is float32."""
+    folder = tmp_path_factory.mktemp("voices")
+    for frames in (False, True):
+        made = random_voice(folder / str(frames), port_family(1e-5), frames=frames)
+        model = gpu_graph(made, "decoder", precision)
+        onnx.checker.check_model(model, full_check=True)
+        types, nodes = _types(model), model.graph.node
+        added = {
+            name.split(".")[-2] if "." in name else name: types[node.output[0]]
+            for node in nodes
+            for name in node.input
+            if node.op_type == "Add" and ".bias" in name
+        }
+        float32, low = TensorProto.FLOAT, LOW[precision]
+        assert added == {"input": float32, "gate_up": low, "out": float32, "output": float32}
+        assert all(types[node.output[0]] == low for node in nodes if node.op_type in (*PRODUCTS, "Gelu", "Concat"))
+
+
 @pytest.mark.parametrize("precision", (*LOW, "fp32"))
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_graph_takes_and_gives_what_its_contract_says(voice: Voice, network: str, precision: str) -> None:
+    _check_declared(voice, network, precision)
+
+
+@pytest.mark.parametrize("network", ["note_encoder", "cross_attention", "decoder"])
+def test_so_does_a_graph_of_a_voice_that_writes_frames(network: str, frames_voice: Path) -> None:
+    _check_declared(Voice.load(frames_voice), network, "fp16")
+
+
+def _check_declared(voice: Voice, network: str, precision: str) -> None:
     contract, graph = gpu_contracts(voice, precision)[network], gpu_graph(voice, network, precision).graph
     for tensors, values in ((contract.inputs, graph.input), (contract.outputs, graph.output)):
         found = [

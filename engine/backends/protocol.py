@@ -13,11 +13,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from notewave.sampling.job import Job
 from notewave.sampling.windows import Place
 from notewave.song.dialect import Tokens
 from notewave.sound.mel import FloatArray
 
+PARTS = 16  # in which a segment comes whose frames are written one by one, each of 0.32 s
 OVER = "the run that this was asked of is over, or has failed. Take what it gives before it ends, or begin another."
 
 
@@ -33,7 +36,12 @@ class Run(ABC):
 
     A run holds two segments at a time: only ``result`` waits for work, as long as what was asked of a segment is taken
     before the next but one is submitted. If it is not, ``submit`` waits for it, and keeps it.
+
+    A segment comes in ``parts`` of as many frames: ``submit`` begins the first, ``go_on`` each of the others, and what
+    is asked for is the part's that was begun last.
     """
+
+    parts = 1  # of a segment
 
     @abstractmethod
     def submit(self, tokens: Sequence[Tokens]) -> None:
@@ -42,15 +50,19 @@ class Run(ABC):
         The first segments of a length may take longer, as a device makes itself ready for it.
         """
 
+    def go_on(self) -> None:
+        """Begin the segment's next part; does not wait."""
+        raise AssertionError("a segment of one part has no other")
+
     @abstractmethod
     def mel(self) -> Pending:
-        """Ask for the mel [B, T, M], in the networks' range, of the segment submitted last; does not wait."""
+        """Ask for the mel [B, T, M], in the networks' range, of the part begun last; does not wait."""
 
     @abstractmethod
     def sound(self, last: bool) -> Pending:
-        """Ask for the audio [B, n], in [-1, 1], that is final by the segment submitted last; does not wait.
+        """Ask for the audio [B, n], in [-1, 1], that is final by the part begun last; does not wait.
 
-        Once a segment and before the next; n may be 0. last: whether the song ends with it, so that all of it is final.
+        Once a part and before the next; n may be 0. last: whether the song ends with it, so that all of it is final.
         """
 
     @abstractmethod
@@ -58,9 +70,13 @@ class Run(ABC):
         """Ask for the audio [B, n] held back, where the song's last segment was not known to be that; does not wait."""
 
     def denoise(self, tokens: Sequence[Tokens]) -> FloatArray:
-        """``submit``, then wait for the mel."""
+        """``submit``, then wait for the mel, that of all parts."""
         self.submit(tokens)
-        return self.mel().result()
+        mels = [self.mel().result()]
+        for _ in range(1, self.parts):
+            self.go_on()
+            mels.append(self.mel().result())
+        return mels[0] if len(mels) == 1 else np.concatenate(mels, axis=1)
 
 
 class LiveRun(ABC):

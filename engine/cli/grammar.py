@@ -240,7 +240,7 @@ def _fill_voices(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(metavar="WHAT")
     summary = "put a voice, or one made of a checkpoint, into the voice folder"
     add = commands.add_parser("add", help=summary, description=summary)
-    add.add_argument("source", metavar="SOURCE", help="voice folder, hub id, diffusers folder or T5X folder")
+    add.add_argument("source", metavar="SOURCE", help="voice folder, hub id, diffusers folder, T5X folder or .ckpt")
     add.add_argument("--name", help="what --voice is to find it by (default: the last part of SOURCE)")
     _add_making(add)
     add.set_defaults(run=add_voice, extras="export")
@@ -272,8 +272,11 @@ def _fill_all(parser: argparse.ArgumentParser, files: Any) -> None:
 
 def _fill_export(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="diffusers folder, hub id or T5X folder")
-    source.add_argument("--random", choices=["base", "small", "tiny"], help="seeded random weights of a published size")
+    source.add_argument(
+        "checkpoint", metavar="CHECKPOINT", nargs="?", help="diffusers folder, hub id, T5X folder or the port's .ckpt"
+    )
+    sizes = [f"{size}{decoder}" for size in ("base", "small", "tiny") for decoder in ("", "-frames")]
+    source.add_argument("--random", choices=sizes, help="seeded random weights of a published size")
     parser.add_argument("--out", metavar="VOICE", required=True, type=Path)
     _add_making(parser)
     parser.set_defaults(run=export)
@@ -283,6 +286,9 @@ def _add_making(parser: argparse.ArgumentParser) -> None:
     """Options of a voice that is made of a checkpoint."""
     parser.add_argument("--precision", default="fp32", choices=STORED_PRECISIONS)
     parser.add_argument("--vocoder", metavar="MODEL.onnx", type=Path, help="a published mel decoder")
+    parser.add_argument(
+        "--model-config", metavar="CONFIG.yaml", type=Path, help="that a .ckpt was trained by (default: beside it)"
+    )
 
 
 def _fill_build(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import notewave
 from notewave.checks import shown
-from notewave.cli.options import sampling_options, synthesizer_options
+from notewave.cli.options import making_options, sampling_options, synthesizer_options
 from notewave.files import check_folder, check_writable
 
 
@@ -17,9 +17,7 @@ def export(options: argparse.Namespace) -> None:
     check_folder(options.out)
     from notewave.export.convert import export_checkpoint
 
-    voice = export_checkpoint(
-        options.checkpoint, options.out, random=options.random, precision=options.precision, vocoder=options.vocoder
-    )
+    voice = export_checkpoint(options.checkpoint, options.out, random=options.random, **making_options(options))
     _print_made(voice)
 
 
@@ -27,7 +25,7 @@ def add_voice(options: argparse.Namespace) -> None:
     """Put a voice into the voice folder."""
     from notewave.export import library
 
-    voice = library.add_voice(options.source, name=options.name, precision=options.precision, vocoder=options.vocoder)
+    voice = library.add_voice(options.source, name=options.name, **making_options(options))
     _print_made(voice)
 
 

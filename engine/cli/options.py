@@ -22,6 +22,11 @@ def synthesizer_options(options: argparse.Namespace) -> dict[str, Any]:
     return {"backend": options.backend, "threads": options.threads, "vocoder": options.vocoder}
 
 
+def making_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of ``export_checkpoint`` and ``add_voice``, beside the source and where the voice is to be."""
+    return {name: getattr(options, name) for name in ("model_config", "precision", "vocoder")}
+
+
 def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
     """Arguments of its ``stream``, beside the song."""
     return {name: getattr(options, name, None) for name in ("sampler", "steps", "guidance", "seed", "context")}

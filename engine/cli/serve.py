@@ -17,7 +17,6 @@ from notewave.checks import quoted, shown
 from notewave.errors import ArgumentError
 from notewave.serve.server import Server
 from notewave.serve.settings import Settings
-from notewave.song.dialect import EOS
 from notewave.synthesizer import DEFAULT_VOICE
 
 TOKEN_VARIABLE = "NOTEWAVE_TOKEN"
@@ -81,9 +80,8 @@ def _singers(options: argparse.Namespace) -> dict[str, notewave.Synthesizer]:
 
 def _warm(singer: notewave.Synthesizer) -> None:
     """Sing a segment of silence, so that the first client does not wait for what is only done once."""
-    dialect = singer.voice.dialect
     if singer.voice.vocoder is not None:
-        singer.render([dialect.tokens([dialect.tie, EOS])], steps=1)
+        singer.render([singer.voice.dialect.silence], steps=None if singer.voice.is_autoregressive else 1)
 
 
 @contextlib.contextmanager

@@ -56,7 +56,10 @@ def _voice(what: str) -> Iterator[str]:
     yield f"  provenance  {voice.provenance}"
     yield f"  networks    {voice.dimensions}"
     yield f"  tokens      {voice.dialect}"
-    yield f"  diffusion   predicts {voice.prediction}; {voice.schedule}; recommended {voice.sampling}"
+    if voice.is_autoregressive:
+        yield "  decoder     writes frame by frame"
+    else:
+        yield f"  diffusion   predicts {voice.prediction}; {voice.schedule}; recommended {voice.sampling}"
     yield f"  vocoder     {voice.vocoder or 'none: spectrograms, or ' + GRIFFIN_LIM}"
     yield f"  files       {len(voice.files)}, {size / 2**20:.1f} MiB, {voice.precision}; checksums agree"
     yield f"  parity      {', '.join(f'{name} {error:.1e}' for name, error in voice.parity.items())}"

@@ -24,7 +24,7 @@ from notewave.corpus.takes import Take, failure, row_of
 from notewave.errors import MidiError, NotewaveError, OutputError
 from notewave.inputs import BLOCK
 from notewave.sampling.options import SamplingOptions
-from notewave.song.dialect import EOS, Tokens
+from notewave.song.dialect import Tokens
 from notewave.song.editing import Edits
 from notewave.song.midi import examine, heed, tokenize
 from notewave.song.notes import Notes
@@ -77,8 +77,7 @@ class Singer:
                     provider_options=machine.provider_options,
                 )
                 # A segment of silence: what is computed once is then there, and what keeps it from singing is said.
-                dialect = opened.voice.dialect
-                opened.render([dialect.tokens([dialect.tie, EOS])], **self._sampling())
+                opened.render([opened.voice.dialect.silence], **self._sampling())
                 self._opened[voice] = opened
             return self._opened[voice]
 

@@ -159,7 +159,8 @@ def _speed(synthesizer: Synthesizer, seconds: float, work: Work) -> float:
 
     song = Path(notewave.__file__).parent / "bundled" / TRIED
     tokens = tokenize(song, dialect=synthesizer.voice.dialect)[:TRIED_SEGMENTS]
-    steps = min(work.making.steps or synthesizer.voice.sampling.steps, TRIED_STEPS)
+    most = min(work.making.steps or synthesizer.voice.sampling.steps, TRIED_STEPS)
+    steps = None if synthesizer.voice.is_autoregressive else most
     start, sung = time.perf_counter(), 0
     while (taken := time.perf_counter() - start) < seconds:
         synthesizer.render(tokens, sampler=work.making.sampler, steps=steps, guidance=work.making.guidance)

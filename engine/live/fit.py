@@ -12,7 +12,8 @@ import numpy as np
 from notewave.backends.protocol import Backend
 from notewave.sampling.job import Job
 from notewave.sampling.windows import Place, Windows
-from notewave.song.dialect import EOS, PITCH, PITCHES, SHIFT, Dialect, Tokens
+from notewave.song.codec import SEGMENT_STEPS
+from notewave.song.dialect import PITCHES, Dialect, Tokens
 from notewave.sound.mel import FRAME_SECONDS, FRAMES
 from notewave.voice.folder import Voice
 
@@ -78,6 +79,7 @@ def _measure(backend: Backend, job: Job, tokens: Tokens, rest_s: float) -> tuple
 
 def _tokens(dialect: Dialect, count: int) -> Tokens:
     """A window of so many tokens that say something."""
-    events = (count - 2) // 2
-    shift, pitch = np.arange(events) * (2 * FRAMES) // events + SHIFT, np.arange(events) * 7 % PITCHES + PITCH
-    return dialect.tokens([dialect.tie, *np.column_stack([shift, pitch]).ravel(), EOS])
+    events = np.arange((count - len(dialect.silence)) // 2)
+    shift = events * (SEGMENT_STEPS - 1) // len(events) + 1  # from 1 on: shift 0 is never written, and may be PAD
+    said = np.column_stack([dialect.shift + shift, dialect.pitch + events * 7 % PITCHES])
+    return dialect.segment([dialect.tie, *said.ravel()])

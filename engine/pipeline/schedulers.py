@@ -136,7 +136,12 @@ def sampler_of(scheduler: Any, voice: Voice) -> str:
 
 
 def _trained(voice: Voice) -> dict[str, Any]:
-    """Settings that are a voice's own, since it was trained with them."""
+    """Settings that are a voice's own, since it was trained with them. Raises PipelineError where it has none."""
+    if voice.is_autoregressive:
+        raise PipelineError(
+            f"voice {voice.name!r} writes its mels frame by frame, without a scheduler: diffusers has no such "
+            "pipeline. Render it with notewave.Synthesizer."
+        )
     return {
         "num_train_timesteps": voice.schedule.train_steps,
         "beta_schedule": voice.schedule.name,

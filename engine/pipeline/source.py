@@ -213,7 +213,7 @@ def _fetch(repository: str, sizes: dict[str, Any] | None, download: Download) ->
 
     sizes: of the repository's files, where the hub was asked before. Raises VoiceError.
     """
-    from notewave.export.checkpoints.diffusers import CONFIGS, FILES, PARTS, STEM, VOCODER
+    from notewave.export.checkpoints.repository import CONFIGS, FILES, PARTS, STEM, VOCODER
 
     if sizes is None and not download.local_files_only:
         with contextlib.suppress(VoiceError):  # what was fetched before will do

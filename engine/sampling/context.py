@@ -20,24 +20,25 @@ from notewave.sound.mel import (
     FRAMES,
     HOP,
     LOG_MIN,
+    MAX_LOG_MEL,
     MELS,
+    PUBLISHED_RANGE,
     SAMPLE_RATE,
     SEGMENT_SECONDS,
     WINDOW,
     FloatArray,
+    MelRange,
     log_mel,
-    to_network,
 )
 from notewave.sound.resample import Resampler, check_rate
 
-MAX_LOG_MEL = 50.0  # either way; the loudest magnitude is MAGNITUDE_MAX, 18 in its logarithm
 MAX_CHANNELS = 32  # of a file
 SPARE_SECONDS = 0.25  # read before those that count, since resampling reaches so far at most
 
 Context: TypeAlias = "Audio | str | os.PathLike[str] | FloatArray"  # an array is a log-mel [T, M]
 
 
-def network_context(given: Context) -> FloatArray:
+def network_context(given: Context, mel_range: MelRange = PUBLISHED_RANGE) -> FloatArray:
     """What a song goes on from -> the mel [FRAMES, M] in the networks' range: its last 5.12 s, after silence if short.
 
     given: sound, the path of a file of it, or a log-mel [T, M]. Raises SamplingError for what is none of them.
@@ -50,7 +51,7 @@ def network_context(given: Context) -> FloatArray:
             f"{MELS}]."
         )
     mel = (_end_of(given) if isinstance(given, Audio) else check_mel(given, "the context"))[-FRAMES:]
-    return to_network(np.pad(mel, ((FRAMES - len(mel), 0), (0, 0)), constant_values=LOG_MIN))
+    return mel_range.to_network(np.pad(mel, ((FRAMES - len(mel), 0), (0, 0)), constant_values=LOG_MIN))
 
 
 def check_mel(mel: Any, name: str = "the mel") -> FloatArray:

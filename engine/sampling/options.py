@@ -11,8 +11,8 @@ import numpy as np
 
 from notewave.checks import as_array, is_integer, is_number, quoted, require
 from notewave.errors import SamplingError
-from notewave.sampling.context import Context, network_context
-from notewave.sampling.samplers import SAMPLERS
+from notewave.sampling.context import Context
+from notewave.sampling.samplers import AUTOREGRESSIVE, SAMPLERS
 from notewave.sampling.schedule import MAX_TRAIN_STEPS
 from notewave.sound.mel import FRAMES, MELS, FloatArray
 
@@ -31,11 +31,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no render can use, with VoiceError."""
-        known = isinstance(self.sampler, str) and self.sampler in SAMPLERS
+        known = isinstance(self.sampler, str) and self.sampler in (*SAMPLERS, AUTOREGRESSIVE)
         require(known, "sampler", self.sampler, f"must be one of {', '.join(SAMPLERS)}")
         require(is_integer(self.steps, 1, MAX_TRAIN_STEPS), "steps", self.steps, f"must be 1 to {MAX_TRAIN_STEPS}")
         in_range = is_number(self.guidance, -MAX_GUIDANCE, MAX_GUIDANCE)
         require(in_range, "guidance", self.guidance, f"must be a number from {-MAX_GUIDANCE:g} to {MAX_GUIDANCE:g}")
+
+
+FRAME_BY_FRAME = Sampling(AUTOREGRESSIVE, FRAMES)  # all that an autoregressive voice can recommend: a frame a step
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -52,7 +55,7 @@ class SamplingOptions(TypedDict, total=False):
 
 
 def check_options(options: SamplingOptions) -> dict[str, Any]:
-    """The options that are given, their values checked but for sampler, steps and noise. Raises SamplingError."""
+    """The options that are given, checked but for sampler, steps, noise and context. Raises SamplingError."""
     unknown = set(options) - set(SamplingOptions.__annotations__)
     if unknown:
         raise SamplingError(
@@ -93,10 +96,6 @@ def _check_guidance(name: str, guidance: Any) -> float:
     return float(guidance)
 
 
-def _check_context(name: str, context: Any) -> FloatArray:
-    return network_context(context)
-
-
 def _check_call(name: str, call: Any) -> Any:
     if not callable(call):
         takes = "without arguments" if name == "on_step" else "of a network's name"
@@ -107,7 +106,6 @@ def _check_call(name: str, call: Any) -> Any:
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "guidance": _check_guidance,
     "seed": check_seed,
-    "context": _check_context,
     "on_step": _check_call,
     "on_network": _check_call,
 }

@@ -17,9 +17,18 @@ from numpy.typing import NDArray
 from notewave.checks import is_integer, quoted
 from notewave.errors import SamplingError
 from notewave.kernels.layout import COEFFICIENTS
-from notewave.sampling.schedule import NoiseSchedule, alpha_bars, cosine_log_snr, half_log_snr, sigmoid
+from notewave.sampling.schedule import (
+    CLOSED,
+    NoiseSchedule,
+    alpha_bars,
+    cosine_log_snr,
+    cosine_times,
+    half_log_snr,
+    sigmoid,
+)
 
 PREDICTIONS = ("epsilon", "x0", "v")  # what a network may give: the noise, the clean mel, the velocity
+AUTOREGRESSIVE = "autoregressive"  # or the next frame, in the place of which there is no sampler
 
 
 @dataclass(frozen=True)
@@ -143,25 +152,24 @@ def dpmpp_2m(schedule: NoiseSchedule, steps: int) -> list[Update]:
 
 
 def ancestral(schedule: NoiseSchedule, steps: int) -> list[Update]:
-    """The original's sampler: continuous time, cosine log-SNR, variance "large"; Kingma et al. 2021, eq. 32 to 34.
+    """The original's sampler: continuous time, cosine log-SNR; Kingma et al. 2021, eq. 32 to 34.
 
-    It ignores the voice's discrete times: the same weights take any time in [0, 1].
+    The noise's variance is "large" as in the original, or the posterior's own ("small") as in the PyTorch port, whose
+    times the schedule "cosine-closed" has. It ignores the discrete times of a voice that has such: the same weights
+    take any time in [0, 1].
     """
-    del schedule
-    updates = []
-    for step in reversed(range(steps)):
-        time, time_after = (step + 1) / steps, step / steps
-        snr, snr_after = cosine_log_snr(np.array([time, time_after])).tolist()
-        now, after = sigmoid(np.array([snr, snr_after])).tolist()
-        kept, replaced = math.exp(snr - snr_after), -math.expm1(snr - snr_after)
-        if step == 0:
-            updates.append(Update(time, now, x0=1.0))
-        else:
-            noise = math.sqrt(replaced * (1.0 - now))
-            updates.append(
-                Update(time, now, x=kept * math.sqrt(after / now), x0=replaced * math.sqrt(after), noise=noise)
-            )
-    return updates
+    times = cosine_times(schedule, steps)
+    snrs = cosine_log_snr(times)
+    bars = sigmoid(snrs)
+    updates = [Update(float(times[0]), float(bars[0]), x0=1.0)]
+    for index in range(1, steps):
+        now, after = float(bars[index]), float(bars[index - 1])
+        change = float(snrs[index] - snrs[index - 1])
+        kept, replaced = math.exp(change), -math.expm1(change)
+        noise = math.sqrt(replaced * (1.0 - (after if schedule.name == CLOSED else now)))
+        x, x0 = kept * math.sqrt(after / now), replaced * math.sqrt(after)
+        updates.append(Update(float(times[index]), now, x=x, x0=x0, noise=noise))
+    return updates[::-1]
 
 
 SAMPLERS: dict[str, Callable[[NoiseSchedule, int], list[Update]]] = {

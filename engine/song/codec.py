@@ -5,7 +5,8 @@ several velocities, its velocity (which MT3 leaves out); a tie token; the events
 steps from the segment's start), program, velocity (0 is off) and pitch, or for drums as shift, velocity and drum; EOS.
 A shift, program or velocity equal to the one before is left out.
 Vocabulary (``dialect``) and rules are MT3's (Gardner et al. 2022), as music-spectrogram-diffusion and diffusers'
-MidiProcessor have them.
+MidiProcessor have them. The codec "pytorch" is that of music-spectrogram-diffusion-pytorch (preprocessor/): velocity is
+told as on or off only, there is no EOS, and the rest of what it does otherwise is in ``dialect.Rules``.
 
 Shapes: N tokens; E events; R rows: events, tied notes, tie tokens and EOS, each of one to four tokens.
 """
@@ -20,24 +21,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from notewave.errors import MidiError
-from notewave.song.dialect import (
-    EOS,
-    MAX_VELOCITY,
-    PAD,
-    PITCH,
-    PUBLISHED,
-    SHIFT,
-    VELOCITY,
-    Dialect,
-    Tokens,
-    dialect_of,
-)
+from notewave.song.dialect import MAX_VELOCITY, PAD, PUBLISHED, Dialect, Rules, Tokens, dialect_of
 from notewave.song.notes import Notes
 from notewave.sound.mel import FRAMES, HOP, SAMPLE_RATE, SEGMENT_SECONDS
 
 log = logging.getLogger(__name__)
 
-MAX_TOKENS = 2048  # that the note encoder takes for a segment, EOS included
+MAX_TOKENS = PUBLISHED.max_tokens  # that the published note encoder takes for a segment, EOS included
 STEPS_PER_SECOND = 100
 STEPS_PER_FRAME = STEPS_PER_SECOND * HOP // SAMPLE_RATE
 SEGMENT_STEPS = round(SEGMENT_SECONDS * STEPS_PER_SECOND)
@@ -49,14 +39,17 @@ _Bools = NDArray[np.bool_]
 
 
 def encode_notes(notes: Notes, dialect: Dialect = PUBLISHED, *, most_ties: int | None = None) -> list[Tokens]:
-    """Encode a song: int32 [N] for each segment, unpadded and of any length, ending in EOS.
+    """Encode a song: int32 [N] for each segment, unpadded and of any length, ending as the dialect's do.
 
-    The song's last frame is the one in which its last note ends. Programs become those that the dialect has. Of a
-    segment in which more than most_ties notes sound on from before, the others are not written.
+    The song's last frame is the one in which its last note ends; by codec "pytorch" its last segment is that of its
+    last event. Programs become those that the dialect has. Of a segment in which more than most_ties notes sound on
+    from before, the others are not written.
     """
     events = _events(notes, dialect)
-    frames = int(to_frames(np.array(notes.seconds))) + 1
-    count = -(-frames // FRAMES)
+    if dialect.rules.by_step:
+        count = int(events.step.max(initial=0)) // SEGMENT_STEPS + 1
+    else:
+        count = int(to_frames(np.array(notes.seconds))) // FRAMES + 1
     # A last step rounded up past the last frame still belongs to the last segment.
     segment = np.minimum(events.step // SEGMENT_STEPS, count - 1)
     # As in the reference, segments after the last event's step tie what sounded just before that step.
@@ -91,14 +84,14 @@ def _segments(
 ) -> list[Tokens]:
     """Write S segments, of which each event [E] belongs to one and which begin at steps [S], with their ties."""
     tie_count = ties.count if most_ties is None else np.minimum(ties.count, most_ties)
-    rows = tie_count + np.bincount(segment, minlength=len(start)) + 2
+    rows = tie_count + np.bincount(segment, minlength=len(start)) + len(dialect.silence)
     columns = (
         segment,
         np.full_like(segment, 2),
         events.step - start[segment],
         np.where(events.is_drum, -1, events.program),
         events.velocity,
-        np.where(events.is_drum, dialect.drum, PITCH) + events.pitch,
+        np.where(events.is_drum, dialect.drum, dialect.pitch) + events.pitch,
     )
     written: list[Tokens] = []
     for first, end in _groups(rows):
@@ -106,10 +99,10 @@ def _segments(
         every = np.arange(first, end)
         tied, tied_program, tied_pitch, tied_velocity = ties.of(first, end, most_ties)
         parts: list[Sequence[ArrayLike]] = [  # the columns of _write; -1 stands for none
-            (tied, 0, -1, tied_program, tied_velocity if dialect.velocities > 1 else -1, PITCH + tied_pitch),
+            (tied, 0, -1, tied_program, tied_velocity if dialect.velocities > 1 else -1, dialect.pitch + tied_pitch),
             (every, 1, -1, -1, -1, dialect.tie),
             [column[at] for column in columns],
-            (every, 3, -1, -1, -1, EOS),
+            *((every, 3, -1, -1, -1, end) for end in dialect.rules.ends),
         ]
         joined = zip(*(np.broadcast_arrays(*part) for part in parts), strict=True)
         written += _write(dialect, *map(np.concatenate, joined))
@@ -142,12 +135,18 @@ def _events(notes: Notes, dialect: Dialect) -> _Events:
     program = np.where(notes.is_drum, notes.program, dialect.sung_program(notes.program))
     on = np.lexsort((notes.pitch, program, notes.is_drum))
     off = on[~notes.is_drum[on]]  # drums are struck and not let go
+    note = np.concatenate([off, on])
+    program, pitch, is_drum = program[note], notes.pitch[note], notes.is_drum[note]
+    velocity = np.concatenate([np.zeros_like(off), dialect.velocity_bin(notes.velocity[on])])
     seconds = np.concatenate([notes.offset_s[off], notes.onset_s[on]])
-    order = np.argsort(seconds, kind="stable")  # at one time, offs come before ons
-    velocity = np.concatenate([np.zeros_like(off), dialect.velocity_bin(notes.velocity[on])])[order]
-    step = to_steps(seconds)[order]
-    note = np.concatenate([off, on])[order]
-    return _Events(step, program[note], notes.pitch[note], velocity, notes.is_drum[note])
+    step = to_steps(seconds)
+    if dialect.rules.by_step:
+        ends = step[: len(off)]
+        np.maximum(ends, to_steps(notes.onset_s[off]) + 1, out=ends)
+        order = np.lexsort((pitch, velocity, program, is_drum, step))
+    else:
+        order = np.argsort(seconds, kind="stable")  # at one time, offs come before ons
+    return _Events(step[order], program[order], pitch[order], velocity[order], is_drum[order])
 
 
 class _Ties:
@@ -194,18 +193,30 @@ def _write(
     """Write rows [R] out, ordered by segment and part; -1 stands for no shift, program or velocity."""
     order = np.argsort(4 * segment + part, kind="stable")  # within a part, rows keep their order
     segment, shift, program, velocity, last = (x[order] for x in (segment, shift, program, velocity, last))
-    tokens = np.stack([SHIFT + shift, dialect.program + program, VELOCITY + velocity, last], axis=1).astype(np.int32)
-    shifts = _changes(shift, segment) & (shift > 0)
-    written = np.stack([shifts, _changes(program, segment), _changes(velocity, segment), np.ones_like(shifts)], axis=1)
+    values = dialect.shift + shift, dialect.program + program, dialect.velocity + velocity, last
+    said = _said(dialect.rules, segment, last == dialect.tie, shift, program, velocity)
+    written = np.stack([*said, np.ones_like(said[0])], axis=1)
     ends = np.cumsum(written.sum(axis=1))[np.flatnonzero(np.diff(segment))]
-    return np.split(tokens[written], ends)
+    return np.split(np.stack(values, axis=1).astype(np.int32)[written], ends)
 
 
-def _changes(value: _Ints, segment: _Ints) -> _Bools:
-    """Which values [R] differ from the one before in their segment; its first does, and -1 is no value."""
+def _said(
+    rules: Rules, segment: _Ints, is_tie: _Bools, shift: _Ints, program: _Ints, velocity: _Ints
+) -> tuple[_Bools, _Bools, _Bools]:
+    """Which shifts, programs and velocities of rows [R] are written: those that what was said does not tell."""
+    shifts = _changes(shift, segment) & (shift > 0)
+    if not rules.says_anew:
+        return shifts, _changes(program, segment), _changes(velocity, segment)
+    since = segment + np.cumsum(shifts | is_tie)
+    programs = _changes(program, since)
+    return shifts, programs, _changes(velocity, since + np.cumsum(programs))
+
+
+def _changes(value: _Ints, within: _Ints) -> _Bools:
+    """Which values [R] differ from the one before of rows with the same number; the first does, and -1 is no value."""
     rows = np.flatnonzero(value >= 0)
     new = np.ones(len(rows), np.bool_)
-    new[1:] = (np.diff(value[rows]) != 0) | (np.diff(segment[rows]) != 0)
+    new[1:] = (np.diff(value[rows]) != 0) | (np.diff(within[rows]) != 0)
     changes = np.zeros(len(value), np.bool_)
     changes[rows[new]] = True
     return changes
@@ -224,10 +235,11 @@ def decode_tokens(segments: Iterable[Iterable[int]]) -> Notes:
     for index, tokens in enumerate(segments):
         step = start = index * SEGMENT_STEPS
         dialect = dialect_of(tokens)
+        stops = PAD, *dialect.rules.ends
         program = velocity = 0
         tied: dict[tuple[int, int], tuple[int, int]] | None = {}  # none after the tie token
         for token in tokens:
-            if token in (PAD, EOS):
+            if token in stops:
                 break
             kind, value = dialect.decode_event(int(token))
             ended: list[tuple[int, int]] = []
@@ -261,26 +273,32 @@ def _ended(key: tuple[int, int], began: tuple[int, int], step: int) -> tuple[int
 
 
 def limit_tokens(segments: Sequence[Tokens], *, strict: bool = False) -> list[Tokens]:
-    """Cut longer segments to 2047 tokens and EOS, with one warning for all; with ``strict``, raise MidiError."""
-    long = [index for index, tokens in enumerate(segments) if len(tokens) > MAX_TOKENS]
+    """Cut longer segments to the dialect's most tokens, with one warning for all; with ``strict``, raise MidiError.
+
+    They are 2047 and EOS in the published dialect, and by codec "pytorch" 3000, which no EOS ends.
+    """
+    long = [index for index, tokens in enumerate(segments) if len(tokens) > dialect_of(tokens).max_tokens]
     if long:
         worst = max(long, key=lambda index: len(segments[index]))
-        tokens = segments[worst]
-        of_ties_alone = dialect_of(tokens).tie not in tokens[:MAX_TOKENS]  # of which not all may have been written
-        count = f"more than {MAX_TOKENS}" if of_ties_alone else f"{len(tokens)}"
+        tokens, dialect = segments[worst], dialect_of(segments[worst])
+        most = dialect.max_tokens
+        of_ties_alone = dialect.tie not in tokens[:most]  # of which not all may have been written
+        count = f"more than {most}" if of_ties_alone else f"{len(tokens)}"
         others = f" ({len(long) - 1} more have too many)" if len(long) > 1 else ""
         fact = (
             f"Segment {worst}, from {worst * SEGMENT_SECONDS:.2f} s, has {count} tokens{others}: "
-            f"the note encoder takes {MAX_TOKENS}."
+            f"the note encoder takes {most}."
         )
         if strict:
             raise MidiError(f"{fact} Thin out its notes, or pass strict=False to lose the last ones.")
         log.warning("%s Its last notes are lost; thin them out to choose which.", fact)
-    return [_cut(tokens) if len(tokens) > MAX_TOKENS else tokens for tokens in segments]
+    return [_cut(tokens) for tokens in segments]
 
 
 def _cut(tokens: Tokens) -> Tokens:
-    return dialect_of(tokens).tokens(np.append(tokens[: MAX_TOKENS - 1], EOS))
+    dialect = dialect_of(tokens)
+    most = dialect.max_tokens
+    return tokens if len(tokens) <= most else dialect.segment(tokens[: most - len(dialect.rules.ends)])
 
 
 def pad_tokens(tokens: Sequence[Tokens], length: int | None = None) -> NDArray[np.int32]:

@@ -21,7 +21,7 @@ from notewave.errors import ArgumentError, MidiError
 from notewave.inputs import BLOCK, read_regular
 from notewave.song.beats import Beats
 from notewave.song.channels import instruments
-from notewave.song.codec import MAX_TOKENS, encode_notes, limit_tokens
+from notewave.song.codec import encode_notes, limit_tokens
 from notewave.song.dialect import PUBLISHED, Dialect, Tokens
 from notewave.song.notes import Notes
 from notewave.song.pedal import SUSTAIN, Instrument, Pedal, held
@@ -52,9 +52,9 @@ def tokenize(
     """The tokens of a song: int32 [N] for each segment of 5.12 s, unpadded, N at most 2048, ending in EOS (1).
 
     song, strict and max_bytes are as in ``read``; dialect is that of the voice which is to sing it, ``Voice.dialect``.
-    A segment of more than 2048 tokens loses its last events with a warning, or raises with ``strict``. Songs longer
-    than ``max_seconds`` are refused. Raises MidiError for whatever cannot be made into tokens, ArgumentError for a
-    limit that is no number.
+    By its codec "pytorch", N is at most 3000 and there is no EOS. A segment of more tokens loses its last events with a
+    warning, or raises with ``strict``. Songs longer than ``max_seconds`` are refused. Raises MidiError for whatever
+    cannot be made into tokens, ArgumentError for a limit that is no number.
 
     In the published dialect the tokens are those of diffusers' MidiProcessor, save that drums after the last note of a
     pedal that never rises keep their time; there they are squeezed into the segment of that note, beyond its end.
@@ -65,7 +65,7 @@ def tokenize(
         raise ArgumentError(f"dialect is {quoted(dialect)}; it must be a notewave.Dialect, as Voice.dialect is.")
     notes = read(song, strict=strict, max_bytes=max_bytes)
     check_length(notes, max_seconds)
-    return limit_tokens(encode_notes(notes, dialect, most_ties=MAX_TOKENS), strict=strict)
+    return limit_tokens(encode_notes(notes, dialect, most_ties=dialect.max_tokens), strict=strict)
 
 
 def check_length(notes: Notes, max_seconds: float) -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from notewave.checks import is_number, require
 
 SAMPLE_RATE = 16000  # Hz
 HOP = 320  # samples: 50 frames a second
@@ -25,23 +28,54 @@ FRAME_SECONDS = HOP / SAMPLE_RATE  # 20 ms
 SEGMENT_SECONDS = FRAMES * FRAME_SECONDS  # 5.12 s
 
 MAGNITUDE_MIN, MAGNITUDE_MAX = 1e-5, 1e8  # clip before the logarithm
-LOG_MIN = math.log(1e-5)  # log-mel that the networks see as -1
-LOG_MAX = 4.0  # log-mel that the networks see as +1
-SILENCE = -1.0  # LOG_MIN in the networks' range
-LOG_SCALE = 0.5 * (LOG_MAX - LOG_MIN)  # log-mel of one unit of the networks' range
+LOG_MIN = math.log(1e-5)  # log-mel of silence
+LOG_MAX = 4.0  # log-mel that the published networks see as +1
+MAX_LOG_MEL = 50.0  # of any log-mel, either way; the loudest magnitude is MAGNITUDE_MAX, 18 in its logarithm
 
 FloatArray = NDArray[np.float32]
 
 
-def to_network(log_mel: FloatArray) -> FloatArray:
-    """Map log-mel [..., M] from [LOG_MIN, LOG_MAX] to the networks' range [-1, 1], clipped."""
-    unit = (np.clip(log_mel, LOG_MIN, LOG_MAX) - LOG_MIN) / (LOG_MAX - LOG_MIN)
-    return (2.0 * unit - 1.0).astype(np.float32, copy=False)
+@dataclass(frozen=True)
+class MelRange:
+    """The log-mel that a voice's networks see as [-1, 1]; the default is the published voices'.
+
+    Raises VoiceError for what is no range.
+    """
+
+    low: float = LOG_MIN
+    high: float = LOG_MAX
+
+    def __post_init__(self) -> None:
+        """Refuse what is no range of log-mels."""
+        for name in ("low", "high"):
+            value = getattr(self, name)
+            rule = f"must be a log-mel from {-MAX_LOG_MEL:g} to {MAX_LOG_MEL:g}"
+            require(is_number(value, -MAX_LOG_MEL, MAX_LOG_MEL), f"the mel range's {name}", value, rule)
+        require(self.high - self.low >= 1.0, "the mel range's high", self.high, f"must lie 1 above its low, {self.low}")
+
+    @property
+    def scale(self) -> float:
+        """Log-mel of one unit of the networks' range."""
+        return 0.5 * (self.high - self.low)
+
+    @property
+    def silence(self) -> float:
+        """Silence in the networks' range: -1 where that begins there."""
+        return float(self.to_network(np.array(LOG_MIN, np.float32)))
+
+    def to_network(self, log_mel: FloatArray) -> FloatArray:
+        """Map log-mel [..., M] to the networks' range [-1, 1], clipped."""
+        unit = (np.clip(log_mel, self.low, self.high) - self.low) / (self.high - self.low)
+        return (2.0 * unit - 1.0).astype(np.float32, copy=False)
+
+    def from_network(self, x: FloatArray) -> FloatArray:
+        """Map the networks' range [-1, 1] back to log-mel; the inverse of ``to_network``, without clipping."""
+        return ((x + 1.0) * self.scale + self.low).astype(np.float32, copy=False)
 
 
-def from_network(x: FloatArray) -> FloatArray:
-    """Map the networks' range [-1, 1] back to log-mel; the inverse of ``to_network``, without clipping."""
-    return ((x + 1.0) * LOG_SCALE + LOG_MIN).astype(np.float32, copy=False)
+PUBLISHED_RANGE = MelRange()
+LOG_SCALE = PUBLISHED_RANGE.scale
+to_network, from_network = PUBLISHED_RANGE.to_network, PUBLISHED_RANGE.from_network
 
 
 def log_mel(samples: NDArray[np.floating]) -> FloatArray:

@@ -31,7 +31,7 @@ class Dimensions:
     head_width: int  # K; H * K may differ from D
     feed_forward: int  # hidden width of the gated feed-forward
     note_encoder_layers: int
-    context_encoder_layers: int
+    context_encoder_layers: int  # 0: there is none, and no segment is told of the one before it
     decoder_layers: int  # L
     vocabulary: int = VOCABULARY  # rows of the token embedding table
     max_tokens: int = MAX_TOKENS  # rows of the note encoder's position table
@@ -42,12 +42,20 @@ class Dimensions:
         """Refuse sizes that no network can have, so that an untrusted voice cannot ask for absurd buffers."""
         for field in fields(self):
             size = getattr(self, field.name)
-            if not is_integer(size, 1, 1 << 16):
-                raise VoiceError(f"dimension {field.name} is {quoted(size)}; it must be an integer from 1 to 65536.")
+            least = 0 if field.name == "context_encoder_layers" else 1
+            if not is_integer(size, least, 1 << 16):
+                raise VoiceError(
+                    f"dimension {field.name} is {quoted(size)}; it must be an integer from {least} to 65536."
+                )
         if (self.frames, self.mels) != (FRAMES, MELS):
             raise VoiceError(
                 f"segments have {self.frames} frames of {self.mels} bins; this engine runs {FRAMES} of {MELS} only."
             )
+
+    @property
+    def context_frames(self) -> int:
+        """The most frames that C can be: those of a segment, or none."""
+        return self.frames if self.context_encoder_layers else 0
 
 
 @dataclass(frozen=True)
@@ -106,9 +114,12 @@ NETWORKS = (
 )
 
 
-def contracts(size: Dimensions, positional_vocoder: bool = False) -> dict[str, Contract]:
-    """Contract of each network in NETWORKS for a voice of these dimensions.
+def contracts(size: Dimensions, positional_vocoder: bool = False, autoregressive: bool = False) -> dict[str, Contract]:
+    """Contract of each network in NETWORKS that a voice of these dimensions has, or can have.
 
+    Of an autoregressive voice the decoder writes a frame, given the one before; there is no noise whose time it were
+    told. It takes keys and values of its own frames so far, of which those from ``frame`` on may be anything but no
+    numbers, and gives the new frame's.
     A positional vocoder also takes the index of its first frame in the song, for phases that run through.
     """
     frames, mels, width = size.frames, size.mels, size.width
@@ -119,10 +130,10 @@ def contracts(size: Dimensions, positional_vocoder: bool = False) -> dict[str, C
     prediction = Tensor("prediction", "float32", ("B", "T", mels))
     mask = Tensor("mask", "float32", ("B", 1, 1, "J"))
     position = (Tensor("frame", "int64", (1,)),) if positional_vocoder else ()
-    return {
+    known = {
         "note_encoder": Contract((Tensor("tokens", "int32", ("B", "N")),), (notes,)),
         "context_encoder": Contract((Tensor("mel", "float32", ("B", frames, mels)),), (context,)),
-        "cross_attention": Contract((notes, context), keys_values(size)),
+        "cross_attention": Contract((notes, context) if size.context_frames else (notes,), keys_values(size)),
         "time_embedding": Contract(
             (Tensor("time", "float32", ("S",)),), (Tensor("film", "float32", ("S", *film.shape[1:])),)
         ),
@@ -133,6 +144,14 @@ def contracts(size: Dimensions, positional_vocoder: bool = False) -> dict[str, C
             (Tensor("audio", "float32", ("B", f"{HOP}*V")),),
         ),
     }
+    absent = set() if size.context_frames else {"context_encoder"}
+    if autoregressive:
+        absent |= {"time_embedding", "unconditional_decoder"}
+        one = {"T": 1}
+        frame = Tensor("frame", "int64", (1,))  # its number in the segment
+        taken = (x.fixed(one), frame, mask, *own_keys_values(size, frames), *keys_values(size))
+        known["decoder"] = Contract(taken, (prediction.fixed(one), *own_keys_values(size, 1, "new_")))
+    return {network: contract for network, contract in known.items() if network not in absent}
 
 
 def _size(axis: Axis, sizes: Mapping[str, int]) -> int:
@@ -141,6 +160,15 @@ def _size(axis: Axis, sizes: Mapping[str, int]) -> int:
         return axis
     factor, _, letter = axis.rpartition("*")
     return int(factor or 1) * sizes[letter]
+
+
+def own_keys_values(size: Dimensions, frames: int, name: str = "own_") -> tuple[Tensor, ...]:
+    """Keys and values of layer 0, of layer 1, ... of so many frames of an autoregressive decoder's own."""
+    return tuple(
+        Tensor(f"{name}{kind}_{layer}", "float32", ("B", size.heads, frames, size.head_width))
+        for layer in range(size.decoder_layers)
+        for kind in ("keys", "values")
+    )
 
 
 def keys_values(size: Dimensions) -> tuple[Tensor, ...]:

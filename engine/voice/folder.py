@@ -18,17 +18,21 @@ from typing import Any, TypeVar
 from notewave.checks import is_integer, is_number, quoted, require
 from notewave.errors import ArgumentError, VoiceError
 from notewave.inputs import FileRecord, read_regular
-from notewave.sampling.options import Sampling
-from notewave.sampling.samplers import PREDICTIONS
+from notewave.sampling.job import FIRST_CONTEXTS
+from notewave.sampling.options import FRAME_BY_FRAME, Sampling
+from notewave.sampling.samplers import AUTOREGRESSIVE, PREDICTIONS, SAMPLERS
 from notewave.sampling.schedule import NoiseSchedule
 from notewave.song.dialect import PUBLISHED, Dialect
+from notewave.sound.mel import PUBLISHED_RANGE, MelRange
 from notewave.sound.stream import VocoderTraits
 from notewave.voice.contracts import NETWORKS, Contract, Dimensions, contracts
 from notewave.voice.files import VoiceFiles, graph_name
 from notewave.voice.graph_reader import Weight
 from notewave.voice.library import DESCRIPTION, bundled_voices, voices, voices_folder
 
-FORMATS = (1, 2)  # of voice.json: 2 says a dialect of tokens, where it is not the published one
+# Of voice.json: 2 says a dialect of tokens where it is not the published one, 3 also its codec, and what its mels are.
+FORMATS = (1, 2, 3)
+LATER = {2: ("dialect",), 3: ("mel_range", "first_context")}  # fields by the format that has them first
 DESCRIPTION_MAX_BYTES = 1 << 20
 STORED_PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -42,11 +46,16 @@ class Voice:
     licence: str  # SPDX identifier or a sentence
     provenance: str  # where the weights come from, in a sentence or two
     dimensions: Dimensions
-    prediction: str  # what the decoder gives: "epsilon" (noise), "x0" (clean mel) or "v" (velocity)
+    # What the decoder gives: "epsilon" (noise), "x0" (clean mel), "v" (velocity), or the next frame: "autoregressive".
+    prediction: str
     schedule: NoiseSchedule
     sampling: Sampling
     dialect: Dialect  # of the tokens that it reads
     vocoder: VocoderTraits | None  # None: spectrograms only, or Griffin-Lim
+    mel_range: MelRange  # log-mels that its networks see as [-1, 1]
+    first_context: (
+        str  # what a song's first segment goes on from: "none", or "silence", as the PyTorch port's voices do
+    )
     precision: str  # of the weights on disk: "fp32", "fp16" or "int8"
     parity: dict[str, float]  # largest relative error of each graph against PyTorch, measured at export
     files: dict[str, FileRecord]
@@ -56,24 +65,43 @@ class Voice:
         """Refuse descriptions that contradict themselves."""
         for name in ("name", "licence", "provenance"):
             require(isinstance(getattr(self, name), str), name, getattr(self, name), "must be text")
-        require(self.prediction in PREDICTIONS, "prediction", self.prediction, f"must be one of {PREDICTIONS}")
+        known = (*PREDICTIONS, AUTOREGRESSIVE)
+        require(self.prediction in known, "prediction", self.prediction, f"must be one of {known}")
+        fitting = (self.sampling == FRAME_BY_FRAME) if self.is_autoregressive else self.sampling.sampler in SAMPLERS
+        require(fitting, "sampling", self.sampling, f"must be what a voice can do that predicts {self.prediction}")
+        told, layers = self.is_autoregressive and self.takes_context, self.dimensions.context_encoder_layers
+        require(not told, "context_encoder_layers", layers, "must be 0 where frames are written one by one")
         require(self.precision in STORED_PRECISIONS, "precision", self.precision, f"must be one of {STORED_PRECISIONS}")
         rows = self.dimensions.vocabulary
         require(self.dialect.end <= rows, "vocabulary", rows, f"must have the dialect's {self.dialect.end} tokens")
         most = self.schedule.train_steps
         require(self.sampling.steps <= most, "steps", self.sampling.steps, f"must be at most the schedule's {most}")
+        contexts = FIRST_CONTEXTS if self.takes_context else ("none",)
+        require(self.first_context in contexts, "first_context", self.first_context, f"must be one of {contexts}")
         is_table = isinstance(self.parity, dict) and all(is_number(e, 0.0, math.inf) for e in self.parity.values())
         require(is_table, "parity", self.parity, "must give a number for each graph")
+        due = contracts(self.dimensions, autoregressive=self.is_autoregressive)
         for network in NETWORKS:
-            expected = network != "vocoder" or self.vocoder is not None
+            expected = network in due and (network != "vocoder" or self.vocoder is not None)
+            section = "vocoder section" if network == "vocoder" else "network of that name in its description"
             require(
                 (graph_name(network) in self.files) == expected,
                 graph_name(network),
                 "listed" if not expected else "not listed",
-                "is needed" if expected else "needs a vocoder section",
+                "is needed" if expected else f"needs a {section}",
             )
         held = VoiceFiles(self.folder, self.files, self.contracts(), self.dimensions, self.vocoder)
         object.__setattr__(self, "_held", held)
+
+    @property
+    def is_autoregressive(self) -> bool:
+        """Whether it writes its mels frame by frame, in the place of denoising them."""
+        return self.prediction == AUTOREGRESSIVE
+
+    @property
+    def takes_context(self) -> bool:
+        """Whether its networks are told of the segment before."""
+        return self.dimensions.context_frames > 0
 
     def graph(self, network: str) -> Path:
         """Path of a network's ONNX graph, by its name in ``notewave.voice.contracts.NETWORKS``; ``model`` reads it."""
@@ -96,7 +124,8 @@ class Voice:
 
     def contracts(self) -> dict[str, Contract]:
         """Contract of each network that the voice has."""
-        known = contracts(self.dimensions, self.vocoder is not None and self.vocoder.positional)
+        positional = self.vocoder is not None and self.vocoder.positional
+        known = contracts(self.dimensions, positional, self.is_autoregressive)
         return {network: known[network] for network in NETWORKS if graph_name(network) in self.files}
 
     @classmethod
@@ -123,23 +152,45 @@ class Voice:
 
     def save_description(self) -> None:
         """Write ``voice.json`` into the folder; export calls this last, inside an atomic folder."""
-        published = self.dialect == PUBLISHED
-        content: dict[str, Any] = {"format": FORMATS[0 if published else 1], **dataclasses.asdict(self)}
-        for key in ("folder", "_held", "dialect") if published else ("folder", "_held"):
-            del content[key]
+        content = {key: value for key, value in dataclasses.asdict(self).items() if key not in ("folder", "_held")}
+        content = {"format": (number := self._format()), **content}
+        for first, names in LATER.items():
+            for name in names if number < first else ():
+                del content[name]
+        if number == 2:
+            del content["dialect"]["codec"]
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         (self.folder / DESCRIPTION).write_text(text, encoding="utf-8")
 
+    def _format(self) -> int:
+        """The first format of its description that says all of it."""
+        dialect, said = self.dialect, (self.mel_range, self.first_context)
+        if said != (PUBLISHED_RANGE, FIRST_CONTEXTS[0]) or dialect.codec != PUBLISHED.codec:
+            return 3
+        return 1 if dialect == PUBLISHED else 2
+
     @classmethod
     def _from_json(cls, folder: Path, content: dict[str, Any]) -> Voice:
-        number = content.get("format")
+        number: Any = content.get("format")
         require(
-            is_integer(number, *FORMATS), "format", number, f"this engine reads formats {FORMATS[0]} and {FORMATS[1]}"
+            is_integer(number, FORMATS[0], FORMATS[-1]),
+            "format",
+            number,
+            f"this engine reads {FORMATS[0]} to {FORMATS[-1]}",
         )
         values = {key: value for key, value in content.items() if key != "format"}
-        if number == FORMATS[0]:
-            require("dialect" not in values, "dialect", "given", "has no place in format 1")
-            values["dialect"] = dataclasses.asdict(PUBLISHED)
+        earlier = {
+            "dialect": dataclasses.asdict(PUBLISHED),
+            "mel_range": dataclasses.asdict(PUBLISHED_RANGE),
+            "first_context": FIRST_CONTEXTS[0],
+        }
+        for first, names in LATER.items():
+            for name in names if number < first else ():
+                require(name not in values, name, "given", f"has no place in format {number}")
+                values[name] = earlier[name]
+        if number == 2 and isinstance(values.get("dialect"), dict):
+            require("codec" not in values["dialect"], "codec", "given", "has no place in format 2")
+            values["dialect"] = {**values["dialect"], "codec": PUBLISHED.codec}
         try:
             values["dialect"] = _build(Dialect, values.get("dialect"))
         except ArgumentError as error:
@@ -147,6 +198,7 @@ class Voice:
         values["dimensions"] = _build(Dimensions, values.get("dimensions"))
         values["schedule"] = _build(NoiseSchedule, values.get("schedule"))
         values["sampling"] = _build(Sampling, values.get("sampling"))
+        values["mel_range"] = _build(MelRange, values.get("mel_range"))
         if values.get("vocoder") is not None:
             values["vocoder"] = _build(VocoderTraits, values["vocoder"])
         records = values.get("files")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from notewave.errors import VoiceError
-from notewave.song.codec import MAX_TOKENS
 from notewave.sound.mel import FRAMES
 from notewave.sound.stream import VocoderTraits
 from notewave.voice.contracts import Contract, Dimensions, Tensor
@@ -41,7 +40,7 @@ def check_graph(graph: Graph, contract: Contract, size: Dimensions, vocoder: Voc
         weights = sum(weight.size for weight in graph.weights.values())
         if not vocoder and weights > (most := SLACK * _weights_of(size) + MORE_WEIGHTS):
             raise _Refused(f"has {weights} weights, where a voice of its sizes has {most} at most")
-        _Walk(graph, contract, VOCODER_HELD if vocoder else _held_by(size), vocoder).go()
+        _Walk(graph, contract, VOCODER_HELD if vocoder else _held_by(size), _letters(size, vocoder)).go()
     except _Refused as error:
         raise VoiceError(f"it {error}. Do not trust this voice.") from error
     except (ArithmeticError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -50,8 +49,8 @@ def check_graph(graph: Graph, contract: Contract, size: Dimensions, vocoder: Voc
 
 def _held_by(size: Dimensions) -> int:
     """The most numbers that a network may hold at once for a song: a multiple of what is due, within bounds."""
-    keys, inner = MAX_TOKENS + FRAMES, size.heads * size.head_width
-    scores = 2 * size.heads * MAX_TOKENS * keys
+    keys, inner = size.max_tokens + FRAMES, size.heads * size.head_width
+    scores = 2 * size.heads * size.max_tokens * keys
     streams = keys * (8 * size.width + 4 * inner + 4 * size.feed_forward)
     between = 2 * size.decoder_layers * keys * inner + 4 * STEPS * size.decoder_layers * size.width
     return min(SLACK * (scores + streams + between), MAX_HELD)
@@ -84,9 +83,9 @@ class _Tally:
 class _Walk:
     """One walk through a graph."""
 
-    def __init__(self, graph: Graph, contract: Contract, most_held: int, vocoder: VocoderTraits | None) -> None:
+    def __init__(self, graph: Graph, contract: Contract, most_held: int, letters: dict[str, tuple[int, int]]) -> None:
         self._graph, self._contract, self._most_held = graph, contract, most_held
-        self._ranges = Ranges(_letters(vocoder))
+        self._ranges = Ranges(letters)
         self._values = {name: constant(weight) for name, weight in graph.weights.items()}
         self._last = {name: at for at, node in enumerate(graph.nodes) for name in node.inputs}
         self._tally = _Tally()
@@ -163,14 +162,14 @@ class _Walk:
         return max(0, self._ranges.most_each(size, "B"))
 
 
-def _letters(vocoder: VocoderTraits | None) -> dict[str, tuple[int, int]]:
+def _letters(size: Dimensions, vocoder: VocoderTraits | None) -> dict[str, tuple[int, int]]:
     """How large each letter of the contracts can be."""
     reach = vocoder.left_frames + 2 * vocoder.right_frames if vocoder else 0
     return {
         "B": (1, MAX_BATCH),
-        "N": (1, MAX_TOKENS),
+        "N": (1, size.max_tokens),
         "C": (0, FRAMES),
-        "J": (1, MAX_TOKENS + FRAMES),
+        "J": (1, size.max_tokens + FRAMES),
         "S": (1, STEPS),
         "T": (1, FRAMES),
         "V": (1, FRAMES + reach),

@@ -14,17 +14,20 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from notewave.checks import shown
 from notewave.errors import VoiceError
-from notewave.export.networks import SpectrogramDiffusion
+from notewave.export.autoregressive import VoiceNetworks
+from notewave.export.networks import T5, Family
 from notewave.inputs import read_regular
 from notewave.sampling.options import Sampling
 from notewave.sampling.schedule import NoiseSchedule
+from notewave.song.dialect import PUBLISHED, Dialect
+from notewave.sound.mel import PUBLISHED_RANGE, MelRange
 from notewave.voice.contracts import Dimensions
 
 MAX_JSON_BYTES = 1 << 20
@@ -35,6 +38,9 @@ MAX_NAME = 200  # characters of each
 
 # What a voice of published weights recommends: diffusers' own 100 steps of DDPM are there for the asking.
 SAMPLING = Sampling("dpmpp-2m", steps=15)
+
+
+Model = TypeVar("Model", bound=VoiceNetworks)
 
 
 @dataclass(frozen=True)
@@ -49,17 +55,26 @@ class Stored:
 class Checkpoint:
     """Everything that a checkpoint says about a voice."""
 
-    model: SpectrogramDiffusion
+    model: VoiceNetworks
     prediction: str = "epsilon"  # one of notewave.sampling.samplers.PREDICTIONS
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
     sampling: Sampling = SAMPLING
+    dialect: Dialect = PUBLISHED
+    mel_range: MelRange = PUBLISHED_RANGE
+    first_context: str = "none"
     vocoder: Path | None = None  # the ONNX mel decoder that lies beside it
 
 
 def assemble(
-    size: Dimensions, names: Mapping[str, str], stored: Mapping[str, Stored], others: Iterable[str] = ()
-) -> SpectrogramDiffusion:
-    """Build the networks from stored tensors, by a table of names like NAMES.
+    size: Dimensions,
+    names: Mapping[str, str],
+    stored: Mapping[str, Stored],
+    others: Iterable[str] = (),
+    *,
+    family: Family = T5,
+    kind: Callable[[Dimensions, Family], Model],
+) -> Model:
+    """Build the networks of a family from stored tensors, by a table of names like NAMES.
 
     Others are names of what lies beside these tensors, and should not. Raises VoiceError that names every missing,
     extra or misshapen tensor, before any is read, or the first whose numbers are not finite.
@@ -67,7 +82,7 @@ def assemble(
     if (layers := max(size.note_encoder_layers, size.context_encoder_layers, size.decoder_layers)) > MAX_LAYERS:
         raise VoiceError(f"the checkpoint has {layers} layers in a network, over {MAX_LAYERS}. Check that it is one.")
     with torch.device("meta"):
-        model = SpectrogramDiffusion(size)
+        model = kind(size, family)
     if sum(parameter.numel() for parameter in model.parameters()) > MAX_PARAMETERS:
         raise VoiceError(f"the checkpoint's sizes ask for more than {MAX_PARAMETERS} weights. Check its configuration.")
     parts = {name: _spell(name, names, size.decoder_layers) for name in model.state_dict()}
@@ -77,7 +92,8 @@ def assemble(
         expected |= dict.fromkeys(parts[name], (rows, *parameter.shape[1:]))
     _compare(expected, {name: tensor.shape for name, tensor in stored.items()}, others)
     model.load_state_dict({name: _stack(parts[name], stored) for name in parts}, assign=True)
-    return model.requires_grad_(False)
+    model.requires_grad_(False)
+    return model
 
 
 def read_json(path: Path, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -124,7 +140,7 @@ def _compare(
         listed = "; ".join(f"{kind}: {_enumerate(names)}" for kind, names in problems.items() if names)
         raise VoiceError(
             f"the checkpoint's tensors are not those that its configuration asks for ({listed}). "
-            "Check that it is whole, and a Spectrogram Diffusion checkpoint with context."
+            "Check that it is whole, and a Spectrogram Diffusion checkpoint."
         )
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,11 @@ from notewave.errors import VoiceError
 from notewave.export.checkpoints.assemble import MAX_LAYERS, Checkpoint, Stored, assemble, read_json
 from notewave.export.checkpoints.pickled import read_pickled
 from notewave.export.checkpoints.records import OpenFile
+from notewave.export.checkpoints.repository import PARTS, SCHEDULER, STEM, VOCODER, fetch_repository
 from notewave.export.checkpoints.safetensors_file import read_safetensors
-from notewave.export.hub import check_sizes, list_files, reaching
-from notewave.export.networks import MAX_NOISE_TIME
+from notewave.export.networks import MAX_NOISE_TIME, SpectrogramDiffusion
 from notewave.sampling.schedule import NoiseSchedule
 from notewave.voice.contracts import Dimensions
-
-PARTS = ("notes_encoder", "continuous_encoder", "decoder")
-STEM = "diffusion_pytorch_model"  # of the files of weights: .safetensors or .bin
-SCHEDULER = "scheduler/scheduler_config.json"
-VOCODER = "melgan/model.onnx"
-CONFIGS = (*(f"{part}/config.json" for part in PARTS), SCHEDULER)
-FILES = (*CONFIGS, VOCODER, *(f"{part}/{STEM}{suffix}" for part in PARTS for suffix in (".safetensors", ".bin")))
 
 PREDICTION_TYPES = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}  # diffusers' name: ours
 SCHEDULER_DEMANDS = {"beta_schedule": "squaredcos_cap_v2", "trained_betas": None, "clip_sample": True}
@@ -70,18 +62,18 @@ def load_diffusers(source: str | os.PathLike[str]) -> Checkpoint:
 
     Raises VoiceError when it cannot be found or read, or is not a Spectrogram Diffusion checkpoint.
     """
-    folder = _local(source) or _download(str(source))
+    folder = local_folder(source) or fetch_repository(str(source))
     size = _dimensions({part: _read_config(folder / part / "config.json") for part in PARTS})
     prediction, schedule = _noise(_read_config(folder / SCHEDULER))
     stored = {f"{part}/{name}": tensor for part in PARTS for name, tensor in _read_part(folder / part).items()}
     vocoder = OpenFile.find(folder / VOCODER)
     if vocoder is not None and not vocoder.bytes:  # as files in /proc are, which may be waited for
         raise VoiceError(f"{vocoder.path} is empty. Download it again, or remove it.")
-    model = assemble(size, NAMES, stored)
+    model = assemble(size, NAMES, stored, kind=SpectrogramDiffusion)
     return Checkpoint(model, prediction, schedule, vocoder=vocoder.path if vocoder else None)
 
 
-def _local(source: str | os.PathLike[str]) -> Path | None:
+def local_folder(source: str | os.PathLike[str]) -> Path | None:
     """The folder that a source is, or None where nothing is there."""
     try:
         folder = Path(source)
@@ -151,27 +143,3 @@ def _demand(file: str, config: Mapping[str, Any], key: str, value: Any) -> None:
             f"{quoted(value)}. "
             "Use a Spectrogram Diffusion checkpoint with context."
         )
-
-
-def _download(repository: str) -> Path:
-    """Fetch what is needed of a repository of the Hugging Face hub, or find it in the local cache."""
-    try:
-        _, sizes = list_files(repository)
-    except VoiceError:
-        with contextlib.suppress(Exception):  # what was fetched before will do
-            return _fetch(repository, cached=True)
-        raise
-    check_sizes(repository, {name: size for name, size in sizes.items() if name in FILES})
-    with reaching(repository):
-        return _fetch(repository)
-
-
-def _fetch(repository: str, cached: bool = False) -> Path:
-    from huggingface_hub import snapshot_download
-
-    def fetch(files: Sequence[str]) -> Path:
-        return Path(snapshot_download(repository, allow_patterns=list(files), local_files_only=cached))
-
-    folder = fetch((*CONFIGS, VOCODER, *(f"{part}/{STEM}.safetensors" for part in PARTS)))
-    pickled = [part for part in PARTS if not (folder / part / f"{STEM}.safetensors").is_file()]
-    return fetch([f"{part}/{STEM}.bin" for part in pickled]) if pickled else folder

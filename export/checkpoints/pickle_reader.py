@@ -1,8 +1,8 @@
 """What ``torch.save`` writes for named tensors, read without calling or importing anything that it names.
 
-A pickle is a program for a machine with a stack. This machine has only the instructions that a dict of tensors needs;
-what they name stays a name, and what they call is noted, not called. So its work and its memory are in proportion to
-the program's bytes.
+A pickle is a program for a machine with a stack. This machine has only the instructions that a dict of tensors needs,
+or passes over what the others make; what they name stays a name, and what they call is noted, not called. So its work
+and its memory are in proportion to the program's bytes.
 """
 
 from __future__ import annotations
@@ -51,12 +51,14 @@ class Unmade:
     function: str
 
 
-def read_pickle(program: bytes) -> Any:
+def read_pickle(program: bytes, *, passing_over: bool = False) -> Any:
     """What a pickle holds: dicts, tuples, texts and numbers, and the types above; nothing else.
 
-    Raises ValueError with a reason where it has instructions that a dict of tensors does not need.
+    passing_over: lists, sets and objects of any class, which a dict of tensors does not need, stand there as Unmade,
+    without what was put into them, and dicts without the items whose keys are no texts. Otherwise raises ValueError
+    with a reason where it has any; also, either way, for what is no pickle.
     """
-    return _Machine(program).run()
+    return (_Passing if passing_over else _Machine)(program).run()
 
 
 class _Machine:
@@ -72,13 +74,17 @@ class _Machine:
         if self._take(1) != b"\x80" or self._number("<B") != PROTOCOL:
             raise ValueError(f"it is no pickle of protocol {PROTOCOL}")
         while (code := self._take(1)) != b".":
-            step = _STEPS.get(code)
+            step = self.step(code)
             if step is None:
                 raise ValueError(f"it has the instruction {code!r}, which no dict of tensors needs")
             step(self)
         if len(self._stack) != 1 or self._at != len(self._program):
             raise ValueError("it does not end where it should")
         return self._stack[0]
+
+    def step(self, code: bytes) -> Callable[[Any], None] | None:
+        """What an instruction does to the machine; None where it has no such instruction."""
+        return _STEPS.get(code)
 
     def _take(self, size: int) -> bytes:
         part = self._program[self._at : self._at + size]
@@ -179,17 +185,20 @@ class _Machine:
 
     def call(self) -> None:
         arguments, function = self._pop(), self._pop()
+        self.push(self.result(function, arguments))
+
+    def result(self, function: Any, arguments: Any) -> Any:
+        """What stands for the result of a call."""
         if not isinstance(function, Symbol):
             raise ValueError("it calls what is no function")
         match function.name, arguments:
             case "collections.OrderedDict", ():
-                self.push({})
+                return {}
             case "torch._utils._rebuild_parameter", (PickledTensor() as tensor, bool(), dict(hooks)) if not hooks:
-                self.push(tensor)
+                return tensor
             case "torch._utils._rebuild_tensor_v2", (storage, offset, shape, strides, bool(), dict(hooks)) if not hooks:
-                self.push(_tensor(storage, offset, shape, strides))
-            case _:
-                self.push(Unmade(function.name))
+                return _tensor(storage, offset, shape, strides)
+        return Unmade(function.name)
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> PickledTensor:
@@ -226,7 +235,52 @@ _STEPS: dict[bytes, Callable[[_Machine], None]] = {
     b"j": lambda machine: machine.get("<I"),
     b"s": _Machine.set_item,
     b"u": _Machine.set_many_items,
-    b"b": _Machine.build,
+    b"b": lambda machine: machine.build(),
     b"Q": _Machine.load_storage,
-    b"R": _Machine.call,
+    b"R": lambda machine: machine.call(),
+}
+
+
+class _Passing(_Machine):
+    """A machine with instructions for lists and objects as well, of which it keeps only that they were made."""
+
+    def step(self, code: bytes) -> Callable[[Any], None] | None:
+        return _PASSING_STEPS.get(code) or super().step(code)
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self._pop()
+        self.push(target)
+        if not isinstance(target, Unmade):
+            pairs = zip(items[::2], items[1::2], strict=True)
+            super().set_items([part for pair in pairs if isinstance(pair[0], str) for part in pair])
+
+    def append(self) -> None:
+        self._pop()
+        self._check_object(self._stack[-1:])
+
+    def append_many(self) -> None:
+        self._pop_to_mark()
+        self._check_object(self._stack[-1:])
+
+    def build(self) -> None:
+        self._pop()
+        self._check_object(self._stack[-1:])
+
+    def make_object(self) -> None:
+        _, kind = self._pop(), self._pop()
+        self.push(self.result(kind, None))
+
+    def result(self, function: Any, arguments: Any) -> Any:
+        return function if isinstance(function, Unmade) else super().result(function, arguments)
+
+    def _check_object(self, top: list[Any]) -> None:
+        if not (top and isinstance(top[0], (dict, Unmade))):
+            raise ValueError("it puts something into what holds nothing")
+
+
+_PASSING_STEPS: dict[bytes, Callable[[_Passing], None]] = {
+    b"]": lambda machine: machine.push(Unmade("builtins.list")),
+    b"a": _Passing.append,
+    b"e": _Passing.append_many,
+    b"\x81": _Passing.make_object,
 }

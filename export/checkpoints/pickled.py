@@ -1,4 +1,4 @@
-"""The zip files of ``torch.save``, from torch 1.6 on, that hold nothing but named tensors: read without torch.load.
+"""The zip files of ``torch.save``, from torch 1.6 on, that hold named tensors: read without torch.load.
 
 One record is a pickle, of bounded size, which is read and not executed; the others are storages, stored as they are.
 """
@@ -43,9 +43,10 @@ class _Record(NamedTuple):
     bytes: int
 
 
-def read_pickled(file: OpenFile) -> dict[str, Stored]:
+def read_pickled(file: OpenFile, part: str | None = None) -> dict[str, Stored]:
     """The tensors of a file by name, none of them read yet.
 
+    part: where the file holds more, under which name it has the tensors; what else it holds is passed over, unmade.
     Raises VoiceError, before memory is taken, for what is broken or holds other things than named tensors of
     float32, float64, float16 or bfloat16.
     """
@@ -57,7 +58,8 @@ def read_pickled(file: OpenFile) -> dict[str, Stored]:
         root = roots[0]
         if f"{root}/byteorder" in records and _read_record(file, records, f"{root}/byteorder") != b"little":
             raise ValueError("its numbers are not little-endian")
-        tensors = read_pickle(_read_record(file, records, f"{root}/data.pkl"))
+        content = read_pickle(_read_record(file, records, f"{root}/data.pkl"), passing_over=part is not None)
+        tensors = content if part is None else _take_part(content, part)
         return _find_tensors(file, tensors, records, root)
     except ValueError as error:
         raise VoiceError(
@@ -112,6 +114,12 @@ def _read_record(file: OpenFile, records: Mapping[str, _Record], name: str) -> b
     if size > MAX_HEADER_BYTES:
         raise ValueError(f"its record {quoted(name)} has {size} bytes, over {MAX_HEADER_BYTES}")
     return file.read(start, size)
+
+
+def _take_part(content: object, part: str) -> object:
+    if not isinstance(content, dict) or part not in content:
+        raise ValueError(f"it has no {quoted(part)}")
+    return content[part]
 
 
 def _find_tensors(file: OpenFile, tensors: object, records: Mapping[str, _Record], root: str) -> dict[str, Stored]:

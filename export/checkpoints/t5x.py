@@ -1,4 +1,4 @@
-"""The original's T5X checkpoints: a folder of zarr (version 2) arrays, one for each parameter.
+"""The original's T5X checkpoints: a folder of zarr (version 2) arrays, one for each parameter (``t5x_names``).
 
 Every parameter of the original carries partitioning axes, so T5X writes each as an array of its own; none is in the
 msgpack file beside them. The reader here is small and bounded: chunks are plain or deflated, in C order.
@@ -7,6 +7,7 @@ msgpack file beside them. The reader here is small and bounded: chunks are plain
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import math
 import os
@@ -22,10 +23,16 @@ import torch
 from torch import Tensor
 
 from notewave.errors import VoiceError
+from notewave.export.checkpoints import t5x_names
 from notewave.export.checkpoints.assemble import MAX_JSON_BYTES, SAMPLING, Checkpoint, Stored, assemble, read_json
 from notewave.export.checkpoints.records import is_shape
+from notewave.export.checkpoints.t5x_names import BASIC, LAYOUTS, POSITIONS, WITH_CONTEXT, Layout
 from notewave.inputs import read_regular
+from notewave.sampling.options import FRAME_BY_FRAME
+from notewave.sampling.samplers import AUTOREGRESSIVE
 from notewave.sampling.schedule import NoiseSchedule
+from notewave.song.codec import MAX_TOKENS
+from notewave.sound.mel import FRAMES
 from notewave.voice.contracts import Dimensions
 
 PREFIX = "target."  # of the parameters; the optimiser's state lies beside them
@@ -45,46 +52,14 @@ GROWTH = 1 << 20  # bytes: what does not compress grows a little
 _DTYPES = {"<f4": "<f4", "<f2": "<f2", "bfloat16": "<i2"}  # zarr's name: NumPy's of the same width
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 
-# Parameter here: T5X's array, in the notation of notewave.export.checkpoints.assemble. A kernel is a torch weight
-# transposed.
-_ENCODER = {
-    "positions": "Embed_0.embedding",
-    "layers.*.attention_norm.weight": "layers_*.pre_attention_layer_norm.scale",
-    "layers.*.attention.qkv.weight": "layers_*.attention.{query,key,value}.kernel",
-    "layers.*.attention.out.weight": "layers_*.attention.out.kernel",
-    "layers.*.feed_forward_norm.weight": "layers_*.pre_mlp_layer_norm.scale",
-    "layers.*.feed_forward.gate_up.weight": "layers_*.mlp.{wi_0,wi_1}.kernel",
-    "layers.*.feed_forward.out.weight": "layers_*.mlp.wo.kernel",
-    "norm.weight": "encoder_norm.scale",
-}
-_CROSS = "decoder.layers_*.MultiHeadDotProductAttention_0"
-NAMES = {
-    "note_encoder.embedding.weight": "token_encoder.token_embedder.embedding",
-    **{f"note_encoder.{ours}": f"token_encoder.{theirs}" for ours, theirs in _ENCODER.items()},
-    "context_encoder.input.weight": "continuous_encoder.input_proj.kernel",
-    **{f"context_encoder.{ours}": f"continuous_encoder.{theirs}" for ours, theirs in _ENCODER.items()},
-    "time_embedding.hidden.weight": "decoder.time_emb_dense0.kernel",
-    "time_embedding.out.weight": "decoder.time_emb_dense1.kernel",
-    "time_embedding.film.weight": "decoder.layers_*.{FiLMLayer_0,FiLMLayer_1}.DenseGeneral_0.kernel",
-    "cross_attention.projection.weight": f"{_CROSS}.{{key,value}}.kernel",
-    "decoder.input.weight": "decoder.continuous_inputs_projection.kernel",
-    "decoder.positions": "decoder.Embed_0.embedding",
-    "decoder.layers.*.attention_norm.weight": "decoder.layers_*.pre_self_attention_layer_norm.scale",
-    "decoder.layers.*.attention.qkv.weight": "decoder.layers_*.self_attention.{query,key,value}.kernel",
-    "decoder.layers.*.attention.out.weight": "decoder.layers_*.self_attention.out.kernel",
-    "decoder.layers.*.cross_norm.weight": "decoder.layers_*.pre_cross_attention_layer_norm.scale",
-    "decoder.layers.*.cross_queries.weight": f"{_CROSS}.query.kernel",
-    "decoder.layers.*.cross_out.weight": f"{_CROSS}.out.kernel",
-    "decoder.layers.*.feed_forward_norm.weight": "decoder.layers_*.pre_mlp_layer_norm.scale",
-    "decoder.layers.*.feed_forward.gate_up.weight": "decoder.layers_*.mlp.{wi_0,wi_1}.kernel",
-    "decoder.layers.*.feed_forward.out.weight": "decoder.layers_*.mlp.wo.kernel",
-    "decoder.norm.weight": "decoder.decoder_norm.scale",
-    "decoder.output.weight": "decoder.spec_out_dense.kernel",
-}
 _STEP = re.compile(r"checkpoint_(\d{1,18})")
 _NOTATION = {r"\*": r"(?:0|[1-9]\d{0,2})", r"\{": "(?:", ",": "|", r"\}": ")"}  # of the table, escaped: of a pattern
 _KNOWN = re.compile(
-    "|".join(re.sub(r"\\[*{}]|,", lambda sign: _NOTATION[sign[0]], re.escape(one)) for one in NAMES.values())
+    "|".join(
+        re.sub(r"\\[*{}]|,", lambda sign: _NOTATION[sign[0]], re.escape(one))
+        for layout in LAYOUTS
+        for one in layout.names.values()
+    )
 )
 
 
@@ -113,12 +88,31 @@ def load_t5x(folder: Path) -> Checkpoint:
     arrays = {name: _Array.open(folder / f"{PREFIX}{name}") for name in names if _KNOWN.fullmatch(name)}
     _check_bulk(folder, arrays.values())
     stored = {name: Stored(array.weight_shape, array.read) for name, array in arrays.items()}
-    size = _dimensions(stored, _head_width(folder))
-    return Checkpoint(
-        assemble(size, NAMES, stored, others=set(names) - set(arrays)),
-        schedule=NoiseSchedule("cosine"),
-        sampling=replace(SAMPLING, guidance=GUIDANCE),
-    )
+    layout, others = _layout(stored), set(names) - set(arrays)
+    size = _dimensions(stored, layout, _head_width(folder))
+    if not layout.is_autoregressive:
+        model = assemble(size, layout.names, stored, others, family=layout.family, kind=layout.kind)
+        return Checkpoint(model, schedule=NoiseSchedule("cosine"), sampling=replace(SAMPLING, guidance=GUIDANCE))
+    for part, rows in ((layout.notes, size.max_tokens), ("decoder", size.frames)):
+        stored[f"{part}.{POSITIONS}"] = Stored((rows, size.width), functools.partial(_sinusoids, rows, size.width))
+    model = assemble(size, layout.names, stored, others, family=layout.family, kind=layout.kind)
+    return Checkpoint(model, AUTOREGRESSIVE, sampling=FRAME_BY_FRAME)
+
+
+def _layout(stored: Mapping[str, Stored]) -> Layout:
+    """Which of the original's kinds of configurations a checkpoint is of, by what it has of one alone."""
+    if any(name.startswith(f"{WITH_CONTEXT.notes}.") for name in stored):
+        return WITH_CONTEXT
+    return BASIC if any(name.startswith("decoder.time_emb_") for name in stored) else t5x_names.AUTOREGRESSIVE
+
+
+def _sinusoids(rows: int, width: int) -> Tensor:
+    """The original's fixed positions [rows, width]: half sines, half cosines, of periods from 2 pi to 20000 pi."""
+    half = width // 2
+    angles = np.arange(rows)[:, None] * np.exp(-math.log(1e4) / (half - 1) * np.arange(half))
+    table = np.zeros((rows, width), np.float32)
+    table[:, :half], table[:, half : 2 * half] = np.sin(angles), np.cos(angles)
+    return torch.from_numpy(table)
 
 
 def _names_in(folder: Path) -> list[str]:
@@ -136,7 +130,8 @@ def _names_in(folder: Path) -> list[str]:
 def _has_arrays(folder: Path) -> bool:
     """Whether a folder has any of the arrays that every checkpoint has once."""
     try:
-        return any((folder / f"{PREFIX}{name}" / ARRAY).is_file() for name in NAMES.values() if "*" not in name)
+        known = {name for layout in LAYOUTS for name in layout.names.values() if "*" not in name}
+        return any((folder / f"{PREFIX}{name}" / ARRAY).is_file() for name in sorted(known))
     except OSError:  # closed to us
         return False
 
@@ -159,18 +154,21 @@ def _check_bulk(folder: Path, arrays: Iterable[_Array]) -> None:
         )
 
 
-def _dimensions(stored: Mapping[str, Stored], head_width: int) -> Dimensions:
+def _dimensions(stored: Mapping[str, Stored], layout: Layout, head_width: int) -> Dimensions:
     """Read the sizes off the arrays' shapes."""
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in stored or len(stored[name].shape) != 2:
-            raise VoiceError(f"the checkpoint has no matrix {PREFIX}{name}. Use a checkpoint 'with context', whole.")
+            raise VoiceError(f"the checkpoint has no matrix {PREFIX}{name}. Use one of Spectrogram Diffusion, whole.")
         return stored[name].shape
 
     def layers(part: str) -> int:
         return len({name.split(".")[1] for name in stored if name.startswith(f"{part}.layers_")})
 
-    vocabulary, width = shape("token_encoder.token_embedder.embedding")
+    def rows(part: str, most: int) -> int:
+        return most if layout.is_autoregressive else shape(f"{part}.Embed_0.embedding")[0]
+
+    vocabulary, width = shape(f"{layout.notes}.token_embedder.embedding")
     inner = shape("decoder.layers_0.self_attention.query.kernel")[0]
     if inner % head_width:
         raise VoiceError(f"attention of width {inner} does not split into heads of {head_width}. Put {GIN} beside it.")
@@ -179,12 +177,12 @@ def _dimensions(stored: Mapping[str, Stored], head_width: int) -> Dimensions:
         heads=inner // head_width,
         head_width=head_width,
         feed_forward=shape("decoder.layers_0.mlp.wi_0.kernel")[0],
-        note_encoder_layers=layers("token_encoder"),
-        context_encoder_layers=layers("continuous_encoder"),
+        note_encoder_layers=layers(layout.notes),
+        context_encoder_layers=layers("continuous_encoder") if layout is WITH_CONTEXT else 0,
         decoder_layers=layers("decoder"),
         vocabulary=vocabulary,
-        max_tokens=shape("token_encoder.Embed_0.embedding")[0],
-        frames=shape("decoder.Embed_0.embedding")[0],
+        max_tokens=rows(layout.notes, MAX_TOKENS),
+        frames=rows("decoder", FRAMES),
         mels=shape("decoder.continuous_inputs_projection.kernel")[1],
     )
 

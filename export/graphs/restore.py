@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,9 +14,10 @@ from torch import nn
 
 from notewave.backends.graphs.typed import whole_model
 from notewave.errors import VoiceError
+from notewave.export.autoregressive import SpectrogramAutoregression, VoiceNetworks
 from notewave.export.graphs.precision import store_half, weight_of
 from notewave.export.graphs.translate import export_graph
-from notewave.export.networks import SpectrogramDiffusion, modules
+from notewave.export.networks import T5, Family, SpectrogramDiffusion, port_family
 from notewave.export.vocoders import Tonewheel
 from notewave.voice.contracts import Contract
 from notewave.voice.folder import Voice
@@ -24,18 +26,28 @@ Module = TypeVar("Module", bound=nn.Module)
 Place = tuple[int, int]  # a node's number and which of its inputs
 
 
-def restore_voice(voice: Voice) -> SpectrogramDiffusion:
+def restore_voice(voice: Voice) -> VoiceNetworks:
     """The networks of a voice but the vocoder, with the weights that its graphs hold.
 
     Raises VoiceError when the voice is int8, which keeps no weights to go on from, or made by another exporter.
     """
     if voice.precision == "int8":
         raise VoiceError(f"{voice.folder} is an int8 voice, too coarse to go on from. Name its fp16 or fp32 original.")
-    model = SpectrogramDiffusion(voice.dimensions)
-    for network, module in modules(model).items():
+    kind = SpectrogramAutoregression if voice.is_autoregressive else SpectrogramDiffusion
+    model = kind(voice.dimensions, family_of(voice))
+    for network, module in model.networks().items():
         if network != "unconditional_decoder":  # the decoder's own weights once more
             restore_module(module, voice, network)
     return model
+
+
+def family_of(voice: Voice) -> Family:
+    """The family of a voice's networks, which its graphs show."""
+    nodes = list(ir.from_proto(whole_model(voice, "note_encoder")).graph)
+    norm = next((node for node in nodes if node.op_type == "LayerNormalization"), None)
+    family = T5 if norm is None else port_family(norm.attributes["epsilon"].as_float())
+    is_padded = any(node.op_type == "Pad" for node in nodes)
+    return replace(family, sees_padding=is_padded)
 
 
 def restore_vocoder(voice: Voice, arguments: Mapping[str, Any]) -> Tonewheel:

@@ -18,6 +18,7 @@ from notewave.voice.contracts import Dimensions
 
 MAX_BYTES = 1 << 20
 CONFIGS = Path(__file__).parent / "configs"
+DECODERS = ("diffusion", "autoregressive")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Stage:
     teacher_steps: int = 8  # of the voice that is distilled (distillation only)
     guidance: float = 1.2  # of that voice, in those steps
     truth: float = 0.3  # share of the true mel in what the student is to predict
+    past_noise: float = 0.0  # largest standard deviation of noise on the frames so far, of an autoregressive decoder
     pinned: int = 0  # first steps in which the encoder's copying heads stay as they were set
 
 
@@ -82,6 +84,7 @@ class Config:
     dialect: Dialect = field(default_factory=Dialect)  # of its tokens
     symbolic: tuple[Stage, ...] = ()
     mel: tuple[Stage, ...] = ()
+    decoder: str = "diffusion"  # or "autoregressive": its mel stage foretells each frame from those before it
     distil: tuple[Stage, ...] = ()  # into one or two steps without guidance; none: the voice takes its four, guided
     vocoder: VocoderTraining | None = None  # without, the voice gets none
     data: Data = field(default_factory=Data)
@@ -93,6 +96,21 @@ class Config:
     device: str = "cpu"
     checkpoint_seconds: float = 120.0
     validate_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        """Refuse decoders that there are not, and what an autoregressive one cannot do."""
+        if self.decoder not in DECODERS:
+            raise TrainingError(f"decoder is {quoted(self.decoder)}; it must be one of {', '.join(DECODERS)}.")
+        if self.is_autoregressive and (self.distil or self.dimensions.context_encoder_layers):
+            raise TrainingError(
+                "an autoregressive decoder has no steps to distil and is told of no segment before. Leave out distil, "
+                "and say context_encoder_layers 0."
+            )
+
+    @property
+    def is_autoregressive(self) -> bool:
+        """Whether the decoder writes frame by frame."""
+        return self.decoder == DECODERS[1]
 
 
 def load_config(source: str | Path) -> Config:

@@ -17,7 +17,7 @@ from notewave.export.training.symbolic import token_batch
 from notewave.sampling.schedule import NoiseSchedule, alpha_bars
 from notewave.sampling.windows import BACK
 from notewave.song.codec import STEPS_PER_FRAME
-from notewave.song.dialect import EOS, PITCH, SHIFT, Tokens, dialect_of
+from notewave.song.dialect import Tokens, dialect_of
 from notewave.sound.mel import FRAMES, LOG_SCALE, MELS
 
 PREDICTION, SCHEDULE = "x0", NoiseSchedule("squaredcos_cap_v2", 1000)
@@ -80,9 +80,10 @@ def mel_batch(data: Segments, seed: int, step: int, phase: Stage, share: slice =
 
 def until(tokens: Tokens, frames: int) -> Tokens:
     """The tokens of what is known of a segment when so many frames are over; notes that sound then have no end."""
-    later = (tokens >= SHIFT + frames * STEPS_PER_FRAME) & (tokens < PITCH)
-    known = tokens[: np.argmax(later) if later.any() else -1]
-    return dialect_of(tokens).tokens([*known, EOS])
+    dialect = dialect_of(tokens)
+    later = (tokens >= dialect.shift + frames * STEPS_PER_FRAME) & (tokens < dialect.pitch)
+    known = tokens[: np.argmax(later) if later.any() else len(tokens) - len(dialect.rules.ends)]
+    return dialect.segment(known)
 
 
 def drifts(rng: np.random.Generator, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from notewave.export.autoregressive import SpectrogramAutoregression, VoiceNetworks
 from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE
+from notewave.export.training.frames import write_frames
 from notewave.export.training.symbolic import token_batch
 from notewave.sampling.loop import denoise
 from notewave.sampling.samplers import SamplerTable, sampler_table
@@ -16,17 +18,22 @@ from notewave.sound.mel import FRAMES, MELS, FloatArray, from_network
 
 
 @torch.no_grad()
-def generate(
-    model: SpectrogramDiffusion, songs: list[list[Tokens]], steps: int = 20, seed: int = 0
-) -> list[FloatArray]:
-    """Log-mels [S, T, M] of songs given as tokens of their segments; all songs at once, segment after segment."""
+def generate(model: VoiceNetworks, songs: list[list[Tokens]], steps: int = 20, seed: int = 0) -> list[FloatArray]:
+    """Log-mels [S, T, M] of songs given as tokens of their segments; all songs at once, segment after segment.
+
+    Of a diffusion decoder in so many steps, with noise of a seed.
+    """
     device, table = model.decoder.positions.device, sampler_table("dpmpp-2m", steps, SCHEDULE, PREDICTION)
     generator = torch.Generator().manual_seed(seed)
     done: list[list[FloatArray]] = [[] for _ in songs]
     for index in range(max(map(len, songs))):
         going = [song for song, segments in enumerate(songs) if index < len(segments)]
-        before = torch.from_numpy(np.stack([done[song][-1] for song in going])).to(device) if index else None
         tokens = token_batch([songs[song][index] for song in going]).to(device)
+        if isinstance(model, SpectrogramAutoregression):
+            for song, segment in zip(going, write_frames(model, tokens).float().cpu().numpy(), strict=True):
+                done[song].append(np.clip(segment, -1, 1))
+            continue
+        before = torch.from_numpy(np.stack([done[song][-1] for song in going])).to(device) if index else None
         x = torch.randn(len(going), FRAMES, MELS, generator=generator).numpy()
         keep = torch.ones(len(x), dtype=torch.bool, device=device)
         denoise_segments(model, table, x, tokens, before, keep)
@@ -61,7 +68,7 @@ def denoise_segments(
 
 
 def mel_scores(
-    model: SpectrogramDiffusion, data: list[tuple[list[Tokens], FloatArray]], mean: FloatArray, steps: int = 20
+    model: VoiceNetworks, data: list[tuple[list[Tokens], FloatArray]], mean: FloatArray, steps: int = 20
 ) -> dict[str, float]:
     """Log-mel error in nats on held-out songs, its ratio to the error of the mean mel [M], and the seam score.
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from notewave.export.networks import SelfAttention, SpectrogramDiffusion
+from notewave.export.autoregressive import VoiceNetworks
+from notewave.export.networks import SelfAttention
 
 
 class ScaledQueries(nn.Module):
@@ -31,7 +32,7 @@ class ScaledQueries(nn.Module):
         return weight / self.scale
 
 
-def scale_queries(model: SpectrogramDiffusion) -> None:
+def scale_queries(model: VoiceNetworks) -> None:
     """Let all attention of a model be trained with scaled queries, its function unchanged."""
     inner, head_width = model.size.heads * model.size.head_width, model.size.head_width
     layers: Any = model.decoder.layers
@@ -42,7 +43,7 @@ def scale_queries(model: SpectrogramDiffusion) -> None:
         parametrize.register_parametrization(layer.cross_queries, "weight", ScaledQueries(inner, inner, head_width))
 
 
-def plain_state(model: SpectrogramDiffusion, trained: dict[str, Tensor]) -> dict[str, Tensor]:
+def plain_state(model: VoiceNetworks, trained: dict[str, Tensor]) -> dict[str, Tensor]:
     """State of a plain model from the parameters of one with scaled queries."""
     plain = {}
     scales = dict(model.named_buffers())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from notewave.errors import VoiceError
+from notewave.export.autoregressive import SpectrogramAutoregression, VoiceNetworks
 from notewave.export.graphs.restore import restore_voice
 from notewave.export.material.segments import Segments, read_songs
 from notewave.export.material.songs import HELD_OUT_SECONDS, held_out, unpack_mel
@@ -21,6 +22,7 @@ from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.config import Config, Stage
 from notewave.export.training.context import attend_to_context, hold_film, pass_on_heads
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE, MelBatch, mel_batch, mel_loss
+from notewave.export.training.frames import frame_loss, frames_of
 from notewave.export.training.generation import mel_scores
 from notewave.export.training.growth import grow
 from notewave.export.training.loop import Allowance, low_precision
@@ -116,17 +118,24 @@ def train_symbolic(
     return model
 
 
-def prepare_for_mel(model: SpectrogramDiffusion, config: Config, data: Path) -> None:
-    """Let the layers that the symbolic stage left alone begin where those that it trained stand."""
+def prepare_for_mel(model: SpectrogramDiffusion, config: Config, data: Path) -> VoiceNetworks:
+    """Let the layers that the symbolic stage left alone begin where those that it trained stand.
+
+    Returns the networks of the configuration's decoder, for the mel stage.
+    """
     torch.manual_seed(config.seed)
     hold_film(model)
     if config.structured:
         pass_on_heads(model, SYMBOLIC_LAYERS)
+    if config.is_autoregressive:
+        return frames_of(model).to(config.device)
+    if config.structured and config.dimensions.context_frames:
         segments = Segments(data, config.dialect, replace(config.data, songs=FITTED_SONGS))
         later = [index for index, first in enumerate(segments.first) if not first]
         tokens = token_batch([segments.tokens[index] for index in later])
         before = np.stack([segments.mel(index - 1) for index in later])
         attend_to_context(model, tokens.to(config.device), torch.from_numpy(before).to(config.device), SYMBOLIC_LAYERS)
+    return model
 
 
 def trained_model(config: Config, voice: Voice) -> SpectrogramDiffusion:
@@ -139,17 +148,19 @@ def trained_model(config: Config, voice: Voice) -> SpectrogramDiffusion:
             f"{voice.folder} has another prediction or schedule than training makes ({PREDICTION}, {SCHEDULE.name}): "
             "it can't go on from it. Choose a voice that `notewave train` made."
         )
-    model = grow(restore_voice(voice), voice.dialect, config.dimensions, config.dialect, config.seed)
+    restored = restore_voice(voice)
+    assert isinstance(restored, SpectrogramDiffusion), "its prediction says so"
+    model = grow(restored, voice.dialect, config.dimensions, config.dialect, config.seed)
     scale_queries(model)
     return model.to(config.device)
 
 
 def train_mel(
-    config: Config, folder: Path, data: Path, model: SpectrogramDiffusion, allowance: Allowance | None = None
+    config: Config, folder: Path, data: Path, model: VoiceNetworks, allowance: Allowance | None = None
 ) -> Path | None:
     """Run or resume the mel stage; returns the file of the averaged weights, or None if it was stopped."""
     run = PhasedRun(folder, "mel", config, model, kind_of, allowance)
-    if config.structured:
+    if config.structured and config.dimensions.context_frames:
         _pin_context_heads(model)
     segments = Segments(data, config.dialect, config.data)
     check = held_out_check(config, data, segments)
@@ -159,7 +170,10 @@ def train_mel(
     def loss(phase: Stage, share: int) -> Tensor:
         batch = batches(share)
         with low_precision(config.device):
-            return mel_loss(model, to_device(batch, config.device), phase, run.generator(share))
+            batch = to_device(batch, config.device)
+            if isinstance(model, SpectrogramAutoregression):
+                return frame_loss(model, batch, phase, run.generator(share))
+            return mel_loss(model, batch, phase, run.generator(share))
 
     def validate() -> dict[str, float]:
         write_weights(folder, config, model, run.step)
@@ -197,9 +211,7 @@ class Batches:
         return mel_batch(self.segments, config.seed, step, current[0], slice(share, None, config.threads))
 
 
-def held_out_check(
-    config: Config, data: Path, segments: Segments
-) -> Callable[[SpectrogramDiffusion, int], dict[str, float]]:
+def held_out_check(config: Config, data: Path, segments: Segments) -> Callable[[VoiceNetworks, int], dict[str, float]]:
     """What gives the scores of a model, in so many steps, on the beginnings of the held-out songs; none without any."""
     held, few = read_songs(data, "heldout", config.data.held_out_songs), slice(VALIDATION_SEGMENTS)
     songs = [(song.tokens(config.dialect)[few], unpack_mel(song.mel[few])) for song in held]
@@ -214,7 +226,7 @@ def _pin(gradient: Tensor, size: Dimensions) -> Tensor:
     return gradient * keep.flatten(0, 2)
 
 
-def _pin_context_heads(model: SpectrogramDiffusion) -> None:
+def _pin_context_heads(model: VoiceNetworks) -> None:
     """Keep what the context heads attend to: closing them is quicker learned than using what they bring."""
     size = model.size
     rows = slice((size.heads - 1) * size.head_width, size.heads * size.head_width)

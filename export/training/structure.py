@@ -218,6 +218,8 @@ def _embed_frames(model: SpectrogramDiffusion) -> None:
     model.decoder.input.weight.mul_(0.3)
     model.decoder.input.weight[: Slots.FRAME_CONST + 1] = 0.0
 
+    if not model.size.context_frames:
+        return
     table = np.zeros((len(frames), model.size.width))
     table[:, Slots.TIME] = code(frames - len(frames), TIME_FREQUENCIES)
     table[:, [Slots.CONST, Slots.IS_CONTEXT]] = MARK

@@ -9,6 +9,7 @@ import torch
 
 from notewave.checks import is_number, quoted
 from notewave.errors import ArgumentError, ToolError, TrainingError
+from notewave.export.autoregressive import VoiceNetworks
 from notewave.export.convert import export_voice
 from notewave.export.graphs.restore import restore_vocoder
 from notewave.export.material.packing import pack_songs
@@ -24,7 +25,7 @@ from notewave.export.training.stages import prepare_for_mel, train_mel, train_sy
 from notewave.export.training.vocoder import train_vocoder
 from notewave.export.training.weights import load_weights, weights_about
 from notewave.export.vocoders import load_vocoder
-from notewave.sampling.options import Sampling
+from notewave.sampling.options import FRAME_BY_FRAME, Sampling
 from notewave.song.dialect import Dialect
 from notewave.voice.folder import Voice
 
@@ -100,14 +101,15 @@ def _train_networks(
         model = train_symbolic(config, folder, _until(SYMBOLIC_SHARE, clock), model, timbres)
     if model is None:
         return None
-    if origin is None:
-        prepare_for_mel(model, config, songs)
+    ready: VoiceNetworks = model if origin is not None else prepare_for_mel(model, config, songs)
     last = 1.0 if not wants_vocoder else DISTIL_SHARE if config.distil else MEL_SHARE
-    weights = train_mel(config, folder, songs, model, _until(MEL_SHARE if config.distil else last, clock))
+    weights = train_mel(config, folder, songs, ready, _until(MEL_SHARE if config.distil else last, clock))
     if weights is None or not config.distil:
         return weights
     state = folder / f"distil-{weights_about(weights)['steps_trained']}"  # a student of this teacher, and no other's
-    return train_student(config, state, songs, load_weights(weights), _until(last, clock))
+    teacher = load_weights(weights)
+    assert isinstance(teacher, SpectrogramDiffusion), "no configuration has the other decoder distilled"
+    return train_student(config, state, songs, teacher, _until(last, clock))
 
 
 def _train_vocoder(
@@ -158,15 +160,16 @@ def pack(config: str | Path, data: str | Path, out: str | Path) -> int:
 def write_voice(weights: Path, out: Path, vocoder: str | Path | None = None, precision: str = "fp16") -> Voice:
     """Write a voice folder of averaged weights and, if there is one, a trained vocoder."""
     about = weights_about(weights)
+    sampling = DISTILLED if about["distilled"] else SAMPLING
     return export_voice(
         load_weights(weights),
         out,
         name=out.name,
         licence=LICENCE,
         provenance=about["provenance"],
-        prediction=PREDICTION,
+        prediction=about["prediction"],
         schedule=SCHEDULE,
-        sampling=DISTILLED if about["distilled"] else SAMPLING,
+        sampling=sampling if about["prediction"] == PREDICTION else FRAME_BY_FRAME,
         dialect=Dialect(**about["dialect"]),
         precision=precision,
         vocoder=load_vocoder(Path(vocoder)) if vocoder else None,

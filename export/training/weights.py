@@ -9,17 +9,17 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from notewave.export.autoregressive import SpectrogramAutoregression, VoiceNetworks
 from notewave.export.networks import SpectrogramDiffusion
 from notewave.export.training.config import Config
 from notewave.export.training.diffusion import PREDICTION, SCHEDULE
 from notewave.export.training.queries import plain_state
 from notewave.files import atomic_file
+from notewave.sampling.samplers import AUTOREGRESSIVE
 from notewave.voice.contracts import Dimensions
 
 
-def write_weights(
-    folder: Path, config: Config, model: SpectrogramDiffusion, steps: int, distilled: bool = False
-) -> Path:
+def write_weights(folder: Path, config: Config, model: VoiceNetworks, steps: int, distilled: bool = False) -> Path:
     """Write a trained model as ``ema.safetensors``, a plain model's state, and what it is as ``ema.json``."""
     target = folder / "ema.safetensors"
     state = plain_state(model, dict(model.named_parameters()))
@@ -28,7 +28,7 @@ def write_weights(
     about = {
         "dimensions": asdict(config.dimensions),
         "dialect": asdict(config.dialect),
-        "prediction": PREDICTION,
+        "prediction": AUTOREGRESSIVE if config.is_autoregressive else PREDICTION,
         "schedule": asdict(SCHEDULE),
         "steps_trained": steps,
         "distilled": distilled,
@@ -41,9 +41,11 @@ def write_weights(
     return target
 
 
-def load_weights(weights: Path) -> SpectrogramDiffusion:
+def load_weights(weights: Path) -> VoiceNetworks:
     """The networks of a run's averaged weights, ``ema.safetensors``."""
-    model = SpectrogramDiffusion(Dimensions(**weights_about(weights)["dimensions"]))
+    about = weights_about(weights)
+    kind = SpectrogramAutoregression if about["prediction"] == AUTOREGRESSIVE else SpectrogramDiffusion
+    model = kind(Dimensions(**about["dimensions"]))
     model.load_state_dict(load_file(weights))
     return model.eval()
 

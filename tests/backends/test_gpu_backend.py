@@ -13,7 +13,7 @@ from gpu_songs import STEPS, TOLERANCE, job, opened, sounded, sung
 from simulated_device import SimulatedDevice
 
 from notewave.backends.executor import Capture
-from notewave.backends.gpu import program
+from notewave.backends.gpu import denoising
 from notewave.backends.gpu.backend import KEPT_DENOISERS
 from notewave.backends.ort.backend import OrtBackend
 from notewave.errors import BackendError
@@ -263,7 +263,7 @@ def test_many_steps_go_into_several_graphs(
     voice: Voice, home: Path, segments: list[Tokens], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = sung(opened(voice)[0], job(voice), [segments[:2]])
-    monkeypatch.setattr(program, "GRAPH_STEPS", 2)
+    monkeypatch.setattr(denoising, "GRAPH_STEPS", 2)
     backend, device = opened(voice)
     np.testing.assert_array_equal(sung(backend, job(voice), [segments[:2]]), expected)
     labels = [[operation.label for operation in graph.operations] for graph in device.graphs]

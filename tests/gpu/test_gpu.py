@@ -36,13 +36,13 @@ from notewave.backends.device.contracts import gpu_contracts
 from notewave.backends.device.driver import CudaDevice
 from notewave.backends.device.shapes import ITEM_BYTES, MAX_BATCH, SCHEDULE_ROWS, VOCODER_BATCH, token_buckets
 from notewave.backends.executor import Capture, Scratch
-from notewave.backends.gpu import program
+from notewave.backends.gpu import denoising
 from notewave.backends.gpu.backend import GpuBackend
 from notewave.backends.graphs.make import gpu_graph
 from notewave.backends.ort import executors, providers
 from notewave.backends.ort.backend import OrtBackend
 from notewave.backends.ort.executors import open_cuda
-from notewave.backends.protocol import Backend
+from notewave.backends.protocol import PARTS, Backend
 from notewave.backends.trt import backend as trt_backend
 from notewave.backends.trt.backend import open_tensorrt
 from notewave.backends.trt.modules import tensorrt_modules
@@ -52,7 +52,7 @@ from notewave.corpus.singer import Singer
 from notewave.corpus.takes import Take
 from notewave.errors import BackendError
 from notewave.export.plans.build import TURING, build_plans, buildable_precisions
-from notewave.sampling.job import Job
+from notewave.sampling.job import Job, make_job
 from notewave.sampling.samplers import sampler_table
 from notewave.sampling.windows import Place, Windows
 from notewave.song.dialect import EOS, Tokens
@@ -108,6 +108,15 @@ class Machine:
                 patch.setattr(providers, "_installed", lambda: {"onnxruntime-gpu": "1.31.1"})
             yield
 
+    def built(self) -> Machine:
+        """The same, once plans were built for it."""
+        device, stand_in = self.simulated or CudaDevice(0), {}
+        if self.simulated:
+            stand_in = {"trt": module_of(self.engine, self.simulated), "compile_plan": simulated_plan}
+        with self.used():
+            build_plans(self.voice, self.precision, device.capability, flavour=self.engine, **stand_in)
+        return self
+
     def backend(self, **options: object) -> GpuBackend:
         opened = open_cuda if self.engine == "onnxruntime" else open_tensorrt
         with self.used():
@@ -143,19 +152,9 @@ def machine(request: pytest.FixtureRequest, voice: Voice, tmp_path_factory: pyte
     home = tmp_path_factory.mktemp("plans")
     engine, precision = request.param
     if precision == "simulated":
-        made = Machine(voice, engine, "fp16", home, simulated := SimulatedDevice())
-        capability, stand_in = (
-            simulated.capability,
-            {"trt": module_of(engine, simulated), "compile_plan": simulated_plan},
-        )
-    else:
-        device = request.getfixturevalue("device")
-        check_usable(engine, precision, device)
-        made = Machine(voice, engine, precision, home)
-        capability, stand_in = device.capability, {}
-    with made.used():
-        build_plans(voice, made.precision, capability, flavour=engine, **stand_in)
-    return made
+        return Machine(voice, engine, "fp16", home, SimulatedDevice()).built()
+    check_usable(engine, precision, request.getfixturevalue("device"))
+    return Machine(voice, engine, precision, home).built()
 
 
 def check_usable(engine: str, precision: str, device: CudaDevice) -> None:
@@ -322,8 +321,8 @@ def test_many_steps_go_into_several_graphs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     if machine.simulated:
-        monkeypatch.setattr(program, "GRAPH_STEPS", 4)  # 130 steps take it long
-    work = job(voice, steps=program.GRAPH_STEPS + 2)
+        monkeypatch.setattr(denoising, "GRAPH_STEPS", 4)  # 130 steps take it long
+    work = job(voice, steps=denoising.GRAPH_STEPS + 2)
     same_bucket = segments[:2] * 2  # the last is captured, on every engine
     backend, eager = machine.backend(), machine.backend(graphs=False)
     mine = sung(backend, work, [same_bucket])
@@ -332,7 +331,7 @@ def test_many_steps_go_into_several_graphs(
     assert "without CUDA graphs" not in caplog.text
     if backend.shared.recorder.capture is Capture.OURS:  # else TensorRT-RTX captures by itself
         (launched,) = backend._idle[0]._programs.values()
-        assert len(launched._graphs) == 2
+        assert len(launched._segment._graphs) == 2
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -406,6 +405,28 @@ def test_songs_streamed_by_turns_are_the_songs_rendered(machine: Machine, segmen
     assert len(chunks) == len(segments)
     for index, audio in enumerate(rendered):
         np.testing.assert_array_equal(np.concatenate([chunk[index].samples for chunk in chunks]), audio)
+
+
+def test_frames_are_written_as_on_the_cpu_and_sound_part_by_part(
+    machine: Machine, frames_voice: Path, segments: list[Tokens], caplog: pytest.LogCaptureFixture
+) -> None:
+    """By graphs, and by eager launches to the last bit; each frame stands on those before it."""
+    writer = dataclasses.replace(machine, voice=Voice.load(frames_voice)).built()
+    work, songs = make_job({}, writer.voice, seeds=(1, 2)), [segments[:1], segments[2:]]
+    mine, eager = (sung(writer.backend(graphs=graphs), work, songs) for graphs in (True, False))
+    np.testing.assert_array_equal(mine, eager)
+    assert "without CUDA graphs" not in caplog.text
+    theirs = sung(OrtBackend(writer.voice, None), work, songs)
+    scale = float(np.abs(theirs).max())  # a random voice does not keep to the networks' range
+    assert worst(mine, theirs) < scale * SEGMENT_RMS[machine.precision]
+    song, backend = segments[:2], writer.backend()
+    alone = np.concatenate(sung(backend, make_job({}, writer.voice), [song])[:, 0])
+    vocoder, parts = VocoderStream(backend.vocode, writer.voice.vocoder), np.split(from_network(alone), 2 * PARTS)
+    expected = [vocoder.push(part, index == len(parts) - 1) for index, part in enumerate(parts)]
+    chunks = [chunk.samples for chunk in writer.synthesizer().stream(song)]
+    assert len(chunks) > PARTS and sum(map(len, chunks)) == len(song) * FRAMES * HOP
+    tolerance = 1e-4 if backend.shared.device.capability > TURING else STAGE_ERROR["fp16"]
+    np.testing.assert_allclose(np.concatenate(chunks), np.concatenate(expected), rtol=0, atol=tolerance)
 
 
 def played(backend: Backend, work: Job, tokens: list[Tokens]) -> tuple[np.ndarray, np.ndarray]:

@@ -48,20 +48,21 @@ def vocoder_frames(voice: Voice) -> int:
     return FRAMES + (traits.left_frames + traits.right_frames if traits else 0)
 
 
-def most_songs(network: str) -> int:
+def most_songs(voice: Voice, network: str) -> int:
     """Most songs side by side B in one run of a network."""
-    return {"decoder": 2 * MAX_BATCH, "vocoder": VOCODER_BATCH}.get(network, MAX_BATCH)
+    decoded = MAX_BATCH if voice.is_autoregressive else 2 * MAX_BATCH  # with guidance, twice as many
+    return {"decoder": decoded, "vocoder": VOCODER_BATCH}.get(network, MAX_BATCH)
 
 
 def extents(voice: Voice, network: str, contract: Contract) -> dict[str, Extent]:
     """Optimisation profile of a network's inputs."""
-    lengths = token_buckets(voice)
+    lengths, context = token_buckets(voice), voice.dimensions.context_frames
     usual = lengths[min(1, len(lengths) - 1)]
     ranges: dict[str, Range] = {
-        "B": (1, 1, most_songs(network)),
+        "B": (1, 1, most_songs(voice, network)),
         "N": (lengths[0], usual, lengths[-1]),
         "C": (FRAMES, FRAMES, FRAMES),
-        "J": (lengths[0] + FRAMES, usual + FRAMES, lengths[-1] + FRAMES),
+        "J": (lengths[0] + context, usual + context, lengths[-1] + context),
         "S": (1, SCHEDULE_ROWS, SCHEDULE_ROWS),
         "V": (1, FRAMES, vocoder_frames(voice)),
     }

@@ -6,6 +6,7 @@ It knows no engine by name: whatever runs the networks is a ``notewave.backends.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import weakref
 from collections import deque
@@ -16,8 +17,10 @@ from typing import TypeVar
 from notewave.backends.device.driver import CudaDevice, Kernel
 from notewave.backends.device.shapes import MAX_BATCH
 from notewave.backends.executor import Runtime
+from notewave.backends.gpu.denoising import DenoisingProgram, DenoisingWorkspace
+from notewave.backends.gpu.frames import FrameProgram, FrameWorkspace
 from notewave.backends.gpu.live import GpuLive, LiveProgram
-from notewave.backends.gpu.program import Denoiser, Program
+from notewave.backends.gpu.program import Denoiser
 from notewave.backends.gpu.run import DeviceRun, GpuRun
 from notewave.backends.gpu.shape import RunShape
 from notewave.backends.gpu.shared import Recorder, Shared
@@ -131,11 +134,19 @@ class GpuBackend:
                     return denoiser
             while True:
                 try:
-                    return Denoiser(self.shared, shape, LiveProgram if shape.windows else Program)
+                    return self._denoiser(shape)
                 except BackendError:
                     if not self._idle:
                         raise
                     self._discard(self._idle.popleft())
+
+    def _denoiser(self, shape: RunShape) -> Denoiser:
+        """A new denoiser of the kind that the shape needs."""
+        if shape.parts > 1:
+            written = FrameWorkspace(self.shared, shape)
+            return Denoiser(written, functools.partial(FrameProgram, written))
+        space, kind = DenoisingWorkspace(self.shared, shape), LiveProgram if shape.windows else DenoisingProgram
+        return Denoiser(space, functools.partial(kind, space))
 
     def _discard(self, denoiser: Denoiser) -> None:
         """Give a denoiser's memory back, but keep its stream if networks belong to it: the next one finds them open."""

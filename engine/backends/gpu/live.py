@@ -6,10 +6,11 @@ Letters as in ``notewave.voice.contracts``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from notewave.backends.device.driver import Graph
-from notewave.backends.gpu.program import SIZE, Denoiser, Program
+from notewave.backends.gpu.denoising import SIZE, DenoisingProgram, DenoisingWorkspace
+from notewave.backends.gpu.program import Denoiser, Issue
 from notewave.backends.gpu.run import DeviceRun
 from notewave.backends.gpu.shape import Told, span
 from notewave.backends.gpu.workspace import Workspace
@@ -21,18 +22,18 @@ from notewave.kernels.reference import bounded
 from notewave.sampling.job import Job
 from notewave.sampling.windows import Place, Windows
 from notewave.song.dialect import Tokens
-from notewave.sound.mel import FRAMES, HOP, LOG_MIN, LOG_SCALE, MELS
+from notewave.sound.mel import FRAMES, HOP, MELS
 
 log = logging.getLogger(__name__)
 
 
-class LiveProgram(Program):
+class LiveProgram(DenoisingProgram):
     """All launches of one window: a segment's, but what was before it moves on first, and it ends in sound.
 
     A vocoder that cannot be recorded, since the engine reckons a part of it on the host, is launched behind the graph.
     """
 
-    def __init__(self, space: Workspace, bucket: int) -> None:
+    def __init__(self, space: DenoisingWorkspace, bucket: int) -> None:
         super().__init__(space, bucket)
         self._apart = not self._is_capturable("vocoder")  # whether it is
 
@@ -42,7 +43,7 @@ class LiveProgram(Program):
         if self._apart:
             self._sound()
 
-    def _record(self, parts: Sequence[Callable[[], None]]) -> list[Graph]:
+    def _record(self, parts: Sequence[Issue]) -> list[Graph]:
         try:
             return self._recorder.record_or_raise(self._space.device, self._space.stream, parts)
         except BackendError as error:
@@ -66,8 +67,8 @@ class LiveProgram(Program):
         """Launch what makes sound of the finished mel."""
         space, address, heard = self._space, self._space.address, windows_of(self._space).heard
         mel, log_mel, frames = address["x"] + 4 * MELS * heard.start, address["log_mel"], span(heard)
-        size = MELS * frames
-        given = ordered("from_network", mel=mel, log_mel=log_mel, scale=LOG_SCALE, offset=LOG_MIN, size=size)
+        size, seen = MELS * frames, space.shared.voice.mel_range
+        given = ordered("from_network", mel=mel, log_mel=log_mel, scale=seen.scale, offset=seen.low, size=size)
         space.kernels["from_network"](blocks(size), space.stream, *given)
         self._networks["vocoder"].launch()
         size = HOP * frames
@@ -94,12 +95,12 @@ class GpuLive(DeviceRun, LiveRun):
 
     def sound(self) -> Pending:
         """See ``notewave.backends.protocol.LiveRun.sound``."""
-        space, slot = self._space, self._submitted()
+        space, part = self._space, self._begun()
         with space.device:
             start = space.address["audio"] + 4 * HOP * self._windows.sounded.start
-            space.device.download(slot.audio, start, space.stream)
-            slot.audio_ready.record(space.stream)
-            return self._pending(slot, slot.audio_ready, slot.audio, bounded)
+            space.device.download(part.audio, start, space.stream)
+            part.audio_ready.record(space.stream)
+            return self._pending(part.audio_ready, part.audio, bounded)
 
     def prepare(self, place: Place) -> None:
         """See ``notewave.backends.protocol.LiveRun.prepare``; here that is in the window's graph."""

@@ -1,122 +1,92 @@
-"""What a segment, or a window of live play, launches: recorded once and launched again and again.
-
-With guidance, the decoder runs every song twice in one pass: with its notes, and attending to nothing but zeros, which
-is the same as no attention to notes at all. So the launches of a step are no more than without guidance.
+"""What is launched again and again: recorded once, for each padded length of tokens.
 
 Letters as in ``notewave.voice.contracts``.
 """
 
 from __future__ import annotations
 
-import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from notewave.backends.device.driver import Graph
 from notewave.backends.executor import Capture, Executor
-from notewave.backends.gpu.shape import RunShape, Told
-from notewave.backends.gpu.shared import Shared
-from notewave.backends.gpu.workspace import SEGMENT_NETWORKS, Slot, Workspace
+from notewave.backends.gpu.shape import Told
+from notewave.backends.gpu.workspace import Slot, Workspace
 from notewave.errors import BackendError
-from notewave.kernels.layout import ROW, STEP_KERNELS, ordered
-from notewave.kernels.loader import blocks
 from notewave.sampling.job import Job
 from notewave.song.codec import pad_tokens
 from notewave.song.dialect import Tokens
-from notewave.sound.mel import FRAMES, MELS
 
-GRAPH_STEPS = 128  # denoising steps in one CUDA graph at most; more go into several, launched one after another
-SIZE = FRAMES * MELS  # elements of one song's mel
+Issue = Callable[[], None]  # launches; it neither allocates, waits nor computes
 
 
-class Program:
-    """All launches of one segment at one padded length: eagerly at first, then as captured graphs."""
+class Repeated:
+    """Launches that are issued one time after another: eagerly at first, then as captured graphs."""
 
-    def __init__(self, space: Workspace, bucket: int) -> None:
-        self._space, self._recorder = space, space.shared.recorder
-        self._networks = self._open(bucket)
-        if self._recorder.capture is Capture.OURS and not all(map(self._is_capturable, SEGMENT_NETWORKS)):
-            self._recorder.leave_to_engine()
-            self._close()
-            self._networks = self._open(bucket)
-        *self._encoders, self._decoder = (self._networks[name] for name in SEGMENT_NETWORKS)
-        self._without_notes = space.without_notes(bucket) if space.shape.guided else []
-        self._blocks = blocks(SIZE, space.shape.batch)
-        self._film_bytes = space.film_bytes()
-        (prediction,) = space.runtime.contracts["decoder"].outputs
-        kernel = STEP_KERNELS[prediction.dtype]
-        self._step = space.kernels[kernel]
-        films, rows = space.address["films"], space.address["rows"]
-        steps = [
-            (films + self._film_bytes * step, self._step_arguments(kernel, rows + ROW.itemsize * step))
-            for step in range(space.shape.steps)
-        ]
-        self._parts = [steps[first : first + GRAPH_STEPS] for first in range(0, len(steps), GRAPH_STEPS)]
+    def __init__(
+        self, space: Workspace, parts: Sequence[Issue], record: Callable[[Sequence[Issue]], list[Graph]]
+    ) -> None:
+        """record: gives a graph of each part, or none where that is refused."""
+        self._space, self._parts, self._record = space, parts, record
         self._graphs: list[Graph] = []  # one a part, or none
         self._runs = 0
 
+    @property
+    def nodes(self) -> int:
+        """Launches and copies of the graphs; 0 where there are none yet."""
+        return sum(graph.nodes for graph in self._graphs)
+
     def launch(self) -> None:
-        """Start the segment whose inputs were sent; does not wait."""
-        space, parts = self._space, [functools.partial(self._issue, part) for part in range(len(self._parts))]
+        """Launch them; does not wait."""
+        space = self._space
         warm = self._runs >= space.runtime.warm_runs
-        if warm and not self._graphs and self._recorder.capture is Capture.OURS:
-            self._graphs = self._record(parts)
+        if warm and not self._graphs and space.shared.recorder.capture is Capture.OURS:
+            self._graphs = self._record(self._parts)
         for graph in self._graphs:
             graph.launch(space.stream)
         if self._graphs:
             return
-        for part in parts:
+        for part in self._parts:
             part()
         self._runs += 1
         if self._runs == 1:
             space.runtime.keep()
 
-    def _record(self, parts: Sequence[Callable[[], None]]) -> list[Graph]:
-        """A graph of each part, or none where that is refused."""
-        space = self._space
-        graphs = self._recorder.record(space.device, space.stream, parts)
-        if graphs:
-            self._recorder.launches[space.shape.steps] = sum(graph.nodes for graph in graphs)
-        return graphs
+    def free(self) -> None:
+        """Give the graphs' memory back."""
+        for graph in self._graphs:
+            graph.free()
+        vars(self).clear()
+
+
+class Program(ABC):
+    """The networks that one segment, or window of live play, runs at one padded length, and their launches."""
+
+    def __init__(self, space: Workspace, bucket: int) -> None:
+        self._space, self._recorder = space, space.shared.recorder
+        self._networks = self._open(bucket)
+        if self._recorder.capture is Capture.OURS and not all(map(self._is_capturable, space.segment_networks)):
+            self._recorder.leave_to_engine()
+            self._close()
+            self._networks = self._open(bucket)
+        *self._encoders, self._decoder = (self._networks[name] for name in space.segment_networks)
+
+    @abstractmethod
+    def launch(self) -> None:
+        """Start the segment whose inputs were sent, or its first part; does not wait."""
+
+    def go_on(self) -> None:
+        """Start the segment's next part; does not wait."""
+        raise AssertionError("a segment of one part has no other")
 
     def free(self) -> None:
         """Give the memory of graphs and networks back."""
-        for graph in self._graphs:
-            graph.free()
         self._close()
         vars(self).clear()
 
-    def _issue(self, part: int) -> None:
-        """Launch a part of the segment, in order; nothing here allocates, waits or computes."""
-        space, device, stream, address = self._space, self._space.device, self._space.stream, self._space.address
-        if part == 0:
-            self._begin()
-        for film, arguments in self._parts[part]:
-            device.copy(address["film"], film, self._film_bytes, stream)
-            if space.shape.guided:
-                device.copy(address["x"] + space.shape.mel_bytes, address["x"], space.shape.mel_bytes, stream)
-            self._decoder.launch()
-            self._step(self._blocks, stream, *arguments)
-        if part == len(self._parts) - 1:
-            self._end()
-
-    def _begin(self) -> None:
-        """Launch what comes before the first step: encoders, noise."""
-        space, stream, address = self._space, self._space.stream, self._space.address
-        for region in self._without_notes:
-            space.device.clear(region.address, region.size, stream)
-        for encoder in self._encoders:
-            encoder.launch()
-        if space.shape.draws:
-            space.device.copy(address["x"], address["noise"], space.shape.mel_bytes, stream)
-        else:
-            given = ordered("philox_normal", out=address["x"], control=address["control"], draw=0, size=SIZE)
-            space.kernels["philox_normal"](self._blocks, stream, *given)
-
-    def _end(self) -> None:
-        """Launch what comes after the last step: the finished mel becomes the next segment's context."""
-        address = self._space.address
-        given = ordered("mel_to_context", mel=address["x"], context=address["context_mel"], size=SIZE)
-        self._space.kernels["mel_to_context"](self._blocks, self._space.stream, *given)
+    def _record(self, parts: Sequence[Issue]) -> list[Graph]:
+        """A graph of each part, or none where that is refused."""
+        return self._recorder.record(self._space.device, self._space.stream, parts)
 
     def _open(self, bucket: int) -> dict[str, Executor]:
         space, networks = self._space, {}
@@ -133,27 +103,15 @@ class Program:
         for network in self._networks.values():
             network.free()
 
-    def _step_arguments(self, kernel: str, row: int) -> tuple[float, ...]:
-        """Arguments of the sampler's kernel for one row of the table."""
-        address, shape = self._space.address, self._space.shape
-        return ordered(
-            kernel,
-            **{name: address[name] for name in ("x", "x0_previous", "prediction", "control")},
-            unconditional=self._space.unconditional,
-            noise=address["noise"] if shape.draws else 0,
-            played=address["played"] if shape.windows else 0,
-            row=row,
-            size=SIZE,
-        )
-
 
 class Denoiser:
-    """A workspace and the programs of a kind in it, one a bucket of token lengths: used by one run after another."""
+    """A workspace and the programs in it, one a bucket of token lengths: used by one run after another."""
 
-    def __init__(self, shared: Shared, shape: RunShape, kind: type[Program]) -> None:
-        self.space = Workspace(shared, shape)
-        self._kind = kind
+    def __init__(self, space: Workspace, program: Callable[[int], Program]) -> None:
+        """program: gives one in this workspace, for a bucket."""
+        self.space, self._program = space, program
         self._programs: dict[int, Program] = {}
+        self._under_way: Program | None = None  # of the segment submitted last
 
     def submit(self, job: Job, told: Told, tokens: Sequence[Tokens]) -> Slot:
         """Begin a segment or window; returns where the host holds it. Does not wait, see ``Run.submit``."""
@@ -163,16 +121,23 @@ class Denoiser:
             where = f"the window at frame {told.frame}" if space.shape.windows else f"segment {told.segment}"
             raise BackendError(f"{where} has {length} tokens; the plans take {space.buckets[-1]}. Thin out its notes.")
         if bucket not in self._programs:
-            self._programs[bucket] = self._kind(space, bucket)
+            self._programs[bucket] = self._program(bucket)
         slot = space.slots[told.segment % len(space.slots)]
         slot.collect()
         space.stage(slot, job, told, pad_tokens(tokens, bucket))
-        self._programs[bucket].launch()
+        self._under_way = self._programs[bucket]
+        self._under_way.launch()
         return slot
+
+    def go_on(self) -> None:
+        """Begin the next part of the segment submitted last; does not wait."""
+        assert self._under_way is not None, "a segment was submitted"
+        self._under_way.go_on()
 
     def free(self) -> None:
         """Give all memory back, within the GPU's context; nothing is left to be used."""
         for program in self._programs.values():
             program.free()
         self._programs.clear()
+        self._under_way = None
         self.space.free()

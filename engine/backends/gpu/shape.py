@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from notewave.backends.device.shapes import MAX_BATCH
+from notewave.backends.protocol import PARTS
 from notewave.errors import BackendError
 from notewave.sampling.job import Job
 from notewave.sampling.windows import Windows
@@ -34,7 +35,7 @@ class RunShape:
     """All that decides the buffers and the launches of a run."""
 
     batch: int  # B
-    steps: int  # S
+    steps: int  # S; 0 where frames are written one by one
     guided: bool
     draws: int  # noise tensors given for each segment; 0 when the kernels draw them
     windows: Windows | None  # of live play, where each is vocoded with its denoising; B is 1 then
@@ -55,9 +56,19 @@ class RunShape:
         return self.batch * (2 if self.guided else 1)
 
     @property
+    def parts(self) -> int:
+        """In how many parts a segment is made."""
+        return 1 if self.steps else PARTS
+
+    @property
+    def frames(self) -> int:
+        """Frames of a part, T."""
+        return FRAMES // self.parts
+
+    @property
     def mel_bytes(self) -> int:
-        """Size of one float32 mel of all songs, [B, T, M]."""
-        return 4 * self.batch * FRAMES * MELS
+        """Size of one float32 mel of a part of all songs, [B, T, M]."""
+        return 4 * self.batch * self.frames * MELS
 
 
 def span(frames: slice) -> int:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from notewave.backends.gpu.vocoder import VocoderLane
-from notewave.backends.gpu.workspace import Slot, Workspace
+from notewave.backends.gpu.workspace import Part, Workspace
 from notewave.kernels.layout import ordered
 from notewave.kernels.loader import blocks
-from notewave.sound.mel import FRAMES, HOP, LOG_MIN, LOG_SCALE, MELS, FloatArray
+from notewave.sound.mel import HOP, MELS, FloatArray
 from notewave.sound.stream import VocoderTraits, Window
 
 Lane = Callable[[], AbstractContextManager[VocoderLane]]  # the vocoder, for one thread at a time
@@ -17,7 +17,7 @@ ROW_BYTES = 4 * MELS  # of one frame
 
 
 class DeviceSound:
-    """The sound of a run's songs, segment by segment.
+    """The sound of a run's songs, segment by segment or part by part.
 
     The frames that the vocoder must see again lie in one of two windows of the run's memory; what it keeps of one
     moves to the beginning of the other. Streams wait for each other by events, the host for nothing.
@@ -27,10 +27,10 @@ class DeviceSound:
         self._space, self._lane, self._window = space, lane, Window(traits)
         self._at, self._spare = space.address["window"], space.address["spare_window"]
 
-    def enqueue(self, slot: Slot, frames: int, last: bool) -> FloatArray:
-        """Vocode what is now final into a slot's audio, behind the denoising of ``frames`` more, all there are or none.
+    def enqueue(self, part: Part, frames: int, last: bool) -> FloatArray:
+        """Vocode what is now final into a part's audio, behind the making of ``frames`` more, all it has or none.
 
-        Returns where it will be when the slot's ``audio_ready`` was reached: page-locked [B, n], n may be 0.
+        Returns where it will be when the part's ``audio_ready`` was reached: page-locked [B, n], n may be 0.
         """
         space, window, batch = self._space, self._window, self._space.shape.batch
         with self._lane() as lane:
@@ -40,26 +40,26 @@ class DeviceSound:
             if frames:
                 self._hand_over(end, lane)
             samples = HOP * (final.stop - final.start)
-            audio = slot.audio[: batch * samples].reshape(batch, samples)
+            audio = part.audio[: batch * samples].reshape(batch, samples)
             if samples:
-                lane.enqueue(self._songs(self._at), length, first, slot, final.start, audio)
+                lane.enqueue(self._songs(self._at), length, first, part, final.start, audio)
                 if window.length:
                     kept = ROW_BYTES * window.length
                     for source, target in zip(self._songs(self._at, surplus), self._songs(self._spare), strict=True):
                         space.device.copy(target, source, kept, lane.stream)
                 self._at, self._spare = self._spare, self._at
-            slot.audio_ready.record(lane.stream)
+            part.audio_ready.record(lane.stream)
         return audio
 
     def _hand_over(self, frame: int, lane: VocoderLane) -> None:
-        """Put the segment's log-mel into the window from a frame on; the next segment waits until it is there."""
+        """Put the part's log-mel into the window from a frame on; the next part waits until it is there."""
         space = self._space
         space.denoised.record(space.stream)
         lane.stream.wait_for_event(space.denoised)
-        size = FRAMES * MELS
+        size, seen = space.shape.frames * MELS, space.shared.voice.mel_range
         for song, target in enumerate(self._songs(self._at, frame)):
             mel = space.address["x"] + 4 * size * song
-            given = ordered("from_network", mel=mel, log_mel=target, scale=LOG_SCALE, offset=LOG_MIN, size=size)
+            given = ordered("from_network", mel=mel, log_mel=target, scale=seen.scale, offset=seen.low, size=size)
             space.kernels["from_network"](blocks(size), lane.stream, *given)
         space.handed_over.record(lane.stream)
         space.stream.wait_for_event(space.handed_over)

@@ -14,7 +14,7 @@ from notewave.backends.device.buffers import Layout, Slab, Staging
 from notewave.backends.device.shapes import ITEM_BYTES, VOCODER_BATCH, vocoder_frames
 from notewave.backends.executor import Capture, Scratch
 from notewave.backends.gpu.shared import Shared
-from notewave.backends.gpu.workspace import Slot
+from notewave.backends.gpu.workspace import Part
 from notewave.errors import BackendError
 from notewave.kernels.layout import ordered
 from notewave.kernels.loader import blocks
@@ -90,16 +90,16 @@ class VocoderLane:
         return bounded(self._audio[: batch * HOP * frames].reshape(batch, HOP * frames))
 
     def enqueue(
-        self, mels: Sequence[int], frames: int, frame: int, slot: Slot, skipped: int, audio: FloatArray
+        self, mels: Sequence[int], frames: int, frame: int, part: Part, skipped: int, audio: FloatArray
     ) -> None:
-        """Vocode log-mel [V, M] of each song, at these device addresses, into a slot's page-locked audio [B, n].
+        """Vocode log-mel [V, M] of each song, at these device addresses, into a part's page-locked audio [B, n].
 
         frame: the first one's number in the song. skipped: frames whose sound does not come back. Does not wait.
         """
         row, hop = 4 * MELS * frames, 4 * HOP
         if self._mel_offset:
-            slot.frame[...] = frame
-            self._device.upload(self._address["frame"], slot.frame, self.stream)
+            part.frame[...] = frame
+            self._device.upload(self._address["frame"], part.frame, self.stream)
         for first in range(0, len(mels), VOCODER_BATCH):
             some = slice(first, first + VOCODER_BATCH)
             for song, mel in enumerate(mels[some]):

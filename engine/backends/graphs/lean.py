@@ -4,6 +4,7 @@
 - FiLM's scale is folded into the weight of the norm before it, once a schedule, by the time embedding: w (1 + scale).
 - Segments are whole.
 - The bias that masks keys is made once a segment, by the cross-attention.
+- A frame that is written by itself attends to those before it by the same operator as to the notes.
 
 Letters as in ``notewave.voice.contracts``. Each function rewires a graph in place; what it then takes and gives is
 declared by ``contracts``. All raise VoiceError for a graph that is not as notewave exports it.
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from notewave.backends.device.contracts import film_row
+from notewave.backends.device.contracts import KEPT_FRAMES, film_row
 from notewave.backends.device.shapes import film_stride
 from notewave.backends.graphs.nodes import Nodes
 from notewave.errors import VoiceError
@@ -26,6 +27,7 @@ from notewave.voice.contracts import Dimensions
 
 FLOAT = onnx.TensorProto.FLOAT
 TO_HEADS = [0, 2, 1, 3]  # [B, T, H, K] to [B, H, T, K], and back
+NORMS = ("RMSNormalization", "LayerNormalization")
 MASKED = -3e4  # attention bias of a masked key: finite in every precision, its exponential zero
 VIEWS = ("Gather", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Split", "Identity")
 
@@ -75,10 +77,10 @@ def take_bias(decoder: onnx.GraphProto) -> None:
             node.input[3] = "bias"
 
 
-def give_bias(cross_attention: onnx.GraphProto) -> None:
-    """Let the cross-attention make the decoder's ``bias`` of a ``mask``."""
+def give_bias(cross_attention: onnx.GraphProto, frames: int) -> None:
+    """Let the cross-attention make the decoder's ``bias`` of a ``mask``, for so many frames decoded at once."""
     nodes = Nodes(cross_attention)
-    nodes.add_weight("bias_shape", np.array([1, 1, FRAMES, 1], np.int64))
+    nodes.add_weight("bias_shape", np.array([1, 1, frames, 1], np.int64))
     nodes.add_weight("masked", np.array(MASKED, np.float32))
     nodes.add("Max", ["mask", "masked"], "bounded")
     nodes.add("Expand", ["bounded", "bias_shape"], "bias")
@@ -87,10 +89,10 @@ def give_bias(cross_attention: onnx.GraphProto) -> None:
 def fold_film(decoder: onnx.GraphProto, size: Dimensions) -> NDArray[np.float32]:
     """Let norms take their weights, and what is added to them, from inputs [D]: the rows of FiLM.
 
-    Returns what the scales are to be multiplied with before, [L, 2, D]: the norms' own weights.
+    Returns the norms' own weights and biases, [L, 2, 2, D], for ``fold_norms``.
     """
     nodes, rows = Nodes(decoder), _film_rows(decoder, size)
-    weights = np.zeros((4 * size.decoder_layers, size.width), np.float32)
+    own = np.zeros((4 * size.decoder_layers, size.width), np.float32)
     used = set()
     for name, row in rows.items():
         for node in nodes.takers(name):
@@ -100,34 +102,95 @@ def fold_film(decoder: onnx.GraphProto, size: Dimensions) -> NDArray[np.float32]
                 continue
             multiply = nodes.only_taker(node.output[0], "Mul") if node.op_type == "Add" else None
             others = [given for given in multiply.input if given != node.output[0]] if multiply else []
-            norm = nodes.giver(others[0], "RMSNormalization") if others and len(nodes.takers(others[0])) == 1 else None
+            norm = nodes.giver(others[0]) if others and len(nodes.takers(others[0])) == 1 else None
+            norm = norm if norm is not None and norm.op_type in NORMS else None
             weight = nodes.constant(norm.input[1]) if norm else None
             one = [nodes.constant(given) for given in node.input if given != name]
             if multiply is None or norm is None or weight is None or one[0] is None or np.any(one[0] != 1):
                 raise _strange("its decoder scales by FiLM what is no norm")
-            weights[row] = weight
+            own[row] = weight
+            if len(norm.input) > 2:
+                bias = nodes.constant(norm.input.pop())
+                if bias is None:
+                    raise _strange("its decoder has a norm whose bias is no weight")
+                own[row + 1] = bias
             norm.input[1] = film_row(row)
             _rename(nodes, multiply.output[0], norm.output[0])
             decoder.node.remove(multiply)
             used.add(row)
     if used != set(range(4 * size.decoder_layers)):
         raise _strange("its decoder leaves FiLM out of some layers")
-    return weights.reshape(size.decoder_layers, 2, 2, size.width)[:, :, 0]
+    return own.reshape(size.decoder_layers, 2, 2, size.width)
 
 
-def fold_norms(time_embedding: onnx.GraphProto, weights: NDArray[np.float32]) -> None:
+def fold_norms(time_embedding: onnx.GraphProto, own: NDArray[np.float32]) -> None:
     """Let the time embedding give norms' weights w (1 + scale), and shifts, as rows of FiLM at ``film_stride``.
 
-    weights: what ``fold_film`` returned, [L, 2, D].
+    own: the norms' weights and biases as ``fold_film`` returned them; a bias b adds b (1 + scale) to its shift.
     """
-    nodes, width = Nodes(time_embedding), weights.shape[-1]
+    nodes, width = Nodes(time_embedding), own.shape[-1]
     _rename(nodes, "film", "scales")
+    weights, biases = own[:, :, 0], own[:, :, 1]
     for name, other in (("factor", 1), ("term", 0)):  # of shifts, which stay as they are
         nodes.add_weight(name, np.stack([weights, np.full_like(weights, other)], 2))
     nodes.add_weight("padding", np.array([0] * 9 + [film_stride(width) - width], np.int64))
     nodes.add("Mul", ["scales", "factor"], "scaled")
     nodes.add("Add", ["scaled", "term"], "folded")
-    nodes.add("Pad", ["folded", "padding"], "film")
+    folded = "folded"
+    if biases.any():
+        nodes.add_weight("scale_of_two", np.array([0, 0], np.int64))  # whose place a shift's has, too
+        nodes.add_weight("biases", np.stack([np.zeros_like(biases), biases], 2))
+        nodes.add("Gather", ["scales", "scale_of_two"], "scales_twice", axis=3)
+        nodes.add("Mul", ["scales_twice", "biases"], "scaled_biases")
+        nodes.add("Add", ["scaled_biases", "biases"], "shifts")
+        nodes.add("Add", ["folded", "shifts"], folded := "shifted")
+    nodes.add("Pad", [folded, "padding"], "film")
+
+
+def attend_to_kept(decoder: onnx.GraphProto, size: Dimensions) -> None:
+    """Let an autoregressive decoder attend to its own frames by Attention, the new one behind those kept.
+
+    Of the frames kept [B, H, T - 1, K], those from ``frame`` on are masked.
+    """
+    nodes = Nodes(decoder)
+    before = np.array([*range(KEPT_FRAMES), -1], np.int64)  # what is less than ``frame`` is seen; the last is itself
+    nodes.add_weight("before", before.reshape(1, 1, 1, -1))
+    nodes.add_weight("seen", np.array(0.0, np.float32))
+    nodes.add_weight("masked", np.array(MASKED, np.float32))
+    order = [
+        helper.make_node("Less", ["before", "frame"], ["is_seen"], "is_seen"),
+        helper.make_node("Where", ["is_seen", "seen", "masked"], ["own_bias"], "own_bias"),
+    ]
+    attentions = {}  # of layers, by what gives them in their old form
+    for layer in range(size.decoder_layers):
+        queries, mixed = _own_attention(nodes, layer)
+        names = [f"all_{kind}_{layer}" for kind in ("keys", "values")]
+        pairs = [(f"own_{kind}_{layer}", f"new_{kind}_{layer}") for kind in ("keys", "values")]
+        attentions[mixed] = [
+            *(helper.make_node("Concat", pair, [name], name, axis=2) for pair, name in zip(pairs, names, strict=True)),
+            helper.make_node("Attention", [queries, *names, "own_bias"], [mixed], mixed, scale=1.0),
+        ]
+    for node in decoder.node:
+        order += attentions.get(node.output[0], [node])
+    del decoder.node[:]
+    decoder.node.extend(order)
+
+
+def part_one_frame(decoder: onnx.GraphProto, size: Dimensions) -> None:
+    """Let an autoregressive decoder tell heads apart without transposes: one frame's lie alike either way."""
+    nodes, outputs = Nodes(decoder), {value.name for value in decoder.output}
+    nodes.add_weight("heads_of_one", np.array([0, size.heads, 1, size.head_width], np.int64))
+    for node in [node for node in decoder.node if node.op_type == "Transpose" and _permutation(node) == TO_HEADS]:
+        if reshape := nodes.giver(node.input[0], "Reshape"):
+            merged, name = reshape.input[0], node.output[0]
+            node.CopyFrom(helper.make_node("Reshape", [merged, "heads_of_one"], node.output, node.name))
+            if name in outputs:  # which is given as the product gives it
+                _rename(nodes, name, f"{name}_in_heads")
+                _rename(nodes, merged, name)
+        elif merge := nodes.only_taker(node.output[0], "Reshape"):
+            merge.input[0] = node.input[0]
+        else:
+            raise _strange(f"{node.output[0]} is not divided over its heads, nor merged, as is usual")
 
 
 def drop_unused(graph: onnx.GraphProto) -> None:
@@ -171,6 +234,23 @@ def _film_rows(decoder: onnx.GraphProto, size: Dimensions) -> dict[str, int]:
             raise _strange("its decoder takes FiLM in parts that are no rows")
         rows[name] = row
     return rows
+
+
+def _own_attention(nodes: Nodes, layer: int) -> tuple[str, str]:
+    """The queries of a layer's attention to its own frames, and what that comes to, both [B, H, 1, K]."""
+    path, value = [], f"own_keys_{layer}"
+    for operator in ("Transpose", "MatMul", "Add", "Concat", "Softmax"):
+        if (node := nodes.only_taker(value, operator)) is None:
+            raise _strange(f"its decoder does not attend to own_keys_{layer} as is usual")
+        path.append(node)
+        value = node.output[0]
+    products, past = path[1], [nodes.giver(name, "Where") for name in path[2].input]
+    weighed = nodes.only_taker(f"own_values_{layer}", "MatMul")
+    mixed = weighed and nodes.only_taker(weighed.output[0], "Add")
+    compared = [nodes.giver(where.input[0], "Less") for where in past if where]
+    if mixed is None or not any(less and "frame" in less.input for less in compared):
+        raise _strange(f"its decoder's layer {layer} does not attend to the frames before as is usual")
+    return products.input[0], mixed.output[0]
 
 
 def _merged_before(nodes: Nodes, name: str) -> str:

@@ -17,12 +17,14 @@ from notewave.backends.device.contracts import gpu_contracts
 from notewave.backends.device.plans import NAME_MOST, PlanRecord, Target, plan_name, target_of
 from notewave.backends.device.shapes import MAX_BATCH, token_buckets
 from notewave.backends.graphs.lean import (
+    attend_to_kept,
     drop_unused,
     fold_film,
     fold_norms,
     give_bias,
     merge_heads,
     merge_keys_values,
+    part_one_frame,
     take_bias,
     take_whole,
 )
@@ -31,7 +33,7 @@ from notewave.errors import BackendError, OutputError
 from notewave.files import atomic_folder
 from notewave.inputs import FileRecord
 from notewave.kernels.loader import compile_kernels, cubin_name
-from notewave.voice.contracts import Contract
+from notewave.voice.contracts import Contract, Dimensions
 from notewave.voice.folder import Voice
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,19 @@ def gpu_graph(voice: Voice, network: str, precision: str, narrow_norms: bool = F
     """
     model, size = load_graph(voice, network), voice.dimensions
     graph = model.graph
+    if voice.is_autoregressive and network in ("cross_attention", "decoder"):
+        _lean_frame(graph, network, size)
+    else:
+        _lean_segment(graph, network, voice)
+    _declare(graph, gpu_contracts(voice, precision)[network])
+    drop_unused(graph)
+    type_graph(graph, precision, narrow_norms)
+    return model
+
+
+def _lean_segment(graph: onnx.GraphProto, network: str, voice: Voice) -> None:
+    """Rewrite a network of a voice that denoises, or any voice's encoder."""
+    size = voice.dimensions
     if network in ("note_encoder", "context_encoder", "decoder"):
         merge_heads(graph, size.heads)
     if network == "decoder":
@@ -52,14 +67,19 @@ def gpu_graph(voice: Voice, network: str, precision: str, narrow_norms: bool = F
         fold_film(graph, size)
     elif network == "cross_attention":
         merge_keys_values(graph)
-        give_bias(graph)
+        give_bias(graph, size.frames)
     elif network == "time_embedding":
-        decoder = load_graph(voice, "decoder").graph
-        fold_norms(graph, fold_film(decoder, size))
-    _declare(graph, gpu_contracts(voice, precision)[network])
-    drop_unused(graph)
-    type_graph(graph, precision, narrow_norms)
-    return model
+        fold_norms(graph, fold_film(load_graph(voice, "decoder").graph, size))
+
+
+def _lean_frame(graph: onnx.GraphProto, network: str, size: Dimensions) -> None:
+    """Rewrite an autoregressive voice's decoder, or what makes the keys and values of its notes."""
+    if network == "cross_attention":
+        give_bias(graph, 1)
+        return
+    take_bias(graph)
+    attend_to_kept(graph, size)
+    part_one_frame(graph, size)
 
 
 def make_plans(

@@ -46,6 +46,6 @@ class Nodes:
         self.weights[name] = numpy_helper.from_array(value, name)
         self.graph.initializer.append(self.weights[name])
 
-    def add(self, operator: str, inputs: Sequence[str], output: str) -> None:
+    def add(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
         """Add a node behind all others, named as what it gives."""
-        self.graph.node.append(helper.make_node(operator, inputs, [output], output))
+        self.graph.node.append(helper.make_node(operator, inputs, [output], output, **attributes))

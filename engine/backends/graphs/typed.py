@@ -2,8 +2,8 @@
 
 TensorRT 11 and TensorRT-RTX compute what the graph says. Matrix products and attention take and give the low precision
 (tensor cores and fused attention accumulate in float32 all the same), and so does what lies between one product and the
-next, or between a norm and a product: gates, and what FiLM adds. The residual stream and norms stay in float32, because
-T5's residuals leave float16's range. What a graph takes and gives stays as it is declared.
+next, or between a norm and a product: biases, gates, and what FiLM adds. The residual stream and norms stay in float32,
+because T5's residuals leave float16's range. What a graph takes and gives stays as it is declared.
 """
 
 from __future__ import annotations
@@ -119,13 +119,21 @@ class _Typing:
             self.gates.update(node.output)
 
     def _stays_low(self, node: onnx.NodeProto, given: list[str]) -> bool:
-        """Whether it is computed in the low precision since what it takes is in it: moves, gates and FiLM's shifts."""
+        """Whether it is computed in the low precision, as what it takes is: moves, gates, biases, FiLM's shifts."""
         low = [name for name in given if self.types[name] == self.low]
         if node.op_type in MOVES or node.op_type == "Gelu":
             return bool(given) and len(low) == len(given)
         if node.op_type == "Mul":  # a gate; others scale what is in float32, or by weights
             return len(low) == 2 and any(name in self.gates for name in given)
-        return node.op_type == "Add" and any(name in self.film for name in given)
+        return node.op_type == "Add" and (any(name in self.film for name in given) or self._adds_bias(node))
+
+    def _adds_bias(self, node: onnx.NodeProto) -> bool:
+        """Whether it adds a weight [n] to a product for other products, or for gates before them."""
+        added = [name for name in node.input if name in self.index.weights and len(self.index.weights[name].dims) == 1]
+        products = [giver for name in node.input if (giver := self.index.giver(name)) and giver.op_type in PRODUCTS]
+        takers = self.index.takers(node.output[0])
+        going_on = (*PRODUCTS, *MOVES, "Gelu")
+        return bool(added and products and takers) and all(taker.op_type in going_on for taker in takers)
 
     def _feeds_products(self, value: str) -> bool:
         """Whether nothing but products takes a value, also with FiLM's shift added."""

@@ -41,7 +41,7 @@ from notewave.backends.ort.weights import GpuWeights
 from notewave.checks import is_integer, quoted
 from notewave.errors import BackendError, OutputError, VoiceError
 from notewave.kernels.loader import load_kernels
-from notewave.sound.mel import FRAMES, MELS
+from notewave.sound.mel import MELS
 from notewave.voice.contracts import Contract, Tensor
 from notewave.voice.folder import Voice
 
@@ -167,9 +167,9 @@ class Sessions:
     def open_ahead(self, networks: Sequence[str]) -> Any:
         """A new stream whose sessions are open, and of which one was run: what this GPU lacks is found now."""
         stream = self.device.stream()
-        sessions = {network: self._session(network, stream) for network in networks}
+        sessions = {network: self._session(network, stream) for network in networks if network in self.contracts}
         with on_gpu(self.device, "in its first run"):
-            sessions["context_encoder"].run(None, {"mel": np.zeros((1, FRAMES, MELS), np.float32)})
+            sessions["note_encoder"].run(None, {"tokens": np.ones((1, 1), np.int32)})
         return stream
 
     def leave(self, stream: Any) -> None:

@@ -17,7 +17,7 @@ from notewave.kernels.reference import advance, philox_normal
 from notewave.sampling.job import Job
 from notewave.sampling.windows import Place
 from notewave.song.dialect import Tokens
-from notewave.sound.mel import FRAMES, HOP, MELS, SILENCE, FloatArray, from_network
+from notewave.sound.mel import FRAMES, HOP, MELS, FloatArray
 from notewave.voice.folder import Voice
 
 
@@ -26,12 +26,12 @@ class OrtLive(LiveRun):
 
     def __init__(self, voice: Voice, networks: Networks, buffers: Buffers, job: Job) -> None:
         assert job.windows is not None and len(job.seeds) == 1, "whoever plays live says in which windows"
-        self._windows, self._buffers = job.windows, buffers
+        self._windows, self._buffers, self._mel_range = job.windows, buffers, voice.mel_range
         self._noise = _Noise(job.seeds[0], job.table.draws)
         self._denoiser = Denoiser(voice, networks, buffers, job)
         self.asked: deque[Later] = deque()
         self._over, self._first, self._count = False, 0, 0
-        buffers.x.fill(SILENCE)
+        buffers.x.fill(voice.mel_range.silence)
         self._context = buffers.x.copy()  # [1, T, M], the frames before the window
         self._prepared: _Prepared | None = None
 
@@ -75,7 +75,7 @@ class OrtLive(LiveRun):
 
     def _sound(self) -> FloatArray:
         windows = self._windows
-        mel = from_network(self._buffers.x[:, windows.heard])
+        mel = self._mel_range.from_network(self._buffers.x[:, windows.heard])
         sounded = slice(windows.sounded.start * HOP, windows.sounded.stop * HOP)
         return self._denoiser.vocode(mel, self._first + windows.heard.start)[0, sounded]
 
@@ -85,7 +85,7 @@ class _Prepared(NamedTuple):
 
     place: Place
     context: FloatArray  # [1, T, M]
-    encoded: FloatArray  # the same, [1, T, D]
+    encoded: FloatArray | None  # the same, [1, T, D], where the voice takes it
     played: FloatArray  # [1, T, M], of what the window before had
 
 

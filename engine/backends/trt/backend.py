@@ -45,14 +45,14 @@ def open_tensorrt(
 
 def _open_engines(voice: Voice, modules: Sequence[Any], device: CudaDevice, precision: str | None) -> Engines:
     """Engines of the first TensorRT that has plans which fit and load: those that every song needs, at once."""
-    needed = [*SEGMENT_NETWORKS, *(["vocoder"] if voice.vocoder else [])]
     refusals = []
     for trt in modules:
         try:
             plans = find_plans(voice, trt, device.capability, precision)
             engines = Engines(plans, trt, device, gpu_contracts(voice, plans.record.target.precision))
-            for network in needed:
-                engines[network]
+            for network in (*SEGMENT_NETWORKS, "vocoder"):
+                if network in engines.contracts:
+                    engines[network]
             return engines
         except BackendError as error:
             refusals.append(error)
