@@ -71,7 +71,8 @@ def synthetic_song(tokens: int, segments: int, dialect: Dialect = PUBLISHED, see
 
     Raises ArgumentError for a number that no segment has.
     """
-    if not 1 <= tokens <= (most := dialect.max_tokens) or segments < 1:
+    most = dialect.max_tokens
+    if not 1 <= tokens <= most or segments < 1:
         raise ArgumentError(f"{segments} segments of {tokens} tokens cannot be: a segment has 1 to {most}.")
     random, least = np.random.default_rng(seed), max(dialect.shift, PAD + 1)
     events: NDArray[np.int32] = random.integers(

@@ -62,7 +62,7 @@ def _sparse(path: Path, size: int) -> dict[str, Any]:
 
 def test_what_is_too_large_is_not_fetched(folder: Path, reference_voice: Path, hub: ThreadingHTTPServer) -> None:
     checkpoint = Path(shutil.copytree(CHECKPOINT, Hub.root / "owner" / "checkpoint"))
-    _sparse(checkpoint / "decoder" / "diffusion_pytorch_model.bin", MAX_BYTES + 1)
+    _sparse(checkpoint / "decoder" / "diffusion_pytorch_model.safetensors", MAX_BYTES + 1)
     voice = Path(shutil.copytree(reference_voice, Hub.root / "owner" / "voice"))
     content = json.loads((voice / DESCRIPTION).read_text())
     for name in ("decoder.onnx", "weights.bin"):
