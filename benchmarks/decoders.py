@@ -30,8 +30,8 @@ from notewave.benchmarks.report import (
 from notewave.benchmarks.songs import song_notes
 from notewave.errors import ArgumentError
 from notewave.export.material.fluidsynth import SOUNDFONT
-from notewave.song.dialect import Tokens
 from notewave.song.midi import tokenize
+from notewave.song.notes import Notes
 from notewave.sound.mel import SEGMENT_SECONDS
 from notewave.synthesizer import Synthesizer
 
@@ -46,13 +46,14 @@ SPEED = ("real_time_factor", "first_audio_s")  # less is better
 DECODERS = ("diffusion", "autoregressive")  # in this order
 
 
-def measure(singers: list[Synthesizer], reports: list[Report], song: list[Tokens], repeat: int) -> list[Case]:
+def measure(singers: list[Synthesizer], reports: list[Report], song: Notes, segments: int, repeat: int) -> list[Case]:
     """A case for each decoder: what its report says, and what singing a song takes, one decoder after the other."""
+    songs = [tokenize(song, dialect=singer.voice.dialect)[:segments] for singer in singers]
     seconds: list[dict[str, list[float]]] = [{name: [] for name in SPEED} for _ in singers]
     for number in range(repeat + 1):
-        for singer, taken in zip(singers, seconds, strict=True):
+        for singer, tokens, taken in zip(singers, songs, seconds, strict=True):
             start = time.perf_counter()
-            stream = singer.stream(song)
+            stream = singer.stream(tokens)
             next(stream)
             first = time.perf_counter() - start
             for _ in stream:
@@ -60,7 +61,7 @@ def measure(singers: list[Synthesizer], reports: list[Report], song: list[Tokens
             whole = time.perf_counter() - start
             if number:  # the first time, schedules and buffers are made
                 taken["first_audio_s"].append(first)
-                taken["real_time_factor"].append(whole / (SEGMENT_SECONDS * len(song)))
+                taken["real_time_factor"].append(whole / (SEGMENT_SECONDS * len(tokens)))
     cases = []
     for decoder, singer, report, taken in zip(DECODERS, singers, reports, seconds, strict=True):
         figures = {name: Spread.of([report.summary[name]]) for name in QUALITY if np.isfinite(report.summary[name])}
@@ -103,14 +104,9 @@ def run(options: argparse.Namespace) -> None:
         evaluate(voice, options.song, soundfont=SOUNDFONT, max_segments=options.segments, **opened)
         for voice in options.voice
     ]
-    first = next(iter(song_notes(options.song).values()))
-    song = tokenize(first, dialect=singers[0].voice.dialect)[: options.segments]
-    result = Result(
-        "decoders",
-        facts,
-        voice_sums([singer.voice for singer in singers]),
-        measure(singers, reports, song, options.repeat),
-    )
+    song = next(iter(song_notes(options.song).values()))
+    cases = measure(singers, reports, song, options.segments, options.repeat)
+    result = Result("decoders", facts, voice_sums([singer.voice for singer in singers]), cases)
     finish(result, options, verdict(result), save_decoders_plot)
 
 

@@ -114,7 +114,7 @@ class DeviceFacts:
 
     name: str
     memory: int  # bytes of its memory that are taken, by whomever
-    launches: Mapping[int, int]  # of a segment as it was recorded in CUDA graphs, by the segment's denoising steps
+    launches: Mapping[int, int]  # of a segment as recorded in CUDA graphs, by its denoising steps; 0 where it has none
 
 
 class Backend(Protocol):

@@ -11,6 +11,7 @@ import numpy as np
 
 from notewave.backends.ort.encoder import Encoder, Memory, allocated, bind_array
 from notewave.backends.ort.sessions import Networks
+from notewave.kernels.reference import keep_frame
 from notewave.sampling.job import Job
 from notewave.song.dialect import Tokens
 from notewave.sound.mel import FRAMES, MELS, FloatArray
@@ -63,9 +64,8 @@ class FrameWriter(Encoder):
             buffers.frame[0] = frame
             with job.watched("decoder"):
                 self._decoder.run_with_iobinding(self._binding)
-            buffers.own[:, :, :, frame] = buffers.new[:, :, :, 0]
-            buffers.x[:, frame] = buffers.prediction[:, 0]
-            buffers.before[...] = buffers.prediction
+            prediction, before = buffers.prediction[:, 0], buffers.before[:, 0]
+            keep_frame(prediction, before, buffers.x, buffers.new[:, :, :, 0], buffers.own, frame, frame)
             if job.on_step is not None:
                 job.on_step()
         return buffers.x[:, first:end]
