@@ -168,6 +168,45 @@ def test_an_output_is_told_by_name_and_by_place() -> None:
         out[1]
 
 
+def test_a_batch_is_each_song_by_itself(pipe: SpectrogramDiffusionPipeline, midi_folder: Path) -> None:
+    songs = [MidiProcessor()(midi_folder / "ensemble.mid")[:count] for count in (2, 1)]
+    options = {"num_inference_steps": 2, "output_type": "mel"}
+    alone = [pipe(song, seed, **options).audios for song, seed in zip(songs, (5, 6), strict=True)]
+    for made in (pipe.batch(songs, [5, 6], **options).audios, pipe.batch(tuple(songs), (5, 6), **options).audios):
+        assert [mel.shape for mel in made] == [(1, 512, 128), (1, 256, 128)]
+        for mel, one in zip(made, alone, strict=True):
+            np.testing.assert_array_equal(mel, one)
+    assert pipe.batch([], **options).audios == []
+    with pytest.raises(PipelineError, match="1 generators were given for 2 songs"):
+        pipe.batch(songs, [5], **options)
+    with pytest.raises(PipelineError, match="must be a list"):
+        pipe.batch(midi_folder / "ensemble.mid")  # type: ignore[arg-type]
+
+
+def test_voices_of_other_families(frames_voice: Path, tmp_path: Path, midi_folder: Path) -> None:
+    """One that writes frame by frame, which has no scheduler, and one that is told of no segment before."""
+    from notewave.export.checkpoints.seeded import RANDOM_SIZES
+    from notewave.export.convert import export_voice
+    from notewave.export.networks import SpectrogramDiffusion
+    from notewave.sampling.options import Sampling
+    from notewave.sampling.schedule import NoiseSchedule
+
+    frames = SpectrogramDiffusionPipeline.from_pretrained(frames_voice)
+    assert frames.scheduler is None
+    (audio,) = frames.batch([midi_folder / "dense.mid"]).audios
+    song = Synthesizer(frames_voice, backend="cpu")
+    np.testing.assert_allclose(audio[0], song.render(midi_folder / "dense.mid").samples, rtol=0, atol=1e-2)
+    size = dataclasses.replace(RANDOM_SIZES["tiny"], context_encoder_layers=0)
+    told = {"name": "alone", "licence": "l", "provenance": "p", "prediction": "x0", "sampling": Sampling("ddim", 2)}
+    voice = export_voice(SpectrogramDiffusion(size), tmp_path / "voice", schedule=NoiseSchedule(), **told)
+    alone = SpectrogramDiffusionPipeline.from_pretrained(voice.folder)
+    mel = alone(midi_folder / "ensemble.mid", 3, num_inference_steps=1, output_type="mel").audios
+    expected = Synthesizer(voice.folder, backend="cpu").spectrogram(
+        midi_folder / "ensemble.mid", sampler="ddpm", steps=1, guidance=1.0, seed=3
+    )
+    np.testing.assert_allclose(mel[0, :256], expected[:256], rtol=0, atol=1e-4)
+
+
 def test_the_callback_hears_of_every_nth_segment(pipe: SpectrogramDiffusionPipeline) -> None:
     heard: list[tuple[int, np.ndarray]] = []
     mel = pipe(TOKENS[:1] * 3, seeded(3), **QUICK, callback=lambda *what: heard.append(what), callback_steps=2).audios

@@ -17,12 +17,13 @@ from notewave.pipeline.noise import noise_source
 from notewave.pipeline.refusal import PipelineError
 from notewave.pipeline.schedulers import Config, sampler_of, scheduler_for, scheduler_from
 from notewave.pipeline.source import Download, find_source
+from notewave.sampling.options import SamplingOptions
 from notewave.sampling.samplers import sampler_table
 from notewave.session import NO_SEGMENTS, check_tokens
 from notewave.song.codec import MAX_TOKENS
 from notewave.song.dialect import PAD, Tokens, dialect_of
 from notewave.song.midi import MidiSource, tokenize
-from notewave.sound.mel import LOG_MAX, LOG_MIN, MELS, FloatArray
+from notewave.sound.mel import FRAMES, LOG_MAX, LOG_MIN, MELS, FloatArray
 from notewave.voice.folder import Voice
 
 Callback: TypeAlias = Callable[[int, FloatArray], object]  # a segment's number, and the log-mel [1, T, M] till its end
@@ -218,6 +219,7 @@ class SpectrogramDiffusionPipeline:
         or for noise of no known seed; NumPy's; or a seed, with which the result is ``Synthesizer``'s. output_type:
         "numpy" for audio, "mel" for the log-mel. callback: called with a segment's number and the log-mel [1, T, M] up
         to its end, after every callback_steps-th segment, from the first on.
+        A voice that writes frame by frame takes no scheduler, no noise and no number of steps: it passes them over.
         Raises, before anything is sung, PipelineError, SamplingError or MidiError for an argument that cannot be used;
         errors of ``Synthesizer`` beside them.
         """
@@ -228,31 +230,54 @@ class SpectrogramDiffusionPipeline:
             )
         networks = self._networks()
         voice = networks.voice
-        sampler = sampler_of(self.scheduler, voice)
-        table = sampler_table(sampler, num_inference_steps, voice.schedule, voice.prediction)
+        options_of = self._sampling(networks, generator, num_inference_steps)
         segments = _segments(input_tokens, voice)
-        draw = noise_source(generator, networks.device, networks.dtype)
         synthesizer = networks.synthesizer()
         from tqdm import tqdm
 
         mels: list[FloatArray] = []
         for index, tokens in enumerate(segments):
-            with tqdm(total=table.steps, **self._progress) as bar:
-                mel = synthesizer.spectrogram(
-                    [tokens],
-                    sampler=sampler,
-                    steps=table.steps,
-                    guidance=1.0,
-                    noise=draw(index, table.draws),
-                    context=mels[-1] if mels else None,
-                    on_step=bar.update,
-                )
-            mels.append(mel)
+            options = options_of(index)
+            options["context"] = mels[-1] if mels and voice.takes_context else None
+            with tqdm(total=options.get("steps", FRAMES), **self._progress) as bar:
+                options["on_step"] = bar.update
+                mels.append(synthesizer.spectrogram([tokens], **options))
             if callback is not None and index % callback_steps == 0:
                 callback(index, np.concatenate(mels)[None])
         whole = np.concatenate(mels)[None]
         audios = self.melgan(input_features=whole) if output_type == "numpy" else whole
         return AudioPipelineOutput(audios) if return_dict else (audios,)
+
+    def batch(
+        self, songs: Sequence[Sequence[Sequence[int]] | MidiSource], generator: Any = None, **options: Any
+    ) -> AudioPipelineOutput:
+        """Sing many songs, of any lengths: ``audios`` has what a call gives of each, [1, n] or [1, T, M], in order.
+
+        songs: a list of what a call takes. generator: one for all, which draws on from song to song, or a list, one a
+        song. options: as of a call. Raises PipelineError for what is no list, and what a call raises.
+        """
+        if not isinstance(songs, list | tuple):
+            raise PipelineError(f"songs is {quoted(songs)}; it must be a list of what a call takes.")
+        generators = generator if isinstance(generator, list | tuple) else [generator] * len(songs)
+        if len(generators) != len(songs):
+            raise PipelineError(f"{len(generators)} generators were given for {len(songs)} songs. Give one a song.")
+        made = [self(song, one, **options | {"return_dict": True}) for song, one in zip(songs, generators, strict=True)]
+        return AudioPipelineOutput([audio for output in made for audio in _each(output)])
+
+    def _sampling(self, networks: Networks, generator: Any, steps: int) -> Callable[[int], SamplingOptions]:
+        """How a segment is sung, by its number. Raises PipelineError and SamplingError for what cannot be."""
+        voice = networks.voice
+        if voice.is_autoregressive:
+            return lambda index: {}
+        sampler = sampler_of(self.scheduler, voice)
+        table = sampler_table(sampler, steps, voice.schedule, voice.prediction)
+        draw = noise_source(generator, networks.device, networks.dtype)
+        return lambda index: {
+            "sampler": sampler,
+            "steps": table.steps,
+            "guidance": 1.0,
+            "noise": draw(index, table.draws),
+        }
 
     def _networks(self) -> Networks:
         """The networks of the one voice that the pipeline is of. Raises PipelineError where there is no one voice."""
@@ -285,6 +310,12 @@ def _check_call(callback: Any, callback_steps: Any, output_type: Any) -> None:
         raise PipelineError(f"callback is {quoted(callback)}; it must be a function of a segment's number and a mel.")
     if not isinstance(output_type, str) or output_type not in OUTPUTS:
         raise PipelineError(f"output_type is {quoted(output_type)}; it must be one of {', '.join(OUTPUTS)}.")
+
+
+def _each(output: AudioPipelineOutput | tuple[Any]) -> list[FloatArray]:
+    """The audio [1, n], or the mel [1, T, M], of a call."""
+    audios = output[0]
+    return [audios] if isinstance(audios, np.ndarray) else list(audios)
 
 
 def _segments(given: Any, voice: Voice) -> list[Tokens]:

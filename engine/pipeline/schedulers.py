@@ -96,8 +96,10 @@ class DDIMScheduler(Scheduler):
 SCHEDULERS: dict[str, type[Scheduler]] = {kind.__name__: kind for kind in (DDPMScheduler, DDIMScheduler)}
 
 
-def scheduler_for(voice: Voice) -> DDPMScheduler:
-    """The scheduler of diffusers' pipeline, with the schedule that a voice was trained for."""
+def scheduler_for(voice: Voice) -> DDPMScheduler | None:
+    """The scheduler of diffusers' pipeline, with the schedule that a voice was trained for; None where it has none."""
+    if voice.is_autoregressive:
+        return None
     return DDPMScheduler(variance_type="fixed_large", **_trained(voice))
 
 
@@ -136,12 +138,7 @@ def sampler_of(scheduler: Any, voice: Voice) -> str:
 
 
 def _trained(voice: Voice) -> dict[str, Any]:
-    """Settings that are a voice's own, since it was trained with them. Raises PipelineError where it has none."""
-    if voice.is_autoregressive:
-        raise PipelineError(
-            f"voice {voice.name!r} writes its mels frame by frame, without a scheduler: diffusers has no such "
-            "pipeline. Render it with notewave.Synthesizer."
-        )
+    """Settings that are a voice's own, since it was trained with them."""
     return {
         "num_train_timesteps": voice.schedule.train_steps,
         "beta_schedule": voice.schedule.name,
