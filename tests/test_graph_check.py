@@ -41,7 +41,8 @@ def arrays(**values: Any) -> list[TensorProto]:
 
 def walked(graph: onnx.ModelProto, contract: Contract) -> graph_check._Walk:
     """A graph's walk, whatever it takes."""
-    walk = graph_check._Walk(read_graph(graph.SerializeToString()), contract, 1 << 60, VocoderTraits(0, 0))
+    letters = graph_check._letters(2048, VocoderTraits(0, 0))
+    walk = graph_check._Walk(read_graph(graph.SerializeToString()), contract, 1 << 60, letters)
     walk.go()
     return walk
 

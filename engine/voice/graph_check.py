@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from notewave.errors import VoiceError
+from notewave.song.codec import MAX_TOKENS
 from notewave.sound.mel import FRAMES
 from notewave.sound.stream import VocoderTraits
 from notewave.voice.contracts import Contract, Dimensions, Tensor
@@ -40,7 +41,8 @@ def check_graph(graph: Graph, contract: Contract, size: Dimensions, vocoder: Voc
         weights = sum(weight.size for weight in graph.weights.values())
         if not vocoder and weights > (most := SLACK * _weights_of(size) + MORE_WEIGHTS):
             raise _Refused(f"has {weights} weights, where a voice of its sizes has {most} at most")
-        _Walk(graph, contract, VOCODER_HELD if vocoder else _held_by(size), _letters(size, vocoder)).go()
+        most_held = VOCODER_HELD if vocoder else _held_by(size)
+        _Walk(graph, contract, most_held, _letters(size.max_tokens, vocoder)).go()
     except _Refused as error:
         raise VoiceError(f"it {error}. Do not trust this voice.") from error
     except (ArithmeticError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -49,8 +51,9 @@ def check_graph(graph: Graph, contract: Contract, size: Dimensions, vocoder: Voc
 
 def _held_by(size: Dimensions) -> int:
     """The most numbers that a network may hold at once for a song: a multiple of what is due, within bounds."""
-    keys, inner = size.max_tokens + FRAMES, size.heads * size.head_width
-    scores = 2 * size.heads * size.max_tokens * keys
+    most = max(size.max_tokens, MAX_TOKENS)
+    keys, inner = most + FRAMES, size.heads * size.head_width
+    scores = 2 * size.heads * most * keys
     streams = keys * (8 * size.width + 4 * inner + 4 * size.feed_forward)
     between = 2 * size.decoder_layers * keys * inner + 4 * STEPS * size.decoder_layers * size.width
     return min(SLACK * (scores + streams + between), MAX_HELD)
@@ -162,14 +165,14 @@ class _Walk:
         return max(0, self._ranges.most_each(size, "B"))
 
 
-def _letters(size: Dimensions, vocoder: VocoderTraits | None) -> dict[str, tuple[int, int]]:
-    """How large each letter of the contracts can be."""
+def _letters(max_tokens: int, vocoder: VocoderTraits | None) -> dict[str, tuple[int, int]]:
+    """How large each letter of the contracts can be, in a voice of so many tokens a segment."""
     reach = vocoder.left_frames + 2 * vocoder.right_frames if vocoder else 0
     return {
         "B": (1, MAX_BATCH),
-        "N": (1, size.max_tokens),
+        "N": (1, max_tokens),
         "C": (0, FRAMES),
-        "J": (1, size.max_tokens + FRAMES),
+        "J": (1, max_tokens + FRAMES),
         "S": (1, STEPS),
         "T": (1, FRAMES),
         "V": (1, FRAMES + reach),

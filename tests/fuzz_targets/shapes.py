@@ -19,8 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 import notewave
 from fuzz_targets import Target
 from fuzz_targets.tiny import model
+from notewave.song.codec import MAX_TOKENS
 from notewave.voice.contracts import Contract, Tensor
-from notewave.voice.graph_check import _Refused, _Walk
+from notewave.voice.graph_check import _letters, _Refused, _Walk
 from notewave.voice.graph_reader import read_graph
 from notewave.voice.operators import Value
 from notewave.voice.sizes import Ranges, Size
@@ -150,7 +151,8 @@ class Builder:
         self._made = [{**weights, "x": _song(*sizes)} for sizes in SIZES]
         tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()]
         x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", "N", 4])
-        self._walk = _Walk(read_graph(model(helper.make_graph([], "g", [x], [], tensors))), CONTRACT, MOST_HELD, None)
+        graph = read_graph(model(helper.make_graph([], "g", [x], [], tensors)))
+        self._walk = _Walk(graph, CONTRACT, MOST_HELD, _letters(MAX_TOKENS, None))
         self._walk.go()
 
     def build(self) -> None:

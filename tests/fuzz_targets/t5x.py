@@ -16,6 +16,7 @@ import notewave
 from fuzz_targets.checkpoints import Folder, summary
 from fuzz_targets.tiny import SIZE, checkpoint_tensors
 from notewave.export.checkpoints import diffusers, t5x
+from notewave.export.checkpoints.t5x_names import WITH_CONTEXT
 
 STEP = "checkpoint_100"
 
@@ -66,7 +67,7 @@ def _description(array: NDArray[Any], chunks: list[int], compressor: str | None)
 def _original(name: str) -> str:
     """The original's name of a tensor of diffusers', by the tables that both are read with."""
     for ours, pattern in diffusers.NAMES.items():
-        for theirs, original in zip(_spelled(pattern), _spelled(t5x.NAMES[ours]), strict=True):
+        for theirs, original in zip(_spelled(pattern), _spelled(WITH_CONTEXT.names[ours]), strict=True):
             found = re.fullmatch(re.escape(theirs).replace(r"\*", r"(\d+)"), name)
             if found:
                 return original.replace("*", found[1]) if found.groups() else original

@@ -530,7 +530,7 @@ def test_too_much_memory_is_refused_with_sizes(device: CudaDevice) -> None:
 def test_a_damaged_plan_is_named_or_made_again(
     machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (folder,) = machine.home.glob(f"*-{machine.precision}")
+    (folder,) = machine.home.glob(f"{machine.voice.name}-*-{machine.precision}")
     copy = tmp_path / folder.name
     shutil.copytree(folder, copy)
     (plan,) = (path for path in copy.glob("decoder.*") if path.suffix in (".plan", ".onnx"))
