@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pretty_midi
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from notes_at_random import columns, songs
 
@@ -381,6 +381,7 @@ WORDS = st.one_of(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # of the first word: tables of characters are made for it
 @given(songs(most=3), st.dictionaries(st.sampled_from(list(EDITS)), st.lists(WORDS, max_size=2), max_size=3))
 def test_any_words_are_edits_or_are_refused(notes: Notes, words: dict[str, list[str]]) -> None:
     try:
