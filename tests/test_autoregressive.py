@@ -252,3 +252,32 @@ def test_encoders_may_see_padding(tmp_path: Path) -> None:
     mel = Synthesizer(voice.folder, backend="cpu", threads=1).spectrogram(SONG[:1])
     expected = model(_network(mel), tokens)[0].numpy()
     assert np.abs(PUBLISHED_RANGE.from_network(expected) - mel).max() < 1e-3 * np.abs(mel).max()
+
+
+def test_a_server_and_a_corpus_take_it(singer: Synthesizer, frames_voice: Path, tmp_path: Path) -> None:
+    """With mels too, which come in parts."""
+    pytest.importorskip("pyarrow")
+    import soundfile
+    from serving import serving, song
+
+    from notewave.corpus import Machine, Making, make_corpus
+    from notewave.sound.audio import pcm16
+
+    (tmp_path / "song.mid").write_bytes(song(2))
+    expected = singer.render(tmp_path / "song.mid").samples
+    with serving(singer) as (_, client):
+        answer = client.post("/render", params={"format": "f32le"}, content=song(2))
+        assert answer.status_code == 200
+        np.testing.assert_array_equal(np.frombuffer(answer.content, np.float32), expected)
+        refused = client.post("/render", params={"steps": 4}, content=song(2))
+        assert refused.status_code == 400 and "no steps to choose" in refused.text
+    making, machine = Making(form="wav", mels=True), Machine(backend="cpu", workers=0, threads=1)
+    out = tmp_path / "out"
+    made = make_corpus(
+        [str(tmp_path / "song.mid")], str(out), voices=[str(frames_voice)], making=making, machine=machine
+    )
+    assert (made.sung, made.failed) == (1, 0)
+    (sound,) = out.rglob("*.wav")
+    np.testing.assert_array_equal(soundfile.read(sound, dtype="int16")[0], pcm16(expected))
+    (mel,) = (np.load(path) for path in out.rglob("*.npy"))
+    np.testing.assert_allclose(mel, singer.spectrogram(tmp_path / "song.mid"), rtol=1e-2, atol=5e-2)

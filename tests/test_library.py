@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small_hub import SHA, Hub, serving_hub
 
 from notewave import ArgumentError, NotewaveError, OutputError, Voice, VoiceError, bundled_voices
@@ -243,6 +244,24 @@ def test_what_is_no_voice_on_the_hub_is_taken_for_a_checkpoint(folder: Path, hub
     (published / "scheduler" / "scheduler_config.json").write_text('{"beta_schedule": "linear"}')
     (line,) = add_from(hub, "owner/checkpoint")
     assert line.startswith("VoiceError scheduler/scheduler_config.json says beta_schedule = 'linear'")
+    assert not folder.exists()
+
+
+def test_checkpoints_of_other_layouts_are_fetched_from_the_hub(folder: Path, hub: dict[str, str]) -> None:
+    """Of each what it needs: crooked ones again, so it is what is wrong in them that is told."""
+    ported, arrays = (Hub.root / "owner" / name for name in ("ported", "arrays"))
+    ported.mkdir(parents=True)
+    torch.save({"state_dict": {"model.emb.weight": torch.zeros(901, 8)}}, ported / "last.ckpt")
+    (ported / "config.yaml").write_text("model: {class_path: lightning.DiffusionLM, init_args: {nhead: 2}}")
+    (ported / "samples.wav").write_bytes(b"not needed")
+    at = arrays / "checkpoint_7" / "target.decoder.time_emb_dense0.kernel"
+    at.mkdir(parents=True)
+    (at / ".zarray").write_text("{}")
+    (arrays / "checkpoint_7" / "state.step").write_bytes(b"not needed")
+    said = add_from(hub, "owner/ported", "owner/arrays")
+    assert "config.yaml does not fit the checkpoint, which is of a AutoregressiveLM" in said[0]
+    assert ".zarray describes no array that can be read" in said[1]
+    assert {path.rpartition("/")[2] for path in Hub.asked} == {"last.ckpt", "config.yaml", ".zarray"}
     assert not folder.exists()
 
 

@@ -26,7 +26,7 @@ from notewave.export.training.stages import prepare_for_mel, train_mel, train_sy
 from notewave.export.training.train import write_voice
 from notewave.export.training.weights import load_weights
 from notewave.song.codec import encode_notes
-from notewave.song.dialect import PUBLISHED
+from notewave.song.dialect import PUBLISHED, Dialect
 from notewave.sound.mel import FRAMES, MELS
 from notewave.synthesizer import Synthesizer
 from notewave.voice.contracts import Dimensions
@@ -129,6 +129,7 @@ def test_a_voice_comes_of_it(tmp_path: Path, data: Path) -> None:
         ({"decoder": "recurrent"}, "decoder is 'recurrent'"),
         ({"dimensions": dataclasses.replace(TINY, context_encoder_layers=1)}, "context_encoder_layers 0"),
         ({"distil": (Stage(1, 1),)}, "no steps to distil"),
+        ({"dialect": Dialect(codec="pytorch")}, "codec 'mt3', and the dialect says 'pytorch'"),
     ],
 )
 def test_configurations_that_cannot_be(changes: dict[str, object], reason: str) -> None:

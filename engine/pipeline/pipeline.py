@@ -23,7 +23,7 @@ from notewave.session import NO_SEGMENTS, check_tokens
 from notewave.song.codec import MAX_TOKENS
 from notewave.song.dialect import PAD, Tokens, dialect_of
 from notewave.song.midi import MidiSource, tokenize
-from notewave.sound.mel import FRAMES, LOG_MAX, LOG_MIN, MELS, FloatArray
+from notewave.sound.mel import FRAMES, MELS, FloatArray
 from notewave.voice.folder import Voice
 
 Callback: TypeAlias = Callable[[int, FloatArray], object]  # a segment's number, and the log-mel [1, T, M] till its end
@@ -91,7 +91,7 @@ class SpectrogramDiffusionPipeline:
     component or any function called as diffusers calls it, or None. Raises PipelineError for other networks.
     """
 
-    min_value, max_value, n_dims = LOG_MIN, LOG_MAX, MELS
+    n_dims = MELS
 
     def __init__(
         self, notes_encoder: Component, continuous_encoder: Component, decoder: Component, scheduler: Any, melgan: Any
@@ -99,7 +99,9 @@ class SpectrogramDiffusionPipeline:
         self.notes_encoder, self.continuous_encoder, self.decoder = notes_encoder, continuous_encoder, decoder
         self.scheduler, self.melgan = scheduler, melgan
         self._progress: dict[str, Any] = dict(PROGRESS)
-        self._source = str(self._networks().voice.folder)
+        voice = self._networks().voice
+        self.min_value, self.max_value = voice.mel_range.low, voice.mel_range.high
+        self._source = str(voice.folder)
 
     @classmethod
     def from_pretrained(

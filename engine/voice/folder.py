@@ -53,9 +53,7 @@ class Voice:
     dialect: Dialect  # of the tokens that it reads
     vocoder: VocoderTraits | None  # None: spectrograms only, or Griffin-Lim
     mel_range: MelRange  # log-mels that its networks see as [-1, 1]
-    first_context: (
-        str  # what a song's first segment goes on from: "none", or "silence", as the PyTorch port's voices do
-    )
+    first_context: str  # what a song's first segment goes on from: "none", or "silence", as the PyTorch port's do
     precision: str  # of the weights on disk: "fp32", "fp16" or "int8"
     parity: dict[str, float]  # largest relative error of each graph against PyTorch, measured at export
     files: dict[str, FileRecord]

@@ -13,7 +13,7 @@ from notewave.checks import is_number, quoted, shown
 from notewave.errors import TrainingError
 from notewave.export.material.songs import Data
 from notewave.inputs import read_regular
-from notewave.song.dialect import Dialect
+from notewave.song.dialect import PUBLISHED, Dialect
 from notewave.voice.contracts import Dimensions
 
 MAX_BYTES = 1 << 20
@@ -105,6 +105,11 @@ class Config:
             raise TrainingError(
                 "an autoregressive decoder has no steps to distil and is told of no segment before. Leave out distil, "
                 "and say context_encoder_layers 0."
+            )
+        if self.dialect.codec != PUBLISHED.codec:
+            raise TrainingError(
+                f"training writes tokens by codec {PUBLISHED.codec!r}, and the dialect says "
+                f"{quoted(self.dialect.codec)}. Leave the codec out."
             )
 
     @property
