@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from notewave import ArgumentError, SamplingError, Synthesizer, VoiceError
+from notewave import ArgumentError, BackendError, SamplingError, Synthesizer, VoiceError
 from notewave.backends.ort.backend import OrtBackend
 from notewave.backends.protocol import PARTS
 from notewave.export.autoregressive import SpectrogramAutoregression
@@ -150,6 +150,8 @@ def test_what_a_run_leaves_does_not_reach_the_next(frames_voice: Path) -> None:
     backend = OrtBackend(Voice.load(frames_voice), 1)
     with backend.start(make_job({}, backend.voice)) as run:
         expected = run.denoise(SONG[:1])
+    with pytest.raises(BackendError, match="is over"):
+        run.go_on()
     for buffers in backend._idle:
         buffers.own.fill(np.nan)
     with backend.start(make_job({}, backend.voice)) as run:

@@ -44,6 +44,8 @@ class OrtRun(Run):
 
     def go_on(self) -> None:
         """See ``notewave.backends.protocol.Run.go_on``."""
+        if self._over:
+            raise BackendError(OVER)
         Later(self, self._next)
 
     def mel(self) -> Later:
